@@ -1,0 +1,59 @@
+"""The group ``jfs`` and its commands; each command is a module beside this one."""
+
+import importlib
+import sys
+
+import click
+
+from jfs import __version__
+from jfs.errors import ConfigError, JfsError
+
+# Loaded only when asked for: `jfs serve` need not import FUSE, nor `jfs mount` the server.
+_COMMANDS = {
+    "demo": "jfs.cli.demo",
+    "mount": "jfs.cli.mount",
+    "serve": "jfs.cli.serve",
+    "umount": "jfs.cli.umount",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = importlib.import_module(module).command
+        return command
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="jfs")
+def group() -> None:
+    """Mount a JFrog Artifactory repository of machine-learning models as a directory.
+
+    \b
+    Example:
+      jfs mount https://company.example/artifactory/ml-models-local /models
+
+    Exit codes: 0 done, 1 it failed, 2 wrong use (an option, a URL, a mountpoint, credentials).
+    """
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on standard error and an exit code."""
+    try:
+        group(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigError as error:
+        print(f"jfs: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (JfsError, OSError) as error:
+        print(f"jfs: {error}", file=sys.stderr)
+        sys.exit(1)

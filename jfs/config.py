@@ -1,0 +1,255 @@
+"""Frozen settings of each subsystem, and where they come from: flags, environment, files.
+
+Nothing here touches the network. Secrets are masked in every repr and never leave ``Secret``
+except through ``reveal()``, which only the authentication code calls.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from jfs.errors import ConfigError
+from jfs.extents import GiB, KiB, MiB
+from jfs.model import RepoPath
+
+
+class Secret:
+    """A string that never shows itself."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to authenticate; all empty means anonymous. The first that is set wins, in this order.
+
+    A token file is read again whenever it changes (Kubernetes and ``jf`` rotate them in place).
+    """
+
+    token_file: Path | None = None
+    token: Secret | None = None
+    user: str | None = None
+    password: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the server is and how to talk to it. Times are seconds."""
+
+    url: str  # base of the Artifactory service, without a slash at the end
+    credentials: Credentials = field(default_factory=Credentials)
+    ca_file: Path | None = None
+    verify_tls: bool = True
+    connect_timeout_s: float = 10.0  # a SYN that is dropped: three retransmissions (1, 2, 4 s)
+    idle_timeout_s: float = 30.0  # nothing received for this long: the connection is dead
+    request_deadline_s: float = 60.0  # one control-plane call, its retries included
+    connections: int = 4  # bulk connections at a time: 2 to 4 reached the ceiling (design 5)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """The block cache on disk. Sizes are bytes."""
+
+    directory: Path
+    budget_bytes: int = 64 * GiB
+    free_floor_bytes: int = 1 * GiB  # never fill the disk closer than this
+    block_size: int = 64 * KiB  # a random 4 KiB read fetches no more than this
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSettings:
+    """How the namespace is shown and how long its answers are believed. Times are seconds."""
+
+    uid: int
+    gid: int
+    umask: int = 0o022
+    entry_ttl_s: float = 60.0
+    attr_ttl_s: float = 60.0
+    negative_ttl_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Read-ahead and its memory. Sizes are bytes."""
+
+    memory_bytes: int = 96 * MiB  # buffers between network, disk and kernel
+    segment_bytes: int = 4 * MiB  # one range request
+    window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
+    deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to mount: a server and a place on it."""
+
+    server_url: str
+    path: RepoPath
+    credentials: Credentials
+
+
+def default_cache_directory(environ: Mapping[str, str]) -> Path:
+    """``/var/cache/jfs`` for root, else the XDG cache folder of the user."""
+    if os.geteuid() == 0 and "XDG_CACHE_HOME" not in environ:
+        return Path("/var/cache/jfs")
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "jfs"
+
+
+def split_server_url(url: str) -> tuple[str, str]:
+    """Split a URL into the service base and the repository path below it, still encoded.
+
+    The base ends at the path segment ``artifactory``; a URL without one is a platform URL
+    (``JF_URL``, ``JFROG_URL``), whose service lives at ``/artifactory`` (artifactory-rest 14.2).
+
+    Raises:
+        ConfigError: not an http(s) URL, or one with credentials inside.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"not a usable URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"{parts.scheme or 'the source'}: only http:// and https:// URLs can be mounted"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "the URL holds credentials, which every user could read in the process list: "
+            "use --token-file or the environment (JF_ACCESS_TOKEN) instead"
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError("the URL has a query or a fragment; give the plain address of a folder")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    origin = f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+    segments = [segment for segment in parts.path.split("/") if segment]
+    if "artifactory" in segments:
+        at = segments.index("artifactory") + 1
+        return "/".join([origin, *segments[:at]]), "/".join(segments[at:])
+    return f"{origin}/artifactory", "/".join(segments)
+
+
+def credentials_from(environ: Mapping[str, str], token_file: Path | None = None) -> Credentials:
+    """Take credentials from ``--token-file``, else from the environment.
+
+    The names are those of the ``jf`` command and of JFrog's integrations (artifactory-rest 14.2).
+
+    Raises:
+        ConfigError: the token file cannot be read or is empty.
+    """
+    if token_file is not None:
+        try:
+            text = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise ConfigError(f"--token-file {token_file}: {reason}") from None
+        if not text:
+            raise ConfigError(f"--token-file {token_file}: the file is empty")
+        return Credentials(token_file=token_file.absolute())
+    for name in (
+        "JF_ACCESS_TOKEN",
+        "JFROG_ACCESS_TOKEN",
+        "JFROG_TOKEN",
+        "ARTIFACTORY_ACCESS_TOKEN",
+        "ARTIFACTORY_API_KEY",
+    ):
+        if environ.get(name):
+            return Credentials(token=Secret(environ[name].strip()))
+    for user_name, password_name in (
+        ("JF_USER", "JF_PASSWORD"),
+        ("ARTIFACTORY_USERNAME", "ARTIFACTORY_PASSWORD"),
+    ):
+        if environ.get(user_name) and environ.get(password_name):
+            return Credentials(user=environ[user_name], password=Secret(environ[password_name]))
+    return Credentials()
+
+
+def server_url_from(environ: Mapping[str, str]) -> str | None:
+    """Take the server's URL from the environment, if it is there."""
+    for name in ("JF_URL", "JFROG_URL", "ARTIFACTORY_URL"):
+        if environ.get(name):
+            return split_server_url(environ[name])[0]
+    return None
+
+
+def parse_source(
+    text: str, environ: Mapping[str, str], *, token_file: Path | None = None
+) -> Source:
+    """Understand SOURCE: a URL, ``SERVER_ID:repo/path`` of the ``jf`` command, or ``repo/path``.
+
+    The last form takes its server from the environment (``JF_URL`` and the like).
+
+    Raises:
+        ConfigError: what is wrong with which value, and what to do.
+    """
+    if "://" in text:
+        url, encoded = split_server_url(text)
+        return Source(url, RepoPath.parse(unquote(encoded)), credentials_from(environ, token_file))
+    server_id, colon, rest = text.partition(":")
+    if colon and "/" not in server_id:
+        url, stored = _jf_server(server_id, environ)
+        given = credentials_from(environ, token_file)
+        credentials = given if token_file is not None or stored == Credentials() else stored
+        return Source(url, RepoPath.parse(rest), credentials)
+    found = server_url_from(environ)
+    if found is None:
+        raise ConfigError(
+            f"{text}: no server: give a URL such as https://company.example/artifactory/{text}, "
+            "SERVER_ID:repo/path of the jf command, or set JF_URL"
+        )
+    return Source(found, RepoPath.parse(text), credentials_from(environ, token_file))
+
+
+def _jf_server(server_id: str, environ: Mapping[str, str]) -> tuple[str, Credentials]:
+    """Look a server up in the configuration of the ``jf`` command (artifactory-rest 14.1)."""
+    home = environ.get("JFROG_CLI_HOME_DIR") or os.path.join(os.path.expanduser("~"), ".jfrog")
+    path = Path(home) / "jfrog-cli.conf.v6"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        servers = {
+            server["serverId"]: server
+            for server in document.get("servers", [])
+            if isinstance(server.get("serverId"), str)
+        }
+    except FileNotFoundError:
+        raise ConfigError(f"{server_id}: no configuration of the jf command at {path}") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read as the jf command's configuration") from error
+    if server_id not in servers:
+        known = ", ".join(sorted(servers)) or "none"
+        raise ConfigError(f"{server_id}: not a server of {path} (known: {known})")
+    server = servers[server_id]
+    url = server.get("artifactoryUrl") or server.get("url")
+    if not isinstance(url, str) or not url:
+        raise ConfigError(f"{server_id}: its entry in {path} has no URL")
+    has_secret = server.get("accessToken") or server.get("password")
+    if document.get("enc") and has_secret:
+        raise ConfigError(
+            f"{server_id}: the secrets in {path} are encrypted: give the token with --token-file"
+        )
+    credentials = Credentials()
+    if server.get("accessToken"):
+        credentials = Credentials(token=Secret(server["accessToken"]))
+    elif server.get("user") and server.get("password"):
+        credentials = Credentials(user=server["user"], password=Secret(server["password"]))
+    return split_server_url(url)[0], credentials

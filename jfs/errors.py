@@ -1,0 +1,192 @@
+"""Every error that jfs raises on purpose, and the only place that knows errnos.
+
+::
+
+    JfsError                      EIO
+    ├── ConfigError               no errno: raised before the mount exists, one line for a person
+    ├── RemoteError               the server's answer or its absence
+    │   ├── NotFound              ENOENT     404, and only a real 404
+    │   ├── AccessDenied          EACCES     401, 403
+    │   ├── ReadOnly              EROFS      405, or a read-only mount
+    │   ├── QuotaExceeded         ENOSPC     413, 507
+    │   ├── Conflict              EBUSY      409
+    │   ├── Stale                 ESTALE     the artifact was replaced since it was opened
+    │   ├── RateLimited           EIO        429, retried first
+    │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
+    │   │   └── DeadlineExceeded  ETIMEDOUT  no answer in time
+    │   └── ProtocolViolation     EIO        an answer that breaks the protocol
+    ├── IntegrityError            EIO        bytes that do not match their checksum: never published
+    ├── CacheError                EIO        internal: treated as a miss
+    │   └── CacheFull             ENOSPC     nothing evictable is left
+    └── NamespaceError
+        ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
+        ├── AlreadyExists EEXIST · InvalidName EINVAL · NameTooLong ENAMETOOLONG · BadHandle EBADF
+        └── NoAttribute ENODATA · Unsupported ENOTSUP · NotPermitted EPERM
+
+429 when retries are exhausted is EIO, not EAGAIN: on a regular file many readers spin on EAGAIN.
+"""
+
+import errno
+import logging
+from typing import ClassVar
+
+
+class JfsError(Exception):
+    """Base of the tree; class attributes say how the boundary in ``fuse.py`` reports it."""
+
+    errno: ClassVar[int] = errno.EIO
+    retryable: ClassVar[bool] = False
+    log_level: ClassVar[int] = logging.WARNING
+
+
+class ConfigError(JfsError):
+    """A mistake in options, environment or files: one line that says what to do."""
+
+    exit_code: ClassVar[int] = 2
+    log_level = logging.ERROR
+
+
+class RemoteError(JfsError):
+    """The server answered with an error, or not at all.
+
+    Args:
+        message: the server's own text, or what went wrong on the way.
+        status: HTTP status, if there was an answer.
+        method: HTTP method of the request.
+        url: redacted: no credentials, no query of a signed location.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, method: str = "", url: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.method = method
+        self.url = url
+
+    def __str__(self) -> str:
+        where = f" ({self.method} {self.url})" if self.url else ""
+        code = f"{self.status}: " if self.status is not None else ""
+        return f"{code}{self.message}{where}"
+
+
+class NotFound(RemoteError):
+    errno = errno.ENOENT
+    log_level = logging.DEBUG
+
+
+class AccessDenied(RemoteError):
+    errno = errno.EACCES
+
+
+class ReadOnly(RemoteError):
+    errno = errno.EROFS
+    log_level = logging.DEBUG
+
+
+class QuotaExceeded(RemoteError):
+    errno = errno.ENOSPC
+
+
+class Conflict(RemoteError):
+    errno = errno.EBUSY
+
+
+class Stale(RemoteError):
+    errno = errno.ESTALE
+
+
+class RateLimited(RemoteError):
+    """429; *retry_after_s* is the server's ``Retry-After``, if it sent one."""
+
+    retryable = True
+    retry_after_s: float | None = None
+
+
+class Unavailable(RemoteError):
+    retryable = True
+
+
+class DeadlineExceeded(Unavailable):
+    errno = errno.ETIMEDOUT
+
+
+class ProtocolViolation(RemoteError):
+    log_level = logging.ERROR
+
+
+class IntegrityError(JfsError):
+    log_level = logging.ERROR
+
+
+class CacheError(JfsError):
+    pass
+
+
+class CacheFull(CacheError):
+    errno = errno.ENOSPC
+
+
+class NamespaceError(JfsError):
+    """A request that the namespace cannot grant; expected, so logged at DEBUG only."""
+
+    errno = errno.EINVAL
+    log_level = logging.DEBUG
+
+
+class NoEntry(NamespaceError):
+    errno = errno.ENOENT
+
+
+class NotADirectory(NamespaceError):
+    errno = errno.ENOTDIR
+
+
+class IsADirectory(NamespaceError):
+    errno = errno.EISDIR
+
+
+class NotEmpty(NamespaceError):
+    errno = errno.ENOTEMPTY
+
+
+class AlreadyExists(NamespaceError):
+    errno = errno.EEXIST
+
+
+class InvalidName(NamespaceError):
+    errno = errno.EINVAL
+
+
+class NameTooLong(NamespaceError):
+    errno = errno.ENAMETOOLONG
+
+
+class BadHandle(NamespaceError):
+    errno = errno.EBADF
+
+
+class NoAttribute(NamespaceError):
+    errno = errno.ENODATA
+
+
+class Unsupported(NamespaceError):
+    errno = errno.ENOTSUP
+
+
+class NotPermitted(NamespaceError):
+    errno = errno.EPERM
+
+
+def errno_of(error: BaseException) -> int:
+    """Give the errno that a system call reports for *error*.
+
+    An ``OSError`` of the local disk keeps ENOSPC and EDQUOT, which a user can act on; everything
+    else that is not ours is EIO.
+    """
+    if isinstance(error, JfsError):
+        return error.errno
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error.errno
+    return errno.EIO

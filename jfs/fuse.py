@@ -1,0 +1,1 @@
+"""pyfuse3 adapter."""

@@ -1,0 +1,123 @@
+"""The values that every part speaks of: paths, checksums, versions, entries, properties. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Properties = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RepoPath:
+    """A place on the server: repository key and path inside it, both decoded.
+
+    ``RepoPath("", "")`` is the server itself, ``RepoPath(key, "")`` the root of a repository.
+    *path* has no slash at either end.
+    """
+
+    repo: str
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "RepoPath":
+        """Read ``repo/path/inside``; slashes at the ends are ignored."""
+        repo, _, path = text.strip("/").partition("/")
+        return cls(repo, path.strip("/"))
+
+    @property
+    def name(self) -> str:
+        """The last component; empty for the server itself."""
+        return self.path.rpartition("/")[2] if self.path else self.repo
+
+    @property
+    def parent(self) -> "RepoPath":
+        if not self.path:
+            return RepoPath("")
+        return RepoPath(self.repo, self.path.rpartition("/")[0])
+
+    def child(self, name: str) -> "RepoPath":
+        if not self.repo:
+            return RepoPath(name)
+        return RepoPath(self.repo, f"{self.path}/{name}" if self.path else name)
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.path}" if self.path else self.repo
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Lower-case hex digests; old items may lack sha256 (artifactory-rest 3.1)."""
+
+    sha256: str | None = None
+    sha1: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """Identity of bytes: the strongest digest known (``sha256:…`` or ``sha1:…``) and the size."""
+
+    digest: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.digest}:{self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactVersion:
+    """Content at a path, as pinned by an open file: a reader never mixes two versions."""
+
+    path: RepoPath
+    content: ContentKey
+    sha1: str | None  # Artifactory's ETag is the bare sha1 (artifactory-rest 3.1)
+
+    @property
+    def size(self) -> int:
+        return self.content.size
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """An artifact as the server lists it. Times are nanoseconds since the epoch."""
+
+    path: RepoPath
+    size: int
+    checksums: Checksums
+    modified_ns: int
+    created_ns: int | None = None
+    created_by: str | None = None
+    modified_by: str | None = None
+    mime_type: str | None = None
+
+    @property
+    def version(self) -> ArtifactVersion | None:
+        """The version to pin, or None when the server names no usable checksum."""
+        sums = self.checksums
+        if sums.sha256:
+            content = ContentKey(f"sha256:{sums.sha256}", self.size)
+        elif sums.sha1:
+            content = ContentKey(f"sha1:{sums.sha1}", self.size)
+        else:
+            return None
+        return ArtifactVersion(self.path, content, sums.sha1)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """A folder, a repository (path ``""``) or the server. Times are ns since the epoch."""
+
+    path: RepoPath
+    modified_ns: int
+    created_ns: int | None = None
+
+
+EntryInfo = FileInfo | FolderInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One row of ``api/repositories``; *kind* is lower-case: local, remote, virtual, federated."""
+
+    key: str
+    kind: str
+    package_type: str

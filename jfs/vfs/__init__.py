@@ -1,0 +1,1 @@
+"""The filesystem, free of any protocol: inodes, tree, reading."""
