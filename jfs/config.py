@@ -107,6 +107,21 @@ class Source:
     credentials: Credentials
 
 
+@dataclass(frozen=True, slots=True)
+class MountSettings:
+    """Everything that one mount needs."""
+
+    source: Source
+    shown_source: str  # as the user wrote it: for `mount`, `df` and messages
+    mountpoint: Path
+    server: ServerSettings
+    cache: CacheSettings
+    tree: TreeSettings
+    read: ReadSettings
+    fuse_options: frozenset[str]  # as mount(8) knows them
+    nonempty: bool = False
+
+
 def default_cache_directory(environ: Mapping[str, str]) -> Path:
     """``/var/cache/jfs`` for root, else the XDG cache folder of the user."""
     if os.geteuid() == 0 and "XDG_CACHE_HOME" not in environ:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
+TiB = 1024 * GiB
+PiB = 1024 * TiB
 
 
 class Extent(NamedTuple):

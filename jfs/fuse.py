@@ -1,1 +1,183 @@
-"""pyfuse3 adapter."""
+"""pyfuse3 adapter: convert, call the filesystem, one errno boundary around every handler.
+
+Nothing is decided here. Trio thread only. What pyfuse3 demands:
+
+- Only ``FUSEError`` may leave a handler; anything else ends the main loop and with it the mount.
+- ``forget`` must never raise, and ``release``'s error reaches nobody.
+- ``read`` may return any contiguous buffer; it is copied out before the task's next checkpoint,
+  which is what lets ``Filesystem.read`` hand out views of buffers that are reused. A view instead
+  of ``bytes`` halves the event loop's CPU time.
+- Every ``readdir_reply`` that returns True raises the lookup count.
+- A lookup that answers inode 0 is a negative dentry, cached for ``entry_timeout``; a FUSEError is
+  not cached at all.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+
+from jfs.errors import JfsError, NoEntry, Unsupported, errno_of
+from jfs.extents import Extent, MiB, PiB
+from jfs.vfs.filesystem import Attributes, Filesystem
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _boundary(
+    handler: Callable[_P, Coroutine[Any, Any, _R]],
+) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    """Turn every exception into an errno: ours at its level, any other with a traceback.
+
+    ``trio.Cancelled`` is no ``Exception`` and passes: the mount is ending.
+    """
+
+    @functools.wraps(handler)
+    async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            _refuse(handler.__name__, error)
+
+    return guarded
+
+
+def _silent(
+    handler: Callable[_P, Coroutine[Any, Any, None]],
+) -> Callable[_P, Coroutine[Any, Any, None]]:
+    """Like ``_boundary`` for requests whose answer nobody hears."""
+
+    @functools.wraps(handler)
+    async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            await handler(*args, **kwargs)
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+
+    return guarded
+
+
+def _refuse(request: str, error: Exception) -> NoReturn:
+    if isinstance(error, JfsError):
+        log.log(error.log_level, "%s: %s: %s", request, type(error).__name__, error)
+    else:
+        log.error("%s: unexpected error", request, exc_info=error)
+    raise pyfuse3.FUSEError(errno_of(error)) from error
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers that pyfuse3 calls; see the module."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+
+    @_boundary
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        try:
+            return _entry(await self._filesystem.lookup(parent_inode, _decode(name)))
+        except NoEntry:
+            return self._negative()
+
+    @_silent
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self._filesystem.forget(ino, count)
+
+    @_boundary
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return _entry(await self._filesystem.getattr(inode))
+
+    @_boundary
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        opened = await self._filesystem.open(inode, flags)
+        return pyfuse3.FileInfo(fh=opened.handle, keep_cache=opened.keep_cache)
+
+    @_boundary
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        data = await self._filesystem.read(fh, Extent(off, off + size))
+        return data  # type: ignore[return-value]  # any buffer will do: handlers.pxi, fuse_read
+
+    @_silent
+    async def release(self, fh: int) -> None:
+        await self._filesystem.release(fh)
+
+    @_boundary
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return await self._filesystem.opendir(inode)
+
+    @_boundary
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        while entries := self._filesystem.readdir(fh, start_id):
+            for name, attributes, next_id in entries:
+                encoded = name.encode("utf-8")
+                if not pyfuse3.readdir_reply(token, encoded, _entry(attributes), next_id):
+                    return
+                self._filesystem.remember(attributes.ino)
+                start_id = next_id
+
+    @_silent
+    async def releasedir(self, fh: int) -> None:
+        self._filesystem.releasedir(fh)
+
+    @_boundary
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        # The server tells its free space to admins only, and `df` must not wait for it: plenty,
+        # so that tools which look before they write do write.
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = MiB
+        data.f_blocks = data.f_bfree = data.f_bavail = PiB // MiB
+        data.f_files = data.f_ffree = data.f_favail = 1 << 32
+        data.f_namemax = 255
+        return data
+
+    @_boundary
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        # Reached only without default_permissions, which mount.py always sets.
+        raise Unsupported("access is the kernel's to decide")
+
+    def _negative(self) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = self._filesystem.negative_ttl_s
+        return entry
+
+
+def _decode(name: bytes) -> str:
+    """Names on the server are Unicode: one that is not cannot be there."""
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NoEntry("the name is not UTF-8") from None
+
+
+def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = attributes.ino
+    entry.generation = 0
+    entry.entry_timeout = attributes.entry_ttl_s
+    entry.attr_timeout = attributes.attr_ttl_s
+    entry.st_mode = attributes.mode
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_size = attributes.size
+    entry.st_blksize = 4096
+    entry.st_blocks = (attributes.size + 511) // 512
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    entry.st_atime_ns = attributes.mtime_ns
+    return entry

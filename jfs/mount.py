@@ -1,1 +1,314 @@
-"""Composition root."""
+"""Composition root of one mount: check, build, mount, serve, end.
+
+Everything that can be wrong is found before anything is mounted. The order at the end matters:
+connections are cut first, so that no worker thread waits for the network; then handlers are
+cancelled; then the kernel is told. Each step is bounded, with the server dead too.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.cache import DiskBlockStore
+from jfs.config import MountSettings
+from jfs.errors import CacheError, ConfigError, JfsError, NotFound
+from jfs.fuse import Operations
+from jfs.metrics import Metrics
+from jfs.model import FileInfo, FolderInfo, RepoPath
+from jfs.protocols import BlockStore
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.reader import DataPlane
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "fuse.jfs"
+# Tasks that may wait at a time: every READ in flight holds one, and a `stat` must still get
+# through when all of them wait for a slow server.
+_MAX_TASKS = 512
+_ANSWER_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of ``/proc/self/mountinfo``."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+    device: str  # major:minor, the name of its bdi
+
+
+def mounts() -> list[MountEntry]:
+    """List what is mounted, the last one on a place being the one that is seen."""
+    entries = []
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        fstype, source, *_ = after.split(" ")
+        entries.append(MountEntry(_unescape(fields[4]), fstype, _unescape(source), fields[2]))
+    return entries
+
+
+def mount_at(path: Path) -> MountEntry | None:
+    """Give the mount whose root is *path*. Does not touch *path* itself, which may be dead."""
+    wanted = os.path.realpath(path)  # not strict: a dead mount answers ENOTCONN
+    return next((entry for entry in reversed(mounts()) if entry.mountpoint == wanted), None)
+
+
+def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
+    """Make sure that something can be mounted on *path*; clear a dead jfs mount away.
+
+    Raises:
+        ConfigError: what is wrong with it and what to do.
+    """
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise ConfigError(
+            "/dev/fuse cannot be opened: run `modprobe fuse`, or give the container the device "
+            "(--device /dev/fuse --cap-add SYS_ADMIN)"
+        )
+    if _fusermount() is None:
+        raise ConfigError("fusermount3 is not in PATH: install the package fuse3")
+    entry = mount_at(path)
+    try:
+        is_directory = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such directory: create it with `mkdir -p {path}`") from None
+    except OSError as error:
+        if error.errno != errno.ENOTCONN or entry is None:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        if entry.fstype != FSTYPE:
+            raise ConfigError(
+                f"{path}: a dead {entry.fstype} mount is in the way: `fusermount3 -uz {path}` first"
+            ) from None
+        log.warning("%s: clearing the mount of a jfs that crashed", path)
+        unmount(path, lazy=True)
+        check_mountpoint(path, nonempty=nonempty)
+        return
+    if entry is not None and entry.fstype == FSTYPE:
+        raise ConfigError(
+            f"{path}: {entry.source} is mounted here already: `jfs umount {path}` first"
+        )
+    if not is_directory:
+        raise ConfigError(f"{path}: not a directory: give an empty directory to mount on")
+    try:
+        empty = not any(path.iterdir())
+    except PermissionError:
+        raise ConfigError(f"{path}: no permission to read it") from None
+    if not empty and not nonempty:
+        raise ConfigError(
+            f"{path}: the directory is not empty: its files would be hidden; "
+            "use another, or -o nonempty"
+        )
+
+
+def unmount(path: Path, *, lazy: bool = False) -> None:
+    """Take the mount at *path* away. Blocking; any thread that the mount does not depend on.
+
+    Raises:
+        ConfigError: the reason that fusermount3 gives.
+    """
+    program = _fusermount()
+    if program is None:
+        raise ConfigError("fusermount3 is not in PATH: install the package fuse3")
+    result = subprocess.run(
+        [program, "-u", *(["-z"] if lazy else []), "--", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        reason = result.stderr.strip().rpartition("fusermount3: ")[2]
+        raise ConfigError(f"{path}: {reason or 'fusermount3 failed'}")
+
+
+def serve(settings: MountSettings, ready: Callable[[], None]) -> None:
+    """Mount and serve until the mount is taken away or SIGTERM or SIGINT arrives.
+
+    Args:
+        ready: called once, when the mount answers.
+    Raises:
+        ConfigError: nothing is mounted; the text says what to do.
+    """
+    try:
+        trio.run(_run, settings, ready)
+    except BaseExceptionGroup as group:
+        mistakes, rest = group.split(ConfigError)
+        if mistakes is None or rest is not None:
+            raise
+        mistake: BaseException = mistakes
+        while isinstance(mistake, BaseExceptionGroup):
+            mistake = mistake.exceptions[0]
+        raise mistake from None
+
+
+async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
+    metrics = Metrics()
+    await trio.to_thread.run_sync(
+        lambda: check_mountpoint(settings.mountpoint, nonempty=settings.nonempty)
+    )
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        trio.open_nursery() as nursery,
+    ):
+        client = await stack.enter_async_context(
+            contextlib.aclosing(ArtifactoryClient(settings.server, metrics))
+        )
+        root = await _root(client, settings)
+        source = HttpRangeSource(settings.server, metrics)
+        stack.callback(source.close)
+        store = await trio.to_thread.run_sync(_open_store, settings, metrics)
+        if store is not None:
+            stack.push_async_callback(trio.to_thread.run_sync, store.close)
+        plane = DataPlane(
+            source,
+            store,
+            settings.read,
+            metrics,
+            nursery,
+            fetches=settings.server.connections,
+        )
+        filesystem = Filesystem(client, plane, settings.tree, root)
+        async with _mounted(settings, filesystem):
+            await _serve(settings, source, ready)
+        nursery.cancel_scope.cancel()
+
+
+async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:
+    """Ask the server for the folder to mount. Raises ConfigError with what to do."""
+    path = settings.source.path
+    await client.check()
+    if not path.repo:
+        await client.repositories()
+        return FolderInfo(RepoPath(""), modified_ns=0)
+    try:
+        info = await client.stat(path)
+    except NotFound:
+        if path.path:
+            with contextlib.suppress(NotFound):
+                await client.stat(RepoPath(path.repo))
+                raise ConfigError(f"{path}: no such folder in the repository") from None
+        raise ConfigError(
+            f"{path.repo}: no such repository on {settings.server.url}, or no right to read it"
+        ) from None
+    except JfsError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if isinstance(info, FileInfo):
+        raise ConfigError(f"{path}: is a file: mount its folder, {path.parent}, instead")
+    return info
+
+
+def _open_store(settings: MountSettings, metrics: Metrics) -> BlockStore | None:
+    try:
+        return DiskBlockStore(settings.cache, metrics)
+    except CacheError as error:
+        log.warning("no disk cache, every read goes to the server: %s", error)
+        return None
+
+
+@contextlib.asynccontextmanager
+async def _mounted(settings: MountSettings, filesystem: Filesystem) -> AsyncIterator[None]:
+    """Hold the kernel's mount. Taken away at the end even if it is in use."""
+    options = {
+        f"fsname={_option_value(settings.shown_source)}",
+        "subtype=jfs",
+        "default_permissions",
+        *settings.fuse_options,
+    }
+    try:
+        with _libfuse_messages() as messages:
+            pyfuse3.init(Operations(filesystem), str(settings.mountpoint), options)
+    except RuntimeError as error:
+        reason = messages().splitlines()
+        raise ConfigError(
+            f"{settings.mountpoint}: cannot be mounted: {reason[0] if reason else error}"
+        ) from None
+    try:
+        yield
+    finally:
+        # Unmounting is a local system call: it does not wait for handlers, which are cancelled.
+        pyfuse3.close(unmount=True)
+        with trio.CancelScope(shield=True):
+            await filesystem.close()
+
+
+async def _serve(
+    settings: MountSettings, source: HttpRangeSource, ready: Callable[[], None]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, source, nursery.cancel_scope)
+        nursery.start_soon(_say_ready, settings.mountpoint, ready)
+        await pyfuse3.main(min_tasks=4, max_tasks=_MAX_TASKS)
+        source.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
+    """Call *ready* when the mount answers a request that came through the kernel."""
+    with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
+        # A thread, since our own loop has to answer it; the call releases the interpreter's lock.
+        await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+    if scope.cancelled_caught:
+        log.error("%s: the kernel does not answer", mountpoint)
+        return
+    ready()
+
+
+async def _end_on_signal(source: HttpRangeSource, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending: %s", signal.Signals(number).name)
+            source.close()
+            scope.cancel()
+            return
+
+
+@contextlib.contextmanager
+def _libfuse_messages() -> Iterator[Callable[[], str]]:
+    """Collect what libfuse and fusermount3 print to standard error, their only explanation."""
+    with tempfile.TemporaryFile() as file:
+        text = ""
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: text
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            text = file.read().decode("utf-8", "replace").strip()
+
+
+def _fusermount() -> str | None:
+    # Only PATH counts, although libfuse looks in its own folder first and root could do without:
+    # ending a mount from outside, and clearing a dead one, need it.
+    return shutil.which("fusermount3")
+
+
+def _option_value(text: str) -> str:
+    r"""Escape a value for libfuse's option parser, where ``,`` separates and ``\`` escapes."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _unescape(field: str) -> str:
+    r"""Decode the octal escapes of ``/proc`` (``\040`` is a space)."""
+    return (
+        field.encode("utf-8", "surrogateescape")
+        .decode("unicode_escape")
+        .encode("latin-1", "surrogateescape")
+        .decode("utf-8", "surrogateescape")
+    )

@@ -45,7 +45,7 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     try:
-        group(standalone_mode=False)
+        group(args=_as_mount(sys.argv[1:]), standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -57,3 +57,12 @@ def main() -> None:
     except (JfsError, OSError) as error:
         print(f"jfs: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_mount(arguments: list[str]) -> list[str]:
+    """Understand ``jfs SOURCE MOUNTPOINT -o …``, as mount(8) calls us for ``-t fuse.jfs``."""
+    if len(arguments) >= 2 and arguments[0] not in _COMMANDS:
+        source = arguments[0]
+        if not source.startswith("-") and ("/" in source or ":" in source):
+            return ["mount", "--daemon", *arguments]
+    return arguments

@@ -1,0 +1,87 @@
+"""Run in the background, and tell the caller how the start went."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jfs import logs
+from jfs.errors import ConfigError, JfsError
+
+
+def default_log_file(name: str) -> Path:
+    """``/var/log/jfs/NAME.log`` for root, else in the XDG state folder of the user."""
+    if os.geteuid() == 0:
+        return Path("/var/log/jfs") / f"{name}.log"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(
+        os.path.expanduser("~"), ".local", "state"
+    )
+    return Path(base) / "jfs" / f"{name}.log"
+
+
+def start(service: Callable[[Callable[[], None]], None], log_file: Path, level: int) -> None:
+    """Run *service* in a child that outlives us; return when it calls its argument.
+
+    Must be called before any thread or event loop exists: it forks.
+
+    Raises:
+        ConfigError: the child's own error, or that it died without a word.
+    """
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.touch(0o600)
+    except OSError as error:
+        raise ConfigError(f"--log-file {log_file}: {error.strerror}") from None
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        _child(service, log_file, level, send)
+    os.close(send)
+    with os.fdopen(receive, "rb") as pipe:
+        text = pipe.read()
+    if not text:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        raise ConfigError(f"the daemon ended at its start ({code}): see {log_file}")
+    report = json.loads(text)
+    if report["error"] is not None:
+        os.waitpid(child, 0)
+        raise ConfigError(report["error"])
+
+
+def _child(
+    service: Callable[[Callable[[], None]], None], log_file: Path, level: int, send: int
+) -> None:
+    def report(error: str | None) -> None:
+        nonlocal send
+        if send >= 0:
+            os.write(send, json.dumps({"error": error}).encode())
+            os.close(send)
+            send = -1
+
+    status = 0
+    try:
+        os.setsid()
+        os.chdir("/")  # never keep the caller's folder from being unmounted
+        sys.stdout.flush()
+        with open(os.devnull, "r+b") as null:
+            os.dup2(null.fileno(), 0)
+            os.dup2(null.fileno(), 1)
+        with log_file.open("ab") as out:
+            os.dup2(out.fileno(), 2)
+        logs.set_up(level)
+        service(lambda: report(None))
+    except JfsError as error:
+        logging.getLogger(__name__).error("%s", error)
+        report(str(error))
+        status = 1
+    except BaseException as error:
+        logging.getLogger(__name__).exception("the daemon ended")
+        report(f"{type(error).__name__}: {error}")
+        status = 1
+    finally:
+        logging.shutdown()
+        os._exit(status)  # the parent's cleanup (its buffers, its atexit) is not ours to run

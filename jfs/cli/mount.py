@@ -1,0 +1,192 @@
+"""``jfs mount``: options to settings, then run in the foreground or as a daemon."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from jfs import logs, mount
+from jfs.cli import daemon
+from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
+from jfs.config import (
+    CacheSettings,
+    MountSettings,
+    ReadSettings,
+    ServerSettings,
+    TreeSettings,
+    default_cache_directory,
+    parse_source,
+)
+from jfs.errors import ConfigError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("mount")
+@click.argument("source")
+@click.argument("mountpoint", type=_PATH)
+@click.option("--token-file", type=_PATH, help="Access token; read again when it changes.")
+@click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM.")
+@click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
+@click.option("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who mounts]")
+@click.option("--gid", type=click.IntRange(0), help="Group of everything.  [default: who mounts]")
+@click.option("--umask", type=Umask(), default="022", show_default=True, help="Bits to take away.")
+@click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option(
+    "-o",
+    "listed",
+    multiple=True,
+    is_eager=True,
+    callback=parse_listed,
+    metavar="OPT[,OPT…]",
+    help="Options as mount(8) and fstab write them; long flags too (token_file=…).",
+)
+@click.option("--daemon", "background", is_flag=True, help="Return when the mount answers.")
+@click.option(
+    "--log-file", type=_PATH, help="Log here.  [default: stderr; /var/log/jfs/… if daemon]"
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every request that fails.")
+@click.option(
+    "--cache-dir", type=_PATH, help="Block cache.  [default: /var/cache/jfs, ~/.cache/jfs]"
+)
+@click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
+@click.option(
+    "--attr-ttl",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long names, sizes and times are believed.",
+)
+@click.option(
+    "--negative-ttl",
+    type=click.FloatRange(0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a missing name is believed to be missing.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Parallel downloads.",
+)
+@click.option(
+    "--read-ahead", type=Size(), default="32M", show_default=True, help="Window of one reader."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up on a server that is silent for so long.",
+)
+def command(
+    source: str,
+    mountpoint: Path,
+    token_file: Path | None,
+    ca_file: Path | None,
+    insecure: bool,
+    uid: int | None,
+    gid: int | None,
+    umask: int,
+    allow_other: bool,
+    listed: ListedOptions,
+    background: bool,
+    log_file: Path | None,
+    verbose: bool,
+    cache_dir: Path | None,
+    cache_size: int,
+    attr_ttl: float,
+    negative_ttl: float,
+    connections: int,
+    read_ahead: int,
+    timeout: float,
+) -> None:
+    """Mount SOURCE on the directory MOUNTPOINT.
+
+    SOURCE is the URL of an Artifactory server, a repository or a folder in it; SERVER_ID:repo/path
+    as the jf command knows servers; or repo/path on the server in JF_URL. Credentials come from
+    --token-file, JF_ACCESS_TOKEN (JFROG_TOKEN …), or JF_USER and JF_PASSWORD.
+
+    \b
+    Example:
+      export JF_ACCESS_TOKEN=…
+      jfs mount https://company.example/artifactory/ml-models-local /models
+
+    Exit codes: 0 unmounted (with --daemon: mounted), 1 the mount failed while it was in use,
+    2 nothing was mounted, and the message says what to do.
+    """
+    parsed = parse_source(source, os.environ, token_file=token_file)
+    if ca_file is not None and not ca_file.is_file():
+        raise ConfigError(f"--ca-file {ca_file}: no such file")
+    settings = MountSettings(
+        source=parsed,
+        shown_source=source,
+        mountpoint=mountpoint.absolute(),
+        server=ServerSettings(
+            url=parsed.server_url,
+            credentials=parsed.credentials,
+            ca_file=ca_file.absolute() if ca_file else None,
+            verify_tls=not insecure,
+            idle_timeout_s=timeout,
+            connections=connections,
+        ),
+        cache=CacheSettings(
+            directory=(cache_dir or default_cache_directory(os.environ)).absolute(),
+            budget_bytes=cache_size,
+        ),
+        tree=TreeSettings(
+            uid=os.getuid() if uid is None else uid,
+            gid=os.getgid() if gid is None else gid,
+            umask=umask,
+            entry_ttl_s=attr_ttl,
+            attr_ttl_s=attr_ttl,
+            negative_ttl_s=negative_ttl,
+        ),
+        read=ReadSettings(window_bytes=read_ahead),
+        fuse_options=listed.kernel | {"ro"} | _sharing(allow_other),
+        nonempty=listed.nonempty,
+    )
+    level = logging.DEBUG if verbose else logging.INFO
+    if background:
+        name = str(settings.mountpoint).strip("/").replace("/", "-") or "root"
+        target = log_file.absolute() if log_file else daemon.default_log_file(name)
+        daemon.start(lambda ready: mount.serve(settings, ready), target, level)
+        click.echo(f"jfs: {source} mounted at {settings.mountpoint}")
+        return
+    logs.set_up(level, file=str(log_file) if log_file else None)
+    mount.serve(settings, _announce(settings))
+
+
+def _sharing(allow_other: bool) -> frozenset[str]:
+    if not allow_other:
+        return frozenset()
+    if os.geteuid() != 0:
+        try:
+            lines = Path("/etc/fuse.conf").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        if "user_allow_other" not in {line.strip() for line in lines}:
+            raise ConfigError(
+                "--allow-other: only root may, until /etc/fuse.conf has a line user_allow_other"
+            )
+    return frozenset({"allow_other"})
+
+
+def _announce(settings: MountSettings) -> Callable[[], None]:
+    def ready() -> None:
+        click.echo(f"jfs: {settings.shown_source} mounted at {settings.mountpoint}")
+        address = os.environ.get("NOTIFY_SOCKET")
+        if address:  # systemd, Type=notify: sd_notify(3)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+                notify.connect(address.replace("@", "\0", 1))
+                notify.sendall(b"READY=1")
+
+    return ready

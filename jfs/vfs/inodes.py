@@ -1,0 +1,172 @@
+"""Inodes and dentries in memory, with exact lookup counts. No I/O. Trio thread only.
+
+Terms, as the kernel uses them: an *inode* is one file or folder; a *dentry* is its name in a
+folder; the *lookup count* is how often the kernel was given the inode and has not forgotten it.
+An inode lives in the table while its lookup count is above zero, or while the folder that holds
+its dentry keeps it as a part of a cached listing.
+
+Inode numbers are a hash of the path, so that they are the same after ``forget``, after a remount
+and in another mount: tools that remember them (``rsync``, ``tar``, ``find``) stay right.
+"""
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+from jfs.errors import NoEntry
+from jfs.model import EntryInfo, FileInfo, RepoPath
+
+ROOT = 1  # FUSE_ROOT_ID
+_MASK = (1 << 63) - 1  # ino_t is unsigned, but plenty of programs print and parse it signed
+
+
+class Inode:
+    """One file or folder that the kernel or a cached listing knows.
+
+    Attributes:
+        info: the last answer of the server about it.
+        fresh_until: when *info* must be asked for again (``trio.current_time``).
+        children: known dentries of a folder by name; None for files.
+        complete_until: until when *children* is the whole listing; 0.0 means it is not.
+        missing: names that the server said are not there, each with the time it is believed until.
+        lookup_count: held by the kernel; changed by ``InodeTable`` only.
+    """
+
+    __slots__ = (
+        "children",
+        "complete_until",
+        "fresh_until",
+        "info",
+        "ino",
+        "lookup_count",
+        "missing",
+        "name",
+        "parent",
+    )
+
+    def __init__(
+        self, ino: int, parent: "Inode | None", name: str, info: EntryInfo, fresh_until: float
+    ) -> None:
+        self.ino = ino
+        self.parent = parent
+        self.name = name
+        self.info = info
+        self.fresh_until = fresh_until
+        self.children: dict[str, Inode] | None = None if isinstance(info, FileInfo) else {}
+        self.complete_until = 0.0
+        self.missing: dict[str, float] | None = None
+        self.lookup_count = 0
+
+    @property
+    def is_folder(self) -> bool:
+        return self.children is not None
+
+    @property
+    def path(self) -> RepoPath:
+        return self.info.path
+
+    @property
+    def dentries(self) -> dict[str, "Inode"]:
+        """The known children of a folder; a file has none."""
+        return self.children if self.children is not None else {}
+
+    def attached(self) -> bool:
+        """Whether the inode still has its dentry (or is the root)."""
+        return self.parent is None or self.parent.dentries.get(self.name) is self
+
+
+class InodeTable:
+    """Every living inode by number."""
+
+    def __init__(self, root: EntryInfo, fresh_until: float) -> None:
+        self.root = Inode(ROOT, None, "", root, fresh_until)
+        self.root.lookup_count = 1  # the kernel never looks the root up, nor forgets it
+        self._inodes = {ROOT: self.root}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._inodes.values())
+
+    def get(self, ino: int) -> Inode:
+        """Raises NoEntry for a number that was never given out or is forgotten."""
+        try:
+            return self._inodes[ino]
+        except KeyError:
+            raise NoEntry(f"inode {ino} is not known") from None
+
+    def link(self, parent: Inode, name: str, info: EntryInfo, fresh_until: float) -> Inode:
+        """Give the inode of a dentry, made or brought up to date with *info*.
+
+        A name that changed between file and folder gets a new inode: the kernel treats a changed
+        type under one number as corruption.
+        """
+        children = parent.dentries
+        inode = children.get(name)
+        if inode is not None:
+            if isinstance(info, FileInfo) is not inode.is_folder:
+                inode.info = info
+                inode.fresh_until = fresh_until
+                return inode
+            self.unlink(inode)
+        inode = Inode(self._number(info.path), parent, name, info, fresh_until)
+        self._inodes[inode.ino] = inode
+        children[name] = inode
+        return inode
+
+    def unlink(self, inode: Inode) -> None:
+        """Take the dentry away; the inode itself lives on while the kernel holds it."""
+        if inode.parent is not None and inode.attached():
+            del inode.parent.dentries[inode.name]
+        if inode.lookup_count == 0:
+            self._shed(inode)
+            self._drop(inode)
+
+    def remember(self, inode: Inode) -> None:
+        """The kernel was given the inode once more."""
+        inode.lookup_count += 1
+
+    def forget(self, ino: int, count: int) -> bool:
+        """Take *count* lookups of the kernel back; True when it holds none any more.
+
+        Never raises: FUSE cannot hear an answer to FORGET.
+        """
+        inode = self._inodes.get(ino)
+        if inode is None or inode is self.root:
+            return False
+        inode.lookup_count = max(0, inode.lookup_count - count)
+        if inode.lookup_count > 0:
+            return False
+        self._shed(inode)
+        parent = inode.parent
+        if parent is None or not inode.attached():
+            self._drop(inode)
+        elif parent.complete_until == 0.0 or parent.lookup_count == 0:
+            del parent.dentries[inode.name]
+            parent.complete_until = 0.0
+            self._drop(inode)
+        # else the dentry stays, a part of a complete listing: the next `ls` needs no server.
+        return True
+
+    def _shed(self, folder: Inode) -> None:
+        """Drop what the kernel does not hold below a folder that it has forgotten."""
+        folder.complete_until = 0.0
+        folder.missing = None
+        for child in list(folder.dentries.values()):
+            self._shed(child)
+            if child.lookup_count == 0 and not child.dentries:
+                del folder.dentries[child.name]
+                self._drop(child)
+
+    def _drop(self, inode: Inode) -> None:
+        if self._inodes.get(inode.ino) is inode:
+            del self._inodes[inode.ino]
+
+    def _number(self, path: RepoPath) -> int:
+        digest = blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        ino = int.from_bytes(digest) & _MASK
+        # Two living inodes may want one number: an unlinked one that is still open and its
+        # successor, or (once in 2**63) two paths of one hash.
+        while ino <= ROOT or ino in self._inodes:
+            ino = (ino + 1) & _MASK
+        return ino

@@ -1,0 +1,318 @@
+"""Read one content: from memory, from the disk cache, from the server; ahead of who reads it.
+
+A ``ContentReader`` belongs to one artifact version and is shared by every handle on it. ``read``
+asks the planner what to fetch, starts a segment for each piece that nobody is fetching yet
+(single-flight), and answers from the segments as their bytes arrive.
+
+Concurrency: trio thread, except ``_fill_blocking``, which runs in a worker thread and touches only
+its segment, the cached content and the source. Between taking a view and answering with it there
+must be no checkpoint: see ``segments``.
+"""
+
+import logging
+from bisect import bisect_right, insort
+
+import trio
+
+from jfs.config import ReadSettings
+from jfs.errors import CacheError, DeadlineExceeded, JfsError, Stale, Unavailable
+from jfs.extents import Extent, KiB
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion
+from jfs.protocols import BlockStore, CachedContent, RangeSource
+from jfs.vfs.readahead import ReadaheadPlanner
+from jfs.vfs.segments import Segment, SegmentOwner, SegmentPool
+
+log = logging.getLogger(__name__)
+
+# Another process of this node is fetching the same blocks: look again this often, and after so
+# long without a block from it (it may be stopped, or its network dead) fetch them ourselves.
+_CLAIM_POLL_S = 0.005
+_CLAIM_PATIENCE_S = 10.0
+
+_BLOCK_SIZE_WITHOUT_CACHE = 64 * KiB
+
+
+class DataPlane:
+    """What all readers of one mount share: the source, the cache, memory and worker threads.
+
+    Args:
+        nursery: fetches run in it; cancelling it ends them at their next checkpoint.
+    """
+
+    def __init__(
+        self,
+        source: RangeSource,
+        store: BlockStore | None,
+        settings: ReadSettings,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        *,
+        fetches: int,
+    ) -> None:
+        self.source = source
+        self.store = store
+        self.settings = settings
+        self.metrics = metrics
+        self.nursery = nursery
+        self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
+        # Read-ahead never takes the last worker: a READ that somebody waits for is not queued
+        # behind bytes that nobody has asked for.
+        self.demand_limit = trio.CapacityLimiter(fetches)
+        self.ahead_limit = trio.CapacityLimiter(max(1, fetches - 1))
+
+    async def open(self, version: ArtifactVersion) -> "ContentReader":
+        """Open a version for reading. A cache that cannot be used is read past, not reported."""
+        cached: CachedContent | None = None
+        if self.store is not None:
+            try:
+                cached = await trio.to_thread.run_sync(self.store.open, version.content)
+            except CacheError as error:
+                log.warning("%s: reading without the disk cache: %s", version.path, error)
+        return ContentReader(self, version, cached)
+
+
+class ContentReader(SegmentOwner):
+    """See the module; made by ``DataPlane.open``."""
+
+    def __init__(
+        self, plane: DataPlane, version: ArtifactVersion, cached: CachedContent | None
+    ) -> None:
+        self.version = version
+        self._plane = plane
+        self._cached = cached
+        block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
+        self._block_size = block_size
+        self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
+        self._segments: dict[int, Segment] = {}  # by start; they never overlap
+        self._starts: list[int] = []
+        self._filling = 0
+        self._closed = False
+        self._stale: Stale | None = None
+
+    async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
+        """Give the bytes of *extent*, cut at the end of the file.
+
+        Returns:
+            A view that stays right until the caller's next checkpoint only, or bytes.
+        Raises:
+            Stale: the artifact was replaced; for every later READ too.
+            DeadlineExceeded: the bytes did not come in time.
+            RemoteError: the server failed, after retries.
+        Cancellation: the fetch goes on; its bytes go to the cache.
+        """
+        extent = extent.clipped(self.version.size)
+        if not extent:
+            return b""
+        if self._stale is not None:
+            raise self._stale
+        plan = self._planner.observe(extent)
+        segment = self._covering(extent)
+        if segment is None and self._cached is not None:
+            resident = self._cached.read_resident(extent)
+            if resident is not None:
+                self._start_missing(plan.ahead, demand=False)
+                return resident
+        self._start_missing(plan.demand, demand=True)
+        self._start_missing(plan.ahead, demand=False)
+        try:
+            with trio.fail_after(self._plane.settings.deadline_s):
+                return await self._serve(extent)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(
+                f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
+            ) from None
+
+    async def close(self) -> None:
+        """Let go of everything once the fetches under way have ended. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._close_when_idle()
+
+    def discard(self, segment: Segment) -> None:
+        if self._segments.get(segment.extent.start) is segment:
+            del self._segments[segment.extent.start]
+            self._starts.remove(segment.extent.start)
+            if segment.users == 0:
+                self._plane.pool.free(segment)
+
+    def _give_back(self, segment: Segment) -> None:
+        """End one use of a segment; the last one frees what was discarded meanwhile."""
+        segment.users -= 1
+        if segment.users == 0 and self._segments.get(segment.extent.start) is not segment:
+            self._plane.pool.free(segment)
+
+    async def _serve(self, extent: Extent) -> memoryview | bytearray:
+        first = self._at(extent.start)
+        if first is not None and first.extent.stop >= extent.stop:
+            return await self._take(first, extent)
+        parts = bytearray()
+        position = extent.start
+        while position < extent.stop:
+            segment = self._at(position)
+            if segment is None:
+                # Given up while we waited for the piece before it.
+                rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
+                self._start_missing(rest, demand=True)
+                continue
+            piece = Extent(position, min(extent.stop, segment.extent.stop))
+            parts += await self._take(segment, piece)
+            position = piece.stop
+        return parts
+
+    async def _take(self, segment: Segment, extent: Extent) -> memoryview:
+        segment.users += 1  # its buffer must not be reused between our waking and our reply
+        try:
+            await segment.wait(extent.stop)
+            # no checkpoint from here to the reply
+            return segment.slice(extent)
+        finally:
+            self._give_back(segment)
+
+    def _at(self, position: int) -> Segment | None:
+        """Give the segment that holds byte *position*."""
+        at = bisect_right(self._starts, position) - 1
+        if at < 0:
+            return None
+        segment = self._segments[self._starts[at]]
+        return segment if position < segment.extent.stop else None
+
+    def _covering(self, extent: Extent) -> Segment | None:
+        segment = self._at(extent.start)
+        return segment if segment is not None and segment.extent.contains(extent) else None
+
+    def _gaps(self, extent: Extent) -> list[Extent]:
+        """Give the runs of *extent* that no segment covers."""
+        gaps = []
+        position = extent.start
+        while position < extent.stop:
+            segment = self._at(position)
+            if segment is not None:
+                position = segment.extent.stop
+                continue
+            at = bisect_right(self._starts, position)
+            stop = min(extent.stop, self._starts[at]) if at < len(self._starts) else extent.stop
+            gaps.append(Extent(position, stop))
+            position = stop
+        return gaps
+
+    def _start_missing(self, extent: Extent, *, demand: bool) -> None:
+        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows."""
+        for gap in self._gaps(extent):
+            for piece in gap.pieces(self._plane.settings.segment_bytes):
+                segment = self._plane.pool.allocate(piece, demand=demand)
+                if segment is None:
+                    return
+                self._segments[piece.start] = segment
+                insort(self._starts, piece.start)
+                self._filling += 1
+                self._plane.nursery.start_soon(self._fill, segment, demand)
+
+    async def _fill(self, segment: Segment, demand: bool) -> None:
+        """Fill one segment. A failure ends in the segment, never in the nursery."""
+        error: BaseException | None = None
+        limit = self._plane.demand_limit if demand else self._plane.ahead_limit
+        try:
+            await self._fill_claimed(segment, limit)
+        except trio.Cancelled:
+            error = Unavailable("the mount is ending")
+            raise
+        except JfsError as failure:
+            error = failure
+            if isinstance(failure, Stale):
+                self._stale = failure
+            log.debug("%s %s: %s", self.version.path, segment.extent, failure)
+        except Exception as failure:
+            error = JfsError(f"internal error: {failure!r}")
+            log.exception("%s %s: fetch failed", self.version.path, segment.extent)
+        finally:
+            self._filling -= 1
+            segment.finish(error)
+            if error is not None or self._closed:
+                self.discard(segment)
+            else:
+                self._plane.pool.keep(segment, self)
+        if self._closed:
+            await self._close_when_idle()
+
+    async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
+        """Wait until no other process fetches the same, then fill."""
+        cached = self._cached
+        waiting_since = trio.current_time()
+        known_missing = None
+        while cached is not None:
+            missing = cached.missing(segment.extent)
+            if not missing:
+                break
+            claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
+            if claim is not None:
+                with claim:
+                    # Between our look and our claim the other process may have finished.
+                    await self._in_thread(segment, cached.missing(segment.extent), limit)
+                return
+            if missing != known_missing:
+                known_missing = missing
+                waiting_since = trio.current_time()
+            elif trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
+                log.warning("%s: another process holds its blocks and stands still", self.version)
+                await self._in_thread(segment, missing, limit)
+                return
+            await trio.sleep(_CLAIM_POLL_S)
+        await self._in_thread(segment, [] if cached is not None else [segment.extent], limit)
+
+    async def _in_thread(
+        self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
+    ) -> None:
+        await trio.to_thread.run_sync(self._fill_blocking, segment, missing, limiter=limit)
+
+    def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> None:
+        """Receive *missing* from the server and everything else from disk, in order."""
+        position = segment.extent.start
+        for run in [*missing, None]:
+            stop = run.start if run is not None else segment.extent.stop
+            if position < stop:
+                self._from_disk(segment, Extent(position, stop))
+                position = stop
+            if run is not None:
+                self._from_server(segment, run.intersection(segment.extent))
+                position = min(run.stop, segment.extent.stop)
+
+    def _from_disk(self, segment: Segment, run: Extent) -> None:
+        cached = self._cached
+        if cached is not None and cached.read_into(run, segment.slice(run)):
+            self._plane.metrics.count("disk_bytes", run.size)
+            segment.progress(run.stop)
+        else:
+            self._from_server(segment, run)  # evicted or damaged since we looked
+
+    def _from_server(self, segment: Segment, run: Extent) -> None:
+        self._plane.source.fetch(self.version, run, _SegmentSink(segment, run))
+        if self._cached is not None:
+            self._cached.publish(run.start, segment.slice(run))
+
+    async def _close_when_idle(self) -> None:
+        if self._filling:
+            return  # the last fill comes back here
+        for segment in list(self._segments.values()):
+            self.discard(segment)
+        cached, self._cached = self._cached, None
+        if cached is not None:
+            await trio.to_thread.run_sync(cached.close)
+
+
+class _SegmentSink:
+    """Receive one run into its place in the segment. The filling thread only."""
+
+    __slots__ = ("_position", "_segment", "_stop")
+
+    def __init__(self, segment: Segment, run: Extent) -> None:
+        self._segment = segment
+        self._position = run.start
+        self._stop = run.stop
+
+    def buffer(self) -> memoryview:
+        return self._segment.slice(Extent(self._position, self._stop))
+
+    def advance(self, count: int) -> None:
+        self._position += count
+        self._segment.progress(self._position)

@@ -1,0 +1,203 @@
+"""The namespace: resolve names and list folders, from memory while it is fresh, else the server.
+
+Trio thread only. One lock per folder keeps the same question from being asked twice at a time
+(single-flight); no lock is held while another is taken.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from jfs.config import TreeSettings
+from jfs.errors import NoEntry, NotADirectory, NotFound, Unavailable
+from jfs.model import FolderInfo
+from jfs.protocols import ArtifactStore
+from jfs.vfs.inodes import Inode, InodeTable
+
+log = logging.getLogger(__name__)
+
+# Names looked up one by one before the whole folder is listed instead: a program that walks many
+# names of a folder costs one listing, one that knows its path costs one small request a name.
+_LOOKUPS_BEFORE_LISTING = 3
+_MISSING_NAMES_KEPT = 1024  # a storm of random names must not grow memory
+# While the server is down an expired answer is served for this long before it is tried again, so
+# that `ls` of a cached folder does not wait for a deadline at every call.
+_STALE_RETRY_S = 5.0
+
+
+class Tree:
+    """Inodes of one mount, kept in step with the server."""
+
+    def __init__(self, store: ArtifactStore, settings: TreeSettings, root: FolderInfo) -> None:
+        self._store = store
+        self._settings = settings
+        self._locks: dict[Inode, trio.Lock] = {}
+        self._lookups: dict[Inode, int] = {}
+        self.inodes = InodeTable(root, trio.current_time() + settings.attr_ttl_s)
+
+    def find(self, ino: int) -> Inode:
+        """Give a living inode. Raises NoEntry."""
+        return self.inodes.get(ino)
+
+    async def refresh(self, inode: Inode) -> None:
+        """Make ``inode.info`` fresh.
+
+        The root of the mount never asks: it answers while the server is down.
+
+        Raises:
+            NotFound: the server says it is gone; its dentry goes too.
+            RemoteError: the server did not answer and nothing is known.
+        """
+        if inode is self.inodes.root or inode.fresh_until > trio.current_time():
+            return
+        async with self._lock(inode):
+            if inode.fresh_until > trio.current_time():
+                return
+            try:
+                info = await self._store.stat(inode.path)
+            except NotFound:
+                self.inodes.unlink(inode)
+                raise
+            except Unavailable as error:
+                log.warning("%s: serving what was known before: %s", inode.path, error)
+                inode.fresh_until = trio.current_time() + _STALE_RETRY_S
+                return
+            if isinstance(info, FolderInfo) is not inode.is_folder:
+                self.inodes.unlink(inode)
+                raise NoEntry(f"{inode.path}: was replaced by another kind of entry")
+            inode.info = info
+            inode.fresh_until = trio.current_time() + self._settings.attr_ttl_s
+
+    async def lookup(self, parent: Inode, name: str) -> Inode:
+        """Resolve *name* in the folder *parent*.
+
+        Raises:
+            NotADirectory: *parent* is a file.
+            NoEntry: the server has no such name (a real 404, or a complete listing without it).
+            RemoteError: the server did not answer and nothing is known.
+        """
+        self._require_folder(parent)
+        found = self._from_memory(parent, name)
+        if found is not None:
+            return found
+        async with self._lock(parent):
+            found = self._from_memory(parent, name)
+            if found is not None:
+                return found
+            lookups = self._lookups.get(parent, 0) + 1
+            if lookups > _LOOKUPS_BEFORE_LISTING:
+                await self._list(parent)
+                found = self._from_memory(parent, name)
+                if found is not None:
+                    return found
+                raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
+            self._lookups[parent] = lookups
+            return await self._ask(parent, name)
+
+    async def children(self, folder: Inode) -> Sequence[Inode]:
+        """Give the whole listing of a folder, by name.
+
+        Raises:
+            NotADirectory, NotFound, RemoteError: as for ``lookup``.
+        """
+        self._require_folder(folder)
+        if folder.complete_until <= trio.current_time():
+            async with self._lock(folder):
+                if folder.complete_until <= trio.current_time():
+                    await self._list(folder)
+        return [inode for _, inode in sorted(folder.dentries.items())]
+
+    def expire(self, inode: Inode) -> None:
+        """Believe nothing about the inode any more; the next use asks the server."""
+        inode.fresh_until = 0.0
+        if inode.parent is not None:
+            inode.parent.complete_until = 0.0
+
+    def _from_memory(self, parent: Inode, name: str) -> Inode | None:
+        """Answer from what is fresh; None means that the server must be asked."""
+        now = trio.current_time()
+        inode = parent.dentries.get(name)
+        if inode is not None and (inode.fresh_until > now or parent.complete_until > now):
+            return inode
+        if inode is None and parent.complete_until > now:
+            raise NoEntry(f"{parent.path.child(name)}: not in the listing")
+        if parent.missing is not None and parent.missing.get(name, 0.0) > now:
+            raise NoEntry(f"{parent.path.child(name)}: was not there a moment ago")
+        return None
+
+    async def _ask(self, parent: Inode, name: str) -> Inode:
+        known = parent.dentries.get(name)
+        path = parent.path.child(name)
+        try:
+            info = await self._store.stat(path)
+        except NotFound as error:
+            if known is not None:
+                self.inodes.unlink(known)
+            self._note_missing(parent, name)
+            raise NoEntry(f"{path}: {error.message}") from None
+        except Unavailable as error:
+            if known is None:
+                raise
+            log.warning("%s: serving what was known before: %s", path, error)
+            known.fresh_until = trio.current_time() + _STALE_RETRY_S
+            return known
+        return self.inodes.link(
+            parent, name, info, trio.current_time() + self._settings.entry_ttl_s
+        )
+
+    async def _list(self, folder: Inode) -> None:
+        """Replace the dentries of *folder* by a fresh listing. Its lock is held."""
+        try:
+            entries = await self._store.list_children(folder.path)
+        except NotFound:
+            if folder is not self.inodes.root:
+                self.inodes.unlink(folder)
+            raise
+        except Unavailable as error:
+            if folder.complete_until == 0.0:
+                raise
+            log.warning("%s: serving the listing known before: %s", folder.path, error)
+            folder.complete_until = trio.current_time() + _STALE_RETRY_S
+            return
+        # no checkpoint until the end: nobody sees half of the new listing
+        now = trio.current_time()
+        names = set()
+        for info in entries:
+            names.add(info.path.name)
+            self.inodes.link(folder, info.path.name, info, now + self._settings.attr_ttl_s)
+        for name in folder.dentries.keys() - names:
+            self.inodes.unlink(folder.dentries[name])
+        folder.complete_until = now + self._settings.entry_ttl_s
+        folder.missing = None
+        self._lookups.pop(folder, None)
+
+    def _note_missing(self, parent: Inode, name: str) -> None:
+        if parent.missing is None or len(parent.missing) >= _MISSING_NAMES_KEPT:
+            parent.missing = {}
+        parent.missing[name] = trio.current_time() + self._settings.negative_ttl_s
+
+    @staticmethod
+    def _require_folder(inode: Inode) -> None:
+        if not inode.is_folder:
+            raise NotADirectory(f"{inode.path} is a file")
+
+    def _lock(self, inode: Inode) -> "_FolderLock":
+        return _FolderLock(self._locks, inode)
+
+
+class _FolderLock:
+    """A lock that exists only while somebody wants it: a million inodes cost no lock each."""
+
+    def __init__(self, locks: dict[Inode, trio.Lock], inode: Inode) -> None:
+        self._locks = locks
+        self._inode = inode
+
+    async def __aenter__(self) -> None:
+        self._lock = self._locks.setdefault(self._inode, trio.Lock())
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        if not self._lock.statistics().tasks_waiting and not self._lock.locked():
+            self._locks.pop(self._inode, None)
