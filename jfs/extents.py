@@ -26,7 +26,7 @@ class Extent(NamedTuple):
         return self.stop > self.start
 
     def overlaps(self, other: "Extent") -> bool:
-        return self.start < other.stop and other.start < self.stop
+        return max(self.start, other.start) < min(self.stop, other.stop)
 
     def contains(self, other: "Extent") -> bool:
         """Whether *other* lies inside; an empty extent lies inside everything."""
