@@ -8,11 +8,11 @@ A few minutes on one core. Seeds are fixed, so a run on the same library version
 weights. Each model file carries its own card, and the run prints the held-out inputs that
 ``tests/unit/test_samples.py`` embeds and the figures that ``jfs/server/samples/__init__.py`` lists.
 
-The ``accuracy`` of the two classifiers is the mean over ten other random splits, retrained on each:
-their test sets are small (450 and 143), and the split that the shipped digit weights come from is an
-easy one (0.987 and 0.989 there, 0.967 and 0.983 on average). What the shipped weights reach on it is
-the card's ``held_out``. The same writers are on both sides of every split. The language model has
-one held-out text and one run; nothing was tuned on it.
+The ``accuracy`` of the two classifiers is the mean over ten other random splits, retrained on
+each: their test sets are small (450 and 143), and the split that the shipped digit weights come
+from is an easy one (0.987 and 0.989 there, 0.967 and 0.983 on average). What the shipped weights
+reach on it is the card's ``held_out``. The same writers are on both sides of every split. The
+language model has one held-out text and one run; nothing was tuned on it.
 
 Data: UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998) and UCI
 "Breast Cancer Wisconsin (Diagnostic)" (W. Wolberg, O. Mangasarian, N. Street, W. Street, 1995),
@@ -119,7 +119,7 @@ def digits(root: Path, version: str, layers: tuple[int, ...]) -> None:
         f"digits-mlp {version}: {accuracy} ({spread}), {right} right, {path.stat().st_size} bytes"
     )
     if version == "1.1.0":
-        for image, label in list(zip(test_x, test_y, strict=True))[:40]:
+        for image, label in list(zip(test_x, test_y, strict=True))[:20]:
             text = "".join("0123456789abcdefg"[int(pixel)] for pixel in image)
             print(f'    ("{text}", {label}),')
 
@@ -173,7 +173,7 @@ def breast_cancer(root: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     size = (folder / "model.safetensors").stat().st_size
     print(f"breast-cancer 1.0.0: {accuracy} ({spread}), {right} right, {size} bytes")
-    for row, label in list(zip(test_x, test_y, strict=True))[:16]:
+    for row, label in list(zip(test_x, test_y, strict=True))[:8]:
         print(f"    (({', '.join(f'{value:.6g}' for value in row)}), {label}),")
 
 
