@@ -1,5 +1,7 @@
 """Extents and extent sets against a plain set of integers."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,5 +56,5 @@ def test_a_set_of_extents_is_a_set(steps: list[tuple[bool, Extent]], question: E
     missing = subject.missing(question)
     assert {byte for extent in missing for byte in covered(extent)} == covered(question) - oracle
     runs = list(subject)
-    assert all(a.stop < b.start for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a.stop < b.start for a, b in itertools.pairwise(runs))
     assert all(runs)

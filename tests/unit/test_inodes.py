@@ -1,0 +1,105 @@
+"""Lookup counts and inode numbers."""
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from jfs.errors import NoEntry
+from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
+from jfs.vfs.inodes import ROOT, Inode, InodeTable
+
+ROOT_INFO = FolderInfo(RepoPath("repo"), 0)
+
+
+def file_info(path: RepoPath) -> FileInfo:
+    return FileInfo(path, 1, Checksums(), 0)
+
+
+def test_a_number_belongs_to_its_path() -> None:
+    first, second = InodeTable(ROOT_INFO, 0.0), InodeTable(ROOT_INFO, 0.0)
+    info = file_info(RepoPath("repo", "a"))
+    one = first.link(first.root, "a", info, 0.0)
+    other = second.link(second.root, "a", info, 0.0)
+    assert one.ino == other.ino > ROOT
+
+
+def test_a_name_that_becomes_a_folder_gets_another_number() -> None:
+    table = InodeTable(ROOT_INFO, 0.0)
+    path = RepoPath("repo", "a")
+    file = table.link(table.root, "a", file_info(path), 0.0)
+    table.remember(file)
+    folder = table.link(table.root, "a", FolderInfo(path, 0), 0.0)
+    assert folder.ino != file.ino
+    assert table.get(file.ino) is file
+    table.forget(file.ino, 1)
+    with pytest.raises(NoEntry):
+        table.get(file.ino)
+    assert table.get(folder.ino) is folder
+
+
+class Lookups(RuleBasedStateMachine):
+    """The kernel's side: it looks names up, remembers how often, and forgets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = InodeTable(ROOT_INFO, 0.0)
+        self.counts: dict[Inode, int] = {}
+
+    def folders(self) -> list[Inode]:
+        held = [inode for inode, count in self.counts.items() if count and inode.is_folder]
+        return [self.table.root, *held]
+
+    @rule(data=st.data(), name=st.sampled_from("abc"), folder=st.booleans())
+    def lookup(self, data: st.DataObject, name: str, folder: bool) -> None:
+        parent = data.draw(st.sampled_from(self.folders()))
+        path = parent.path.child(name)
+        info = FolderInfo(path, 0) if folder else file_info(path)
+        inode = self.table.link(parent, name, info, 0.0)
+        self.table.remember(inode)
+        self.counts[inode] = self.counts.get(inode, 0) + 1
+
+    @rule(data=st.data(), complete=st.booleans())
+    def forget(self, data: st.DataObject, complete: bool) -> None:
+        held = [inode for inode, count in self.counts.items() if count]
+        if not held:
+            return
+        inode = data.draw(st.sampled_from(held))
+        count = data.draw(st.integers(1, self.counts[inode]))
+        if complete and inode.parent is not None:
+            inode.parent.complete_until = 1.0
+        gone = self.table.forget(inode.ino, count)
+        self.counts[inode] -= count
+        assert gone == (self.counts[inode] == 0)
+
+    @rule(data=st.data())
+    def unlink(self, data: st.DataObject) -> None:
+        held = [inode for inode, count in self.counts.items() if count]
+        if held:
+            self.table.unlink(data.draw(st.sampled_from(held)))
+
+    @invariant()
+    def what_the_kernel_holds_is_alive(self) -> None:
+        numbers = set()
+        for inode, count in self.counts.items():
+            if count:
+                assert self.table.get(inode.ino) is inode
+                assert inode.lookup_count == count
+                numbers.add(inode.ino)
+        assert len(numbers) == sum(1 for count in self.counts.values() if count)
+
+    @invariant()
+    def memory_is_given_back(self) -> None:
+        if not any(self.counts.values()) and self.table.root.complete_until == 0.0:
+            # Unlinked folders may have held others: only dentries of the root can remain.
+            assert all(inode.parent is None for inode in self.table)
+
+    def teardown(self) -> None:
+        for inode, count in self.counts.items():
+            if count:
+                self.table.forget(inode.ino, count)
+        for inode in list(self.table.root.dentries.values()):
+            self.table.unlink(inode)
+        assert list(self.table) == [self.table.root]
+
+
+TestLookups = Lookups.TestCase
