@@ -1,0 +1,183 @@
+"""The reader above its seams: an in-memory source that can be slow, fail, or change."""
+
+import hashlib
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from jfs.config import ReadSettings
+from jfs.errors import DeadlineExceeded, ProtocolViolation, Stale, Unavailable
+from jfs.extents import Extent, KiB, MiB
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from jfs.protocols import Sink
+from jfs.vfs.reader import ContentReader, DataPlane
+
+SETTINGS = ReadSettings(memory_bytes=8 * MiB, segment_bytes=1 * MiB, window_bytes=4 * MiB)
+
+
+class MemorySource:
+    """A ``RangeSource`` over bytes; *before* runs in the worker thread ahead of every fetch."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.fetched: list[Extent] = []
+        self.before: Callable[[Extent], None] = lambda _: None
+        self._lock = threading.Lock()
+
+    def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
+        with self._lock:
+            self.fetched.append(extent)
+        self.before(extent)
+        position = extent.start
+        while position < extent.stop:
+            buffer = sink.buffer()
+            count = min(len(buffer), 100_000)
+            buffer[:count] = self.content[position : position + count]
+            sink.advance(count)
+            position += count
+
+    def close(self) -> None:
+        pass
+
+
+def version_of(content: bytes) -> ArtifactVersion:
+    digest = hashlib.sha256(content).hexdigest()
+    key = ContentKey(f"sha256:{digest}", len(content))
+    return ArtifactVersion(RepoPath("repo", "file"), key, None)
+
+
+@asynccontextmanager
+async def reading(
+    source: MemorySource, settings: ReadSettings = SETTINGS
+) -> AsyncIterator[ContentReader]:
+    async with trio.open_nursery() as nursery:
+        plane = DataPlane(source, None, settings, Metrics(), nursery, fetches=4)
+        reader = await plane.open(version_of(source.content))
+        yield reader
+        await reader.close()
+
+
+def content(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("size", [1, 64 * KiB - 1, 64 * KiB, 64 * KiB + 1, 3 * MiB + 17])
+async def test_a_sequential_reader_gets_the_file(size: int) -> None:
+    source = MemorySource(content(size))
+    async with reading(source) as reader:
+        got = bytearray()
+        while data := await reader.read(Extent(len(got), len(got) + 100 * KiB)):
+            got += data
+    assert got == source.content
+
+
+async def test_random_reads_get_their_bytes_under_memory_pressure() -> None:
+    source = MemorySource(content(40 * MiB))
+    choose = random.Random(1)
+
+    async def one(reader: ContentReader) -> None:
+        for _ in range(30):
+            start = choose.randrange(40 * MiB)
+            stop = start + choose.randrange(1, 3 * MiB)
+            assert await reader.read(Extent(start, stop)) == source.content[start:stop]
+
+    async with reading(source) as reader, trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(one, reader)
+
+
+async def test_many_readers_of_the_same_bytes_cost_one_fetch() -> None:
+    source = MemorySource(content(64 * KiB))
+    started, go = threading.Event(), threading.Event()
+
+    def hold(_: Extent) -> None:
+        started.set()
+        assert go.wait(30)
+
+    source.before = hold
+    results: list[bytes] = []
+
+    async def one(reader: ContentReader) -> None:
+        results.append(bytes(await reader.read(Extent(0, 64 * KiB))))
+
+    async with reading(source) as reader, trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(one, reader)
+        await trio.to_thread.run_sync(started.wait, 30)
+        await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    assert results == [source.content] * 8
+    assert len(source.fetched) == 1
+
+
+async def test_a_failed_fetch_fails_its_read_and_the_next_tries_again() -> None:
+    source = MemorySource(content(64 * KiB))
+
+    def fail(_: Extent) -> None:
+        raise ProtocolViolation("garbage")
+
+    source.before = fail
+    async with reading(source) as reader:
+        with pytest.raises(ProtocolViolation):
+            await reader.read(Extent(0, 10))
+        source.before = lambda _: None
+        assert await reader.read(Extent(0, 10)) == source.content[:10]
+
+
+async def test_a_failed_read_ahead_does_not_fail_the_reader() -> None:
+    source = MemorySource(content(16 * MiB))
+
+    def fail(extent: Extent) -> None:
+        if extent.start >= 4 * MiB:
+            raise Unavailable("down")
+
+    source.before = fail
+    async with reading(source) as reader:
+        for start in range(0, 4 * MiB, MiB):
+            data = await reader.read(Extent(start, start + MiB))
+            assert data == source.content[start : start + MiB]
+
+
+async def test_once_stale_always_stale() -> None:
+    source = MemorySource(content(2 * MiB))
+    async with reading(source) as reader:
+        assert await reader.read(Extent(0, 10)) == source.content[:10]
+
+        def replaced(_: Extent) -> None:
+            raise Stale("other content")
+
+        source.before = replaced
+        with pytest.raises(Stale):
+            await reader.read(Extent(MiB, MiB + 10))
+        source.before = lambda _: None
+        with pytest.raises(Stale):
+            await reader.read(Extent(0, 10))
+
+
+async def test_a_read_that_gets_no_bytes_fails_in_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = MemorySource(content(64 * KiB))
+    go = threading.Event()
+    source.before = lambda _: go.wait() and None
+    async with reading(source) as reader:
+        with pytest.raises(DeadlineExceeded):
+            await reader.read(Extent(0, 10))
+        go.set()
+
+
+async def test_an_internal_error_ends_in_the_read() -> None:
+    source = MemorySource(content(64 * KiB))
+
+    def bug(_: Extent) -> None:
+        raise ZeroDivisionError
+
+    source.before = bug
+    async with reading(source) as reader:
+        with pytest.raises(Exception, match="ZeroDivisionError"):
+            await reader.read(Extent(0, 10))
