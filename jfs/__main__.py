@@ -1,0 +1,5 @@
+"""``python -m jfs``."""
+
+from jfs.cli import main
+
+main()
