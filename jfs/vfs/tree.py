@@ -142,9 +142,7 @@ class Tree:
             log.warning("%s: serving what was known before: %s", path, error)
             known.fresh_until = trio.current_time() + _STALE_RETRY_S
             return known
-        return self.inodes.link(
-            parent, name, info, trio.current_time() + self._settings.entry_ttl_s
-        )
+        return self.inodes.link(parent, name, info, trio.current_time() + self._settings.attr_ttl_s)
 
     async def _list(self, folder: Inode) -> None:
         """Replace the dentries of *folder* by a fresh listing. Its lock is held."""

@@ -1,0 +1,47 @@
+"""Real mounts of the embedded server."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jfs.server import EmbeddedServer
+from tests.mount.mounting import Mounted
+
+
+@dataclass
+class MountedServer:
+    """A mount of ``ml-models-local`` and the server behind it."""
+
+    root: Path
+    server: EmbeddedServer
+    mount: Mounted
+
+
+Mounter = Callable[..., Mounted]
+
+
+@pytest.fixture
+def mounter(tmp_path: Path) -> Iterator[Mounter]:
+    """Mount sources; whatever still runs at the end is stopped and checked."""
+    running: list[Mounted] = []
+
+    def mount(source: str, *options: str, name: str = "mnt", **environ: str) -> Mounted:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        mounted = Mounted(source, root, environ=environ, cache=tmp_path / "cache", options=options)
+        running.append(mounted)
+        return mounted
+
+    yield mount
+    for mounted in running:
+        if mounted.process.returncode is None:
+            mounted.stop()
+
+
+@pytest.fixture
+def mounted(server: EmbeddedServer, mounter: Mounter) -> MountedServer:
+    """``ml-models-local`` of a fresh server, mounted."""
+    mount = mounter(f"{server.url}/ml-models-local", JF_ACCESS_TOKEN=server.token)
+    return MountedServer(mount.root, server, mount)

@@ -1,0 +1,110 @@
+"""Run ``jfs mount`` as a user would: a process of its own, ended and checked."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO
+
+JFS = [sys.executable, "-m", "jfs"]
+_DEADLINE_S = 60
+
+
+class Mounted:
+    """A running mount. ``log()`` is what it wrote to standard error so far."""
+
+    def __init__(
+        self,
+        source: str,
+        root: Path,
+        *,
+        environ: Mapping[str, str],
+        cache: Path,
+        options: Iterable[str] = (),
+    ) -> None:
+        self.root = root
+        self._log = root.with_name(f"{root.name}.log").open("w+")
+        self.process = subprocess.Popen(
+            [*JFS, "mount", source, str(root), "--cache-dir", str(cache), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**clean_environ(), **environ},
+            text=True,
+        )
+        self.line = _pipe(self.process).readline()
+        if not self.line:
+            self.process.wait(_DEADLINE_S)
+            raise AssertionError(f"the mount did not start: {self.log()}")
+
+    def log(self) -> str:
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def rss(self) -> int:
+        """Bytes of memory of the daemon."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    def stop(self, *, expected: Iterable[str] = ()) -> None:
+        """End it with SIGTERM; it must end cleanly, and log nothing that is not *expected*."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            _pipe(self.process).close()
+            self._log.close()
+        assert code == 0, self.log_after()
+        assert not os.path.ismount(self.root)
+        surprises = [
+            line
+            for line in self.log_after().splitlines()
+            if not re.search(r" (INFO|DEBUG) ", line)
+            and not any(re.search(pattern, line) for pattern in expected)
+        ]
+        assert not surprises, surprises
+
+    def log_after(self) -> str:
+        return Path(self._log.name).read_text()
+
+    def kill(self) -> None:
+        """End it without a word, and clear the mountpoint."""
+        self.process.kill()
+        self.process.wait(_DEADLINE_S)
+        subprocess.run(["fusermount3", "-uzq", str(self.root)], check=False)
+
+
+def clean_environ() -> dict[str, str]:
+    """The environment without anything that would configure jfs."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("JF_", "JFROG_", "ARTIFACTORY_", "XDG_", "NOTIFY_"))
+    }
+
+
+def run_jfs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*JFS, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_DEADLINE_S,
+        stdin=subprocess.DEVNULL,
+        env={**clean_environ(), **environ},
+    )
+
+
+def _pipe(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
