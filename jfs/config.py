@@ -7,7 +7,7 @@ except through ``reveal()``, which only the authentication code calls.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -96,6 +96,23 @@ class ReadSettings:
     segment_bytes: int = 4 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
     deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
+
+
+def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:
+    """Scale buffers and read-ahead down to a memory limit of the process, in bytes.
+
+    A quarter of it for buffers, an eighth for what is pushed ahead of a reader: the rest is the
+    interpreter's (about 60 MiB) and the kernel's pages that wait to be read.
+    """
+    if limit is None:
+        return settings
+    segment = min(settings.segment_bytes, max(256 * KiB, limit // 64))
+    return replace(
+        settings,
+        segment_bytes=segment,
+        memory_bytes=min(settings.memory_bytes, max(4 * segment, limit // 4)),
+        window_bytes=min(settings.window_bytes, max(2 * segment, limit // 8)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

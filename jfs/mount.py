@@ -22,9 +22,11 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from jfs import fusectl
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
-from jfs.config import MountSettings
+from jfs.cgroup import memory_limit
+from jfs.config import MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, JfsError, NotFound
 from jfs.fuse import Operations
 from jfs.metrics import Metrics
@@ -176,10 +178,11 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
         plane = DataPlane(
             source,
             store,
-            settings.read,
+            fit_to_memory(settings.read, await trio.to_thread.run_sync(memory_limit)),
             metrics,
             nursery,
             fetches=settings.server.connections,
+            page_store=pyfuse3.notify_store,
         )
         filesystem = Filesystem(client, plane, settings.tree, root)
         async with _mounted(settings, filesystem):
@@ -264,6 +267,9 @@ async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
     if scope.cancelled_caught:
         log.error("%s: the kernel does not answer", mountpoint)
         return
+    entry = mount_at(mountpoint)
+    if entry is not None:
+        await trio.to_thread.run_sync(fusectl.tune, entry.device)
     ready()
 
 

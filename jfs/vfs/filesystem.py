@@ -88,8 +88,6 @@ class Filesystem:
         self._handles: dict[int, _ReadHandle] = {}
         self._listings: dict[int, Sequence[Inode]] = {}
         self._open: dict[Inode, _OpenFile] = {}
-        # Content whose pages the kernel may still hold for an inode that is closed.
-        self._pages: dict[int, ContentKey] = {}
         self._opening: dict[Inode, trio.Lock] = {}
 
     async def lookup(self, parent: int, name: str) -> Attributes:
@@ -109,7 +107,7 @@ class Filesystem:
     def forget(self, ino: int, count: int) -> None:
         """Take *count* lookups back. Never raises."""
         if self._tree.inodes.forget(ino, count):
-            self._pages.pop(ino, None)
+            self._plane.pages.forget(ino)
 
     async def getattr(self, ino: int) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened.
@@ -154,7 +152,7 @@ class Filesystem:
         if opened.reader is None:
             return b""
         try:
-            data = await opened.reader.read(extent)
+            data = await opened.reader.read(extent, opened.inode.ino)
         except Stale:
             self._tree.expire(opened.inode)
             raise
@@ -235,10 +233,7 @@ class Filesystem:
         file.handles += 1
         handle = next(self._numbers)
         self._handles[handle] = _ReadHandle(inode, file.info, file.reader)
-        content = _content(info)
-        keep = self._pages.get(inode.ino) == content
-        self._pages[inode.ino] = content
-        return Opened(handle, keep)
+        return Opened(handle, await self._plane.pages.admit(inode.ino, _content(info)))
 
     def _replace(self, inode: Inode) -> None:
         """Cut the handles of an older version off; their next READ is ESTALE."""

@@ -1,0 +1,53 @@
+"""The generated part of the README: ``python -m tests.readme`` writes it anew."""
+
+import re
+from pathlib import Path
+
+import click
+
+from jfs.cli.main import group
+
+README = Path(__file__).parent.parent / "README.md"
+_PART = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
+
+
+def options() -> str:
+    """Render every option of every command with its default."""
+    lines = ["| command | option | default | |", "|---|---|---|---|"]
+    context = click.Context(group)
+    for path, command in _commands(group, context, "jfs"):
+        for parameter in command.params:
+            if not isinstance(parameter, click.Option) or parameter.hidden:
+                continue
+            record = parameter.get_help_record(context)
+            assert record is not None
+            flags, text = record
+            text, _, default = text.partition("  [")
+            shown = default.removeprefix("default: ").removesuffix("]") if default else ""
+            if not shown and not parameter.is_flag and parameter.required:
+                shown = "required"
+            cells = (f"`{path}`", f"`{flags}`", shown, text)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _commands(
+    command: click.Command, context: click.Context, path: str
+) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    found = []
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
+        found += _commands(child, context, f"{path} {name}")
+    return found
+
+
+def expected() -> str:
+    """Give the README as it should be."""
+    return _PART.sub(lambda _: options(), README.read_text())
+
+
+if __name__ == "__main__":
+    README.write_text(expected())
