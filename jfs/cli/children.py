@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import trio
 
@@ -123,12 +123,16 @@ async def running(
         await child.stop(grace_s)
 
 
-async def run(command: str, *, within_s: float) -> tuple[int | None, str]:
+async def run(
+    command: str, *, within_s: float, environ: Mapping[str, str] | None = None
+) -> tuple[int | None, str]:
     """Run a shell command; give its exit code (None: not in time) and everything it printed.
 
     Cancellation: ends the command. Never waits for one that SIGKILL does not end.
     """
-    child = await start("the command", ["/bin/sh", "-c", command], errors=subprocess.STDOUT)
+    child = await start(
+        "the command", ["/bin/sh", "-c", command], errors=subprocess.STDOUT, environ=environ
+    )
     output: list[str] = []
 
     async def read() -> None:
@@ -152,6 +156,7 @@ async def start(
     arguments: Sequence[str],
     *,
     errors: int = subprocess.PIPE,
+    environ: Mapping[str, str] | None = None,
 ) -> Child:
     """Start a child whose output goes to us and who is asked nothing."""
     process = await trio.lowlevel.open_process(
@@ -159,6 +164,7 @@ async def start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
+        env=environ,
         process_group=0,
     )
     return Child(name, process)

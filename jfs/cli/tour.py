@@ -1,6 +1,7 @@
 """The tour of ``jfs demo``: what is printed for a person is what ``--check`` runs. Any thread."""
 
 import importlib.util
+import json
 import shlex
 import shutil
 import sys
@@ -41,13 +42,13 @@ def steps(root: Path, sha256_of_digits: str, *, have: Callable[..., bool] = _hav
     """
 
     def place(path: str) -> str:
-        return shlex.quote(str(root / path))
+        return shlex.quote(f"{root}/{path}")
 
     return [
         Step(
             "The repository is a directory",
-            f"cd {shlex.quote(str(root))} && find . -type f | sort",
-            f"./{DIGITS}",
+            f"find {place('')} -type f | sort",
+            str(root / DIGITS),
         ),
         Step(
             "Files are the server's, byte for byte",
@@ -74,8 +75,8 @@ def _safetensors(path: Path, library: bool) -> Step:
             title,
             _program(
                 "from safetensors import safe_open",
-                f"m = safe_open({str(path)!r}, 'np')",
-                "print(m.metadata()['name'], m.metadata()['accuracy'])",
+                f'm = safe_open({_literal(path)}, "np")',
+                'print(m.metadata()["name"], m.metadata()["accuracy"])',
                 "[print(k, m.get_tensor(k).shape) for k in m.keys()]",
             ),
             expected,
@@ -84,10 +85,10 @@ def _safetensors(path: Path, library: bool) -> Step:
         "Read the header of a safetensors file",
         _program(
             "import json",
-            f"f = open({str(path)!r}, 'rb')",
-            "h = json.loads(f.read(int.from_bytes(f.read(8), 'little')))",
-            "print(h.pop('__metadata__')['name'])",
-            "[print(k, tuple(h[k]['shape'])) for k in h]",
+            f'f = open({_literal(path)}, "rb")',
+            'h = json.loads(f.read(int.from_bytes(f.read(8), "little")))',
+            'print(h.pop("__metadata__")["name"])',
+            '[print(k, tuple(h[k]["shape"])) for k in h]',
         ),
         expected,
     )
@@ -99,8 +100,8 @@ def _gguf(path: Path, library: bool) -> Step:
             "Open a language model in GGUF",
             _program(
                 "from gguf import GGUFReader",
-                f"r = GGUFReader({str(path)!r})",
-                "print(r.fields['general.name'].contents())",
+                f"r = GGUFReader({_literal(path)})",
+                'print(r.fields["general.name"].contents())',
                 "[print(t.name, t.tensor_type.name) for t in r.tensors]",
             ),
             "hidden.weight Q8_0",
@@ -114,9 +115,9 @@ def _onnx(path: Path, library: bool) -> Step:
             "Recognise a handwritten digit with an ONNX model",
             _program(
                 "import numpy, onnxruntime",
-                f"m = onnxruntime.InferenceSession({str(path)!r})",
-                f"seven = [[int(p, 17) for p in '{_SEVEN}']]",
-                "print('a', m.run(None, {'pixels': numpy.float32(seven)})[0].argmax())",
+                f"m = onnxruntime.InferenceSession({_literal(path)})",
+                f'seven = [[int(p, 17) for p in "{_SEVEN}"]]',
+                'print("a", m.run(None, {"pixels": numpy.float32(seven)})[0].argmax())',
             ),
             "a 7",
         )
@@ -125,6 +126,11 @@ def _onnx(path: Path, library: bool) -> Step:
         f"grep -ao jfs-samples {shlex.quote(str(path))}",
         "jfs-samples",
     )
+
+
+def _literal(path: Path) -> str:
+    """Quote for Python with double quotes, which the shell's single ones leave readable."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _program(*lines: str) -> str:
