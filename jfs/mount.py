@@ -182,7 +182,6 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             metrics,
             nursery,
             fetches=settings.server.connections,
-            page_store=pyfuse3.notify_store,
         )
         filesystem = Filesystem(client, plane, settings.tree, root)
         async with _mounted(settings, filesystem):

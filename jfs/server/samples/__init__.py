@@ -3,7 +3,7 @@
 Owns the files beside this module and the list of them. Small, genuine, trained for jfs by
 ``tests/bench/train_samples.py``; each file carries its own model card. ``accuracy`` repeats the
 card's: for the classifiers the mean over ten random splits, for the language model its share of
-right next characters in a text that it never saw. Any thread.
+right next characters in a text that it never saw. Any thread; ``seed`` blocks.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from jfs.model import Properties
+from jfs.server.runner import EmbeddedServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,17 @@ SAMPLES = (
         accuracy="0.517",
     ),
 )
+
+
+def seed(server: EmbeddedServer, repository: str) -> bool:
+    """Deploy the samples to a local repository, made if it is missing.
+
+    Returns False where the repository has content: that is left alone, whatever it is.
+    """
+    server.create_repository(repository)
+    if not server.is_empty(repository):
+        return False
+    for sample in SAMPLES:
+        properties = {key: list(values) for key, values in sample.properties.items()}
+        server.deploy(repository, sample.path, sample.file.read_bytes(), properties)
+    return True

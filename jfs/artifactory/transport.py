@@ -1,0 +1,361 @@
+"""HTTP/1.1 for bulk bodies: an httpx transport whose response can be received into memory.
+
+httpx reads 64 KiB at a time through h11, several copies and the interpreter's lock (0.3 to 0.45
+GB/s). Here h11 speaks the heads only; a body of known length is received by ``recv_into`` straight
+into the caller's memory, which releases the lock (and so does TLS decryption).
+
+Blocking; each request belongs to one thread, the pool to all. ``close`` may be called by any
+thread and cuts every socket, so that a blocked receive fails at once.
+"""
+
+import base64
+import contextlib
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import h11
+import httpx
+
+from jfs.extents import KiB
+
+_HEAD_CHUNK = 16 * KiB
+_MAX_HEAD = 256 * KiB
+# A server may close a connection that is idle (nginx after 75 s, many load balancers after 60):
+# older ones are not worth trying.
+_IDLE_S = 30.0
+_KEPT = 16
+
+
+class _Connection:
+    def __init__(self, sock: socket.socket, key: tuple[str, str, int]) -> None:
+        self.sock = sock
+        self.key = key
+        self.idle_since = 0.0
+        self.used = False
+
+
+class BodyStream(httpx.SyncByteStream):
+    """A response body; either iterate it or call ``readinto``, not both."""
+
+    def __init__(
+        self,
+        transport: "BulkTransport",
+        connection: _Connection,
+        protocol: h11.Connection,
+        length: int | None,
+        leftover: bytes,
+        *,
+        reusable: bool,
+    ) -> None:
+        self._transport = transport
+        self._connection: _Connection | None = connection
+        self._protocol = protocol
+        self._remaining = length  # None: chunked, or until the connection closes
+        self._leftover = memoryview(leftover)
+        self._reusable = reusable
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Receive up to ``len(buffer)`` bytes; 0 at the end.
+
+        Raises:
+            httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError: as httpx would.
+        """
+        if self._remaining is None:
+            return self._read_decoded(buffer)
+        if not self._remaining:
+            return 0
+        want = min(len(buffer), self._remaining)
+        if self._leftover:
+            count = min(want, len(self._leftover))
+            buffer[:count] = self._leftover[:count]
+            self._leftover = self._leftover[count:]
+        else:
+            count = self._receive(buffer[:want])
+            if not count:
+                raise httpx.RemoteProtocolError(f"the body ended {self._remaining} bytes too early")
+        self._remaining -= count
+        return count
+
+    def __iter__(self) -> Iterator[bytes]:
+        buffer = memoryview(bytearray(64 * KiB))
+        while count := self.readinto(buffer):
+            yield bytes(buffer[:count])
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._reusable and self._remaining == 0:
+            self._transport.release(connection)
+        else:
+            self._transport.discard(connection)
+
+    def _receive(self, buffer: memoryview) -> int:
+        if self._connection is None:
+            raise httpx.ReadError("the response is closed")
+        with _mapped():
+            return self._connection.sock.recv_into(buffer)
+
+    def _read_decoded(self, buffer: memoryview) -> int:
+        """Chunked bodies and those that end with the connection: rare, so h11 decodes them."""
+        while not self._leftover:
+            with _mapped():
+                event = self._protocol.next_event()
+                if event is h11.NEED_DATA:
+                    assert self._connection is not None
+                    self._protocol.receive_data(self._connection.sock.recv(64 * KiB))
+                    continue
+            if isinstance(event, h11.Data):
+                self._leftover = memoryview(bytes(event.data))
+            else:
+                self._remaining = 0
+                return 0
+        count = min(len(buffer), len(self._leftover))
+        buffer[:count] = self._leftover[:count]
+        self._leftover = self._leftover[count:]
+        return count
+
+
+class BulkTransport(httpx.BaseTransport):
+    """See the module. Any thread.
+
+    Args:
+        context: TLS context for https.
+        connect_timeout_s, idle_timeout_s: of one connection attempt; of one receive.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, *, connect_timeout_s: float, idle_timeout_s: float
+    ) -> None:
+        self._context = context
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
+        self._open: set[_Connection] = set()
+        self._closed = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send *request* (without a body) and receive the head of its answer.
+
+        The body is ``response.extensions["body"]``, a ``BodyStream``.
+
+        Raises:
+            httpx.TransportError: of the class that httpx itself would raise.
+        """
+        url = request.url
+        key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        connection = self._take_idle(key)
+        if connection is not None:
+            try:
+                return self._exchange(connection, request)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                # The server closed it while it was idle: not an answer to this request.
+                self.discard(connection)
+                if self._closed:
+                    raise
+        connection = self._connect(key)
+        try:
+            return self._exchange(connection, request)
+        except BaseException:
+            self.discard(connection)
+            raise
+
+    def close(self) -> None:
+        """Cut every connection; later requests fail. Any thread."""
+        with self._lock:
+            self._closed = True
+            connections = list(self._open)
+            self._idle.clear()
+        for connection in connections:
+            # shutdown wakes a thread that is blocked in recv; close alone would not.
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            if not connection.used:
+                self.discard(connection)
+
+    def release(self, connection: _Connection) -> None:
+        """Keep a connection whose body was received exactly to its end."""
+        with self._lock:
+            kept = self._idle.setdefault(connection.key, [])
+            if not self._closed and len(kept) < _KEPT:
+                connection.idle_since = time.monotonic()
+                connection.used = False
+                kept.append(connection)
+                return
+        self.discard(connection)
+
+    def discard(self, connection: _Connection) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._open.discard(connection)
+        connection.sock.close()
+
+    def _take_idle(self, key: tuple[str, str, int]) -> _Connection | None:
+        oldest = time.monotonic() - _IDLE_S
+        expired = []
+        found = None
+        with self._lock:
+            kept = self._idle.get(key, [])
+            while kept and found is None:
+                connection = kept.pop()
+                if connection.idle_since >= oldest:
+                    found = connection
+                    found.used = True
+                else:
+                    expired.append(connection)
+        for connection in expired:
+            self.discard(connection)
+        return found
+
+    def _connect(self, key: tuple[str, str, int]) -> _Connection:
+        scheme, host, port = key
+        proxy = _proxy_for(scheme, host, port)
+        with _mapped(connecting=True):
+            if self._closed:
+                raise OSError("closed")
+            if proxy is None:
+                sock = socket.create_connection((host, port), self._connect_timeout_s)
+            else:
+                sock = socket.create_connection(
+                    (proxy.hostname or "", proxy.port or 80), self._connect_timeout_s
+                )
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if scheme == "https":
+                    if proxy is not None:
+                        _tunnel(sock, host, port, _proxy_authorization(proxy))
+                    sock = self._context.wrap_socket(sock, server_hostname=host)
+                sock.settimeout(self._idle_timeout_s)
+            except BaseException:
+                sock.close()
+                raise
+        connection = _Connection(sock, key)
+        connection.used = True
+        with self._lock:
+            self._open.add(connection)
+            closed = self._closed
+        if closed:
+            self.discard(connection)
+            raise httpx.ConnectError("closed")
+        return connection
+
+    def _exchange(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
+        scheme, host, port = connection.key
+        protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+        target = request.url.raw_path
+        headers = list(request.headers.raw)
+        proxy = _proxy_for(scheme, host, port) if scheme == "http" else None
+        if proxy is not None:
+            target = b"http://" + request.url.netloc + target
+            authorization = _proxy_authorization(proxy)
+            if authorization:
+                headers.append((b"Proxy-Authorization", authorization))
+        with _mapped():
+            head = h11.Request(method=request.method.encode(), target=target, headers=headers)
+            data = protocol.send(head)
+            end = protocol.send(h11.EndOfMessage())
+            connection.sock.sendall((data or b"") + (end or b""))
+            while True:
+                event = protocol.next_event()
+                if event is h11.NEED_DATA:
+                    protocol.receive_data(connection.sock.recv(_HEAD_CHUNK))
+                elif isinstance(event, h11.Response):
+                    break
+                elif not isinstance(event, h11.InformationalResponse):
+                    raise httpx.RemoteProtocolError("the server closed without an answer")
+        length = _body_length(request, event)
+        leftover = b""
+        if length is not None:
+            leftover = bytes(protocol.trailing_data[0])
+            if len(leftover) > length:
+                raise httpx.RemoteProtocolError("the server sent more than it said")
+        keep = event.http_version == b"1.1" and not any(
+            name == b"connection" and b"close" in value.lower() for name, value in event.headers
+        )
+        body = BodyStream(self, connection, protocol, length, leftover, reusable=keep)
+        return httpx.Response(
+            event.status_code,
+            headers=event.headers.raw_items(),
+            stream=body,
+            extensions={"body": body, "http_version": b"HTTP/" + event.http_version},
+        )
+
+
+class _mapped:
+    """Raise what httpx raises for the errors of sockets, TLS and h11."""
+
+    def __init__(self, *, connecting: bool = False) -> None:
+        self._connecting = connecting
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or isinstance(error, httpx.TransportError):
+            return
+        if isinstance(error, h11.RemoteProtocolError):
+            raise httpx.RemoteProtocolError(str(error)) from error
+        if isinstance(error, h11.LocalProtocolError):
+            raise httpx.LocalProtocolError(str(error)) from error
+        if isinstance(error, TimeoutError):
+            if self._connecting:
+                raise httpx.ConnectTimeout("no connection in time") from error
+            raise httpx.ReadTimeout("the server is silent") from error
+        if isinstance(error, OSError):
+            if self._connecting:
+                raise httpx.ConnectError(str(error)) from error
+            raise httpx.ReadError(str(error)) from error
+
+
+def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
+    """Give the length of the body when it is known beforehand (RFC 9112 section 6.3)."""
+    if request.method == "HEAD" or response.status_code in (204, 304):
+        return 0
+    fields = dict(response.headers)
+    if b"transfer-encoding" in fields or b"content-length" not in fields:
+        return None
+    return int(fields[b"content-length"])
+
+
+def _proxy_for(scheme: str, host: str, port: int) -> SplitResult | None:
+    """Give the proxy of the environment (``HTTPS_PROXY``, ``NO_PROXY`` …), if one is to be used."""
+    proxies = urllib.request.getproxies()
+    address = proxies.get(scheme) or proxies.get("all")
+    if not address or urllib.request.proxy_bypass(f"{host}:{port}"):
+        return None
+    return urlsplit(address if "://" in address else f"http://{address}")
+
+
+def _proxy_authorization(proxy: SplitResult) -> bytes | None:
+    if proxy.username is None:
+        return None
+    text = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return b"Basic " + base64.b64encode(text.encode())
+
+
+def _tunnel(sock: socket.socket, host: str, port: int, authorization: bytes | None) -> None:
+    """Ask the proxy for a connection to the server (RFC 9110 section 9.3.6)."""
+    protocol = h11.Connection(h11.CLIENT)
+    target = f"{host}:{port}".encode()
+    headers = [(b"Host", target)]
+    if authorization:
+        headers.append((b"Proxy-Authorization", authorization))
+    sock.sendall(
+        protocol.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b""
+    )
+    while True:
+        event = protocol.next_event()
+        if event is h11.NEED_DATA:
+            protocol.receive_data(sock.recv(1))
+        elif isinstance(event, h11.Response):
+            if not 200 <= event.status_code < 300:
+                raise httpx.ProxyError(f"the proxy refused: {event.status_code}")
+            return
+        else:
+            raise httpx.ProxyError("the proxy closed the connection")

@@ -1,0 +1,80 @@
+"""``jfs serve``."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+
+import click
+
+from jfs import logs
+from jfs.errors import ConfigError
+from jfs.server import EmbeddedServer, FaultPlan, TlsFiles, samples
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("serve")
+@click.argument("directory", metavar="DIR", type=_PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0: any free."
+)
+@click.option("--anonymous", is_flag=True, help="Let everybody who connects read and write.")
+@click.option("--repo", multiple=True, metavar="NAME", help="Create this repository if missing.")
+@click.option("--samples", "with_samples", is_flag=True, help="Fill empty repositories: jfs demo.")
+@click.option("--tls-cert", type=_PATH, help="Certificate chain, PEM: serve https.")
+@click.option("--tls-key", type=_PATH, help="Its key, PEM.")
+@click.option("--allow-remote", is_flag=True, help="Listen beyond loopback without TLS.")
+@click.option("--faults", type=_PATH, help="JSON list of faults to act out: a test aid.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+def command(
+    directory: Path,
+    host: str,
+    port: int,
+    anonymous: bool,
+    repo: tuple[str, ...],
+    with_samples: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    allow_remote: bool,
+    faults: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve Artifactory's REST interface from DIR until SIGTERM or Ctrl-C.
+
+    The first start makes an administrator's token in DIR/admin.token.
+
+    \b
+    Example:
+      jfs serve /srv/models --repo ml-models-local
+      export JF_ACCESS_TOKEN=$(cat /srv/models/admin.token)
+      jfs mount http://127.0.0.1:8081/artifactory/ml-models-local /models
+
+    Exit codes: 0 ended by a signal, 2 it could not start, and the message says why.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key go together")
+    logs.set_up(logging.INFO)
+    stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    server = EmbeddedServer(
+        directory.absolute(),
+        host=host,
+        port=port,
+        anonymous=anonymous,
+        faults=FaultPlan.load(faults) if faults else None,
+        tls=TlsFiles(tls_cert, tls_key) if tls_cert and tls_key else None,
+        allow_remote=allow_remote,
+    )
+    with server:
+        for name in repo:
+            server.create_repository(name)
+            if with_samples and server.is_empty(name):
+                samples.seed(server, name)
+        token = directory.absolute() / "admin.token"
+        if as_json:
+            click.echo(json.dumps({"url": server.url, "token_file": str(token)}))
+        else:
+            click.echo(f"jfs: serving {server.url}, token in {token}")
+        signal.sigwait(stop)
