@@ -83,8 +83,8 @@ class TreeSettings:
     uid: int
     gid: int
     umask: int = 0o022
-    entry_ttl_s: float = 60.0
-    attr_ttl_s: float = 60.0
+    entry_ttl_s: float = 10.0
+    attr_ttl_s: float = 10.0
     negative_ttl_s: float = 5.0
 
 

@@ -266,10 +266,15 @@ async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
     if scope.cancelled_caught:
         log.error("%s: the kernel does not answer", mountpoint)
         return
+    await trio.to_thread.run_sync(_tune, mountpoint)
+    ready()
+
+
+def _tune(mountpoint: Path) -> None:
+    # In a thread like every look at our own mount: even resolving its path asks our event loop.
     entry = mount_at(mountpoint)
     if entry is not None:
-        await trio.to_thread.run_sync(fusectl.tune, entry.device)
-    ready()
+        fusectl.tune(entry.device)
 
 
 async def _end_on_signal(source: HttpRangeSource, scope: trio.CancelScope) -> None:

@@ -1,1 +1,5 @@
 """Content-addressed block cache on disk."""
+
+from jfs.cache.store import DiskBlockStore
+
+__all__ = ["DiskBlockStore"]

@@ -56,7 +56,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--attr-ttl",
     type=click.FloatRange(0),
-    default=60.0,
+    default=10.0,
     show_default=True,
     metavar="SECONDS",
     help="How long names, sizes and times are believed.",

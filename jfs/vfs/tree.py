@@ -120,7 +120,9 @@ class Tree:
         inode = parent.dentries.get(name)
         if inode is not None and (inode.fresh_until > now or parent.complete_until > now):
             return inode
-        if inode is None and parent.complete_until > now:
+        settings = self._settings
+        listed_at = parent.complete_until - settings.entry_ttl_s
+        if inode is None and now < min(parent.complete_until, listed_at + settings.negative_ttl_s):
             raise NoEntry(f"{parent.path.child(name)}: not in the listing")
         if parent.missing is not None and parent.missing.get(name, 0.0) > now:
             raise NoEntry(f"{parent.path.child(name)}: was not there a moment ago")

@@ -1,0 +1,226 @@
+"""The block store: a directory of contents, shared by every mount and process of the node.
+
+Any thread; blocking. Lock order: the eviction lock of the directory, then the lock of a content's
+map; a content in use holds the latter shared for as long as it is open.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jfs.cache import eviction
+from jfs.cache.blockmap import BlockMap
+from jfs.cache.content import DiskContent
+from jfs.config import CacheSettings
+from jfs.errors import CacheError
+from jfs.metrics import Metrics
+from jfs.model import ContentKey
+
+log = logging.getLogger(__name__)
+
+# Digests come from a server and become file names: nothing but these.
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}")
+# A disk that refuses is left alone for so long: asking it at every block would cost every read.
+_PAUSE_S = 30.0
+# Between looks at what other processes have written.
+_RESCAN_BYTES = 256 * 1024 * 1024
+_OPEN_TRIES = 16
+
+
+class DiskBlockStore:
+    """``BlockStore`` on disk; see the module.
+
+    Raises:
+        CacheError: the directory cannot be made, or is open to other users.
+    """
+
+    def __init__(self, settings: CacheSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._directory = settings.directory
+        _prepare(settings.directory)
+        self._lock = threading.Lock()
+        self._paused_until = 0.0
+        self._used = 0
+        self._since_scan = _RESCAN_BYTES  # the first write looks
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="jfs-verify")
+        self._closed = threading.Event()
+
+    @property
+    def block_size(self) -> int:
+        return self._settings.block_size
+
+    def open(self, content: ContentKey) -> DiskContent:
+        paths = self._paths(content)
+        for _ in range(_OPEN_TRIES):
+            try:
+                opened = self._open_once(paths, content)
+            except OSError as error:
+                raise CacheError(f"{self._directory}: {error.strerror}") from error
+            if opened is not None:
+                return opened
+        raise CacheError(f"{self._directory}: the entry of {content} keeps vanishing")
+
+    def close(self) -> None:
+        self._closed.set()
+        self._background.shutdown(cancel_futures=True)
+
+    def _paths(self, content: ContentKey) -> tuple[Path, Path]:
+        if not _DIGEST.fullmatch(content.digest) or content.size <= 0:
+            raise CacheError(f"{content.digest!r:.100} is not a digest")
+        algorithm, _, digest = content.digest.partition(":")
+        base = self._directory / digest[:2] / f"{algorithm}-{digest}-{content.size}"
+        return (
+            base.with_name(base.name + eviction.MAP_SUFFIX),
+            base.with_name(base.name + eviction.DATA_SUFFIX),
+        )
+
+    def _open_once(self, paths: tuple[Path, Path], content: ContentKey) -> DiskContent | None:
+        """Open an entry; None when it was evicted between two of our steps."""
+        map_path, data_path = paths
+        try:
+            blocks = BlockMap.open(map_path, content, self.block_size)
+        except CacheError as error:
+            log.warning("%s: made anew", error)
+            map_path.unlink(missing_ok=True)
+            return None
+        try:
+            fcntl.flock(blocks.fd, fcntl.LOCK_SH)
+            if not _is_at(blocks.fd, map_path):
+                blocks.close()
+                return None
+            data = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(data).st_size < content.size:
+                os.ftruncate(data, content.size)
+            with contextlib.suppress(OSError):
+                os.utime(map_path)
+        except BaseException:
+            blocks.close()
+            raise
+        return DiskContent(
+            paths,
+            blocks,
+            data,
+            self._metrics,
+            room=self._room,
+            failed=self._failed,
+            completed=self._completed,
+        )
+
+    def _room(self, size: int) -> bool:
+        """Whether *size* more bytes may be written; evicts for them if need be."""
+        settings = self._settings
+        if size > settings.budget_bytes or time.monotonic() < self._paused_until:
+            return False
+        try:
+            status = os.statvfs(self._directory)
+            lacking = settings.free_floor_bytes + size - status.f_bavail * status.f_frsize
+            with self._lock:
+                self._since_scan += size
+                self._used += size
+                if (
+                    self._since_scan >= min(_RESCAN_BYTES, settings.budget_bytes // 8)
+                    or self._used > settings.budget_bytes
+                    or lacking > 0
+                ):
+                    self._used = eviction.make_room(
+                        self._directory,
+                        settings.budget_bytes,
+                        size,
+                        at_least=max(0, lacking),
+                    )
+                    self._since_scan = 0
+                    self._used += size
+                    if self._used > settings.budget_bytes:
+                        return False
+            if lacking > 0:
+                status = os.statvfs(self._directory)
+                return status.f_bavail * status.f_frsize >= settings.free_floor_bytes + size
+        except OSError as error:
+            self._failed(error)
+            return False
+        return True
+
+    def _failed(self, error: OSError) -> None:
+        """Leave the disk alone for a while."""
+        self._metrics.count("cache_disk_errors")
+        with self._lock:
+            first = time.monotonic() >= self._paused_until
+            self._paused_until = time.monotonic() + _PAUSE_S
+        if first:
+            log.warning(
+                "%s: %s: reading past the cache for %.0f s",
+                self._directory,
+                error.strerror,
+                _PAUSE_S,
+            )
+
+    def _completed(self, content: DiskContent) -> None:
+        """Hold a complete content against its digest, once, in the background."""
+        with contextlib.suppress(RuntimeError):  # closing
+            self._background.submit(self._verify, content.blocks.content)
+
+    def _verify(self, key: ContentKey) -> None:
+        # Behind every reader: hashing costs as much CPU as receiving did. On Linux the nice value
+        # belongs to the thread.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            content = self.open(key)
+        except CacheError:
+            return
+        try:
+            if content.blocks.verified:
+                return
+            algorithm, _, digest = key.digest.partition(":")
+            found = hashlib.new(algorithm)
+            length = 0
+            for piece in content.read_all():
+                if self._closed.is_set():
+                    return
+                found.update(piece)
+                length += len(piece)
+            if length != key.size:
+                return  # evicted meanwhile
+            if found.hexdigest() == digest:
+                content.blocks.verified = True
+                self._metrics.count("verified_contents")
+                return
+            self._metrics.count("integrity_errors")
+            log.error("%s: what the server sent does not match its checksum: dropped", key)
+            content.drop()
+        finally:
+            content.close()
+
+
+def _prepare(directory: Path) -> None:
+    """Make the directory, private; refuse one that others could write to."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise CacheError(f"{directory}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise CacheError(f"{directory}: is not a directory")
+    if status.st_uid != os.geteuid():
+        raise CacheError(f"{directory}: belongs to another user")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise CacheError(f"{directory}: other users can look in: chmod 700 {directory}")
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one at *path*."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(file)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
