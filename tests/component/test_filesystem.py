@@ -219,7 +219,10 @@ async def test_a_missing_name_is_believed_for_its_own_ttl(
         assert (await fs.lookup(ROOT, "late")).size == 1
 
 
-async def test_an_outage_is_not_a_missing_file(mock_clock: trio.testing.MockClock) -> None:
+async def test_an_outage_is_not_a_missing_file(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append("known before: connection refused")
     server = MemoryServer(a=b"1", d__e=b"1")
     async with filesystem(server) as fs:
         d = (await listing(fs, ROOT))["d"]

@@ -172,7 +172,8 @@ async def test_a_read_that_gets_no_bytes_fails_in_time(
         go.set()
 
 
-async def test_an_internal_error_ends_in_the_read() -> None:
+async def test_an_internal_error_ends_in_the_read(expected_logs: list[str]) -> None:
+    expected_logs.append("fetch failed")
     source = MemorySource(content(64 * KiB))
 
     def bug(_: Extent) -> None:

@@ -38,6 +38,7 @@ def mounter(tmp_path: Path) -> Iterator[Mounter]:
     for mounted in running:
         if mounted.process.returncode is None:
             mounted.stop()
+        mounted.close()
 
 
 @pytest.fixture

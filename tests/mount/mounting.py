@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 JFS = [sys.executable, "-m", "jfs"]
-_DEADLINE_S = 60
+_DEADLINE_S = 30
 
 
 class Mounted:
@@ -61,8 +61,7 @@ class Mounted:
             self.kill()
             raise
         finally:
-            _pipe(self.process).close()
-            self._log.close()
+            self.close()
         assert code == 0, self.log_after()
         assert not os.path.ismount(self.root)
         surprises = [
@@ -76,10 +75,16 @@ class Mounted:
     def log_after(self) -> str:
         return Path(self._log.name).read_text()
 
+    def close(self) -> None:
+        """Give back what the test process holds of it."""
+        _pipe(self.process).close()
+        self._log.close()
+
     def kill(self) -> None:
         """End it without a word, and clear the mountpoint."""
         self.process.kill()
         self.process.wait(_DEADLINE_S)
+        self.close()
         subprocess.run(["fusermount3", "-uzq", str(self.root)], check=False)
 
 
