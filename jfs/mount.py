@@ -86,6 +86,8 @@ def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
         raise ConfigError("fusermount3 is not in PATH: install the package fuse3")
     entry = mount_at(path)
     try:
+        if entry is not None:
+            os.statvfs(path)  # asks the daemon; stat may be answered from the kernel's memory
         is_directory = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such directory: create it with `mkdir -p {path}`") from None
