@@ -2,14 +2,17 @@
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from jfs.server import EmbeddedServer
 
 REPO = "ml-models-local"
+_T = TypeVar("_T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,38 +20,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def scale(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+def scale(request: pytest.FixtureRequest) -> Callable[[_T, _T], _T]:
     """``scale(slice, whole)``: how much of a long proof to run."""
     whole = bool(request.config.getoption("--whole"))
-    return lambda part, all_of_it: all_of_it if whole else part
+    return lambda part, everything: everything if whole else part
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A server with an empty repository, ``ml-models-local``."""
+    """A server with an empty repository, ``ml-models-local``; its threads end with it."""
+    before = set(threading.enumerate())
     with EmbeddedServer(tmp_path / "server") as running:
         running.create_repository(REPO)
         yield running
+    left = [
+        thread.name
+        for thread in set(threading.enumerate()) - before
+        if thread.name.startswith("jfs-server")
+    ]
+    assert not left, f"threads of the server that did not end: {left}"
 
 
 @pytest.fixture
 def expected_logs() -> list[str]:
-    """Patterns of warnings that the test provokes; append to it."""
+    """Patterns of warnings and errors that the test provokes; append to it."""
     return []
 
 
+class _Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
 @pytest.fixture(autouse=True)
-def _no_surprise_in_the_log(
-    caplog: pytest.LogCaptureFixture, expected_logs: list[str]
-) -> Iterator[None]:
-    """Fail a test after which jfs has logged a warning that was not expected."""
+def _no_surprise_in_the_log(expected_logs: list[str]) -> Iterator[None]:
+    """Fail a test in which, or in whose fixtures, jfs logs a warning that was not expected."""
+    # A handler of its own: jfs.logs.set_up replaces those of the root, caplog's with them.
+    handler = _Warnings()
+    logger = logging.getLogger("jfs")
+    logger.addHandler(handler)
     yield
+    logger.removeHandler(handler)
     surprises = [
-        record.getMessage()
-        for when in ("setup", "call")
-        for record in caplog.get_records(when)
-        if record.name.startswith("jfs")
-        and record.levelno >= logging.WARNING
-        and not any(re.search(pattern, record.getMessage()) for pattern in expected_logs)
+        message
+        for message in handler.messages
+        if not any(re.search(pattern, message) for pattern in expected_logs)
     ]
     assert not surprises, f"unexpected in the log: {surprises}"
