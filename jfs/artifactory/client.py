@@ -17,7 +17,6 @@ from jfs.artifactory.exchange import (
     failure,
     mapped,
     next_hop,
-    redacted,
     tls_context,
 )
 from jfs.config import Credentials, ServerSettings

@@ -22,7 +22,7 @@ from jfs.artifactory.exchange import (
 from jfs.artifactory.transport import BodyStream, BulkTransport
 from jfs.config import ServerSettings
 from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
-from jfs.extents import Extent, MiB
+from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import Sink
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # Signed locations live 30 s by default (artifactory-rest 3.4): reuse one well within that.
 _LOCATION_LIFE_S = 10.0
 _LOCATIONS_KEPT = 1024
+_FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
 _ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40})"?')
 
 
@@ -88,13 +89,16 @@ class HttpRangeSource:
             assert isinstance(body, BodyStream)
             with mapped("GET", response.request.url):
                 _discard(body, skip)
+                # The first piece is small: somebody may wait for no more than its first page.
+                piece = _FIRST_PIECE
                 while progress.position < extent.stop:
-                    count = body.readinto(progress.sink.buffer())
+                    count = body.readinto(progress.sink.buffer()[:piece])
                     if not count:
                         raise Unavailable("the body ended too early")
-                    self._metrics.count("received_bytes", count)
                     progress.advance(count)
+                    piece = _PIECE
         finally:
+            self._metrics.count("received_bytes", progress.position - extent.start)
             response.close()
 
     def _open(self, version: ArtifactVersion, extent: Extent) -> tuple[httpx.Response, bool]:

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 import urllib.request
@@ -98,8 +99,12 @@ class BodyStream(httpx.SyncByteStream):
     def _receive(self, buffer: memoryview) -> int:
         if self._connection is None:
             raise httpx.ReadError("the response is closed")
+        sock = self._connection.sock
         with _mapped():
-            return self._connection.sock.recv_into(buffer)
+            if isinstance(sock, ssl.SSLSocket):
+                return sock.recv_into(buffer)  # a record at a time, 16 KiB
+            # One call, and one turn of the interpreter's lock, for as much as is wanted.
+            return sock.recv_into(buffer, 0, socket.MSG_WAITALL)
 
     def _read_decoded(self, buffer: memoryview) -> int:
         """Chunked bodies and those that end with the connection: rare, so h11 decodes them."""
@@ -231,7 +236,14 @@ class BulkTransport(httpx.BaseTransport):
                     if proxy is not None:
                         _tunnel(sock, host, port, _proxy_authorization(proxy))
                     sock = self._context.wrap_socket(sock, server_hostname=host)
-                sock.settimeout(self._idle_timeout_s)
+                # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
+                # and costs a poll for every receive; the kernel's does neither.
+                sock.settimeout(None)
+                seconds = int(self._idle_timeout_s)
+                fraction = int((self._idle_timeout_s - seconds) * 1_000_000)
+                timeout = struct.pack("@ll", seconds, fraction)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
             except BaseException:
                 sock.close()
                 raise
@@ -303,7 +315,7 @@ class _mapped:
             raise httpx.RemoteProtocolError(str(error)) from error
         if isinstance(error, h11.LocalProtocolError):
             raise httpx.LocalProtocolError(str(error)) from error
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | BlockingIOError | ssl.SSLWantReadError):
             if self._connecting:
                 raise httpx.ConnectTimeout("no connection in time") from error
             raise httpx.ReadTimeout("the server is silent") from error

@@ -11,6 +11,7 @@ must be no checkpoint: see ``segments``.
 
 import logging
 from bisect import bisect_right, insort
+from contextlib import AbstractContextManager, nullcontext
 
 import trio
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 _CLAIM_POLL_S = 0.005
 _CLAIM_PATIENCE_S = 10.0
 
+# One writer leaves a disk idle between its writes; more only queue.
+_DISK_WRITERS = 2
 _PAGE = 4096
 _TRIPWIRE = 16 * KiB  # one READ of the smallest size that costs no more than a page
 _ASKED_RUNS = 256
@@ -68,6 +71,7 @@ class DataPlane:
         # Read-ahead never takes the last worker: a READ that somebody waits for is not queued
         # behind bytes that nobody has asked for.
         self.demand_limit = trio.CapacityLimiter(fetches)
+        self.disk_limit = trio.CapacityLimiter(_DISK_WRITERS)
         self.ahead_limit = trio.CapacityLimiter(max(1, fetches - 1))
 
     async def open(self, version: ArtifactVersion) -> "ContentReader":
@@ -266,7 +270,8 @@ class ContentReader(SegmentOwner):
             error = JfsError(f"internal error: {failure!r}")
             log.exception("%s %s: fetch failed", self.version.path, segment.extent)
         finally:
-            segment.finish(error)
+            if not segment.done:
+                segment.finish(error)
 
     async def _push(self, segment: Segment, ino: int) -> None:
         """Push what no READ has asked for, behind a gap.
@@ -287,59 +292,70 @@ class ContentReader(SegmentOwner):
                 await self._plane.pages.push(ino, self.version.content, first, view)
 
     async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
-        """Wait until no other process fetches the same, then fill."""
+        """Wait until no other process fetches the same, then fill and publish."""
         cached = self._cached
+        if cached is None:
+            await self._in_thread(segment, [segment.extent], limit)
+            return
         waiting_since = trio.current_time()
         known_missing = None
-        while cached is not None:
-            missing = cached.missing(segment.extent)
-            if not missing:
-                break
+        claim: AbstractContextManager[None] | None = nullcontext()
+        while missing := cached.missing(segment.extent):
             claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
             if claim is not None:
-                with claim:
-                    # Between our look and our claim the other process may have finished.
-                    await self._in_thread(segment, cached.missing(segment.extent), limit)
-                return
+                # Between our look and our claim the other process may have finished.
+                missing = cached.missing(segment.extent)
+                break
             if missing != known_missing:
                 known_missing = missing
                 waiting_since = trio.current_time()
             elif trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
                 log.warning("%s: another process holds its blocks and stands still", self.version)
-                await self._in_thread(segment, missing, limit)
-                return
+                break
             await trio.sleep(_CLAIM_POLL_S)
-        await self._in_thread(segment, [] if cached is not None else [segment.extent], limit)
+        with claim or nullcontext():
+            fetched = await self._in_thread(segment, missing, limit)
+            # READs are answered from now on; the disk is written behind them, in threads of its
+            # own, so that a slow disk holds up no connection. Memory bounds how far behind.
+            segment.finish()
+            for run in fetched:
+                await trio.to_thread.run_sync(
+                    cached.publish, run.start, segment.slice(run), limiter=self._plane.disk_limit
+                )
 
     async def _in_thread(
         self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
-    ) -> None:
-        await trio.to_thread.run_sync(self._fill_blocking, segment, missing, limiter=limit)
+    ) -> list[Extent]:
+        return await trio.to_thread.run_sync(self._fill_blocking, segment, missing, limiter=limit)
 
-    def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> None:
-        """Receive *missing* from the server and everything else from disk, in order."""
+    def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> list[Extent]:
+        """Receive *missing* from the server and everything else from disk, in order.
+
+        Returns:
+            The runs that came from the server.
+        """
+        fetched: list[Extent] = []
         position = segment.extent.start
-        for run in [*missing, None]:
-            stop = run.start if run is not None else segment.extent.stop
-            if position < stop:
-                self._from_disk(segment, Extent(position, stop))
-                position = stop
-            if run is not None:
-                self._from_server(segment, run.intersection(segment.extent))
-                position = min(run.stop, segment.extent.stop)
+        for run in [*missing, Extent(segment.extent.stop, segment.extent.stop)]:
+            kept = Extent(position, run.start)
+            if kept and not self._from_disk(segment, kept):
+                self._from_server(segment, kept)  # evicted or damaged since we looked
+                fetched.append(kept)
+            if run:
+                self._from_server(segment, run)
+                fetched.append(run)
+            position = run.stop
+        return fetched
 
-    def _from_disk(self, segment: Segment, run: Extent) -> None:
-        cached = self._cached
-        if cached is not None and cached.read_into(run, segment.slice(run)):
-            self._plane.metrics.count("disk_bytes", run.size)
-            segment.progress(run.stop)
-        else:
-            self._from_server(segment, run)  # evicted or damaged since we looked
+    def _from_disk(self, segment: Segment, run: Extent) -> bool:
+        if self._cached is None or not self._cached.read_into(run, segment.slice(run)):
+            return False
+        self._plane.metrics.count("disk_bytes", run.size)
+        segment.progress(run.stop)
+        return True
 
     def _from_server(self, segment: Segment, run: Extent) -> None:
         self._plane.source.fetch(self.version, run, _SegmentSink(segment, run))
-        if self._cached is not None:
-            self._cached.publish(run.start, segment.slice(run))
 
     async def _close_when_idle(self) -> None:
         if self._working:
