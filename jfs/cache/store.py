@@ -98,6 +98,7 @@ class DiskBlockStore:
                 blocks.close()
                 return None
             data = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            direct = _open_direct(data_path)
             if os.fstat(data).st_size < content.size:
                 os.ftruncate(data, content.size)
             with contextlib.suppress(OSError):
@@ -109,6 +110,7 @@ class DiskBlockStore:
             paths,
             blocks,
             data,
+            direct,
             self._metrics,
             room=self._room,
             failed=self._failed,
@@ -214,6 +216,14 @@ def _prepare(directory: Path) -> None:
         raise CacheError(f"{directory}: belongs to another user")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise CacheError(f"{directory}: other users can look in: chmod 700 {directory}")
+
+
+def _open_direct(path: Path) -> int:
+    """Open a file past the page cache; -1 where the file system cannot (tmpfs)."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _is_at(file: int, path: Path) -> bool:
