@@ -1,4 +1,4 @@
-"""``jfs serve``."""
+"""``jfs serve``: the embedded server on a directory, until a signal. Main thread only."""
 
 import json
 import logging
@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from jfs import logs
-from jfs.errors import ConfigError
+from jfs.errors import ConfigError, JfsError
 from jfs.server import EmbeddedServer, FaultPlan, TlsFiles, samples
 
+_WATCH_S = 1.0  # how soon an end of the server's thread is noticed
 _PATH = click.Path(path_type=Path)
 
 
@@ -27,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tls-key", type=_PATH, help="Its key, PEM.")
 @click.option("--allow-remote", is_flag=True, help="Listen beyond loopback without TLS.")
 @click.option("--faults", type=_PATH, help="JSON list of faults to act out: a test aid.")
+@click.option("--fsync", is_flag=True, help="Let uploads survive a loss of power: slower.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 def command(
     directory: Path,
@@ -39,11 +41,13 @@ def command(
     tls_key: Path | None,
     allow_remote: bool,
     faults: Path | None,
+    fsync: bool,
     as_json: bool,
 ) -> None:
     """Serve Artifactory's REST interface from DIR until SIGTERM or Ctrl-C.
 
-    The first start makes an administrator's token in DIR/admin.token.
+    Prints one line when it is ready. The first start makes an administrator's token in
+    DIR/admin.token. What the server did so far: GET /jfs/stats, and DELETE to begin anew.
 
     \b
     Example:
@@ -51,7 +55,7 @@ def command(
       export JF_ACCESS_TOKEN=$(cat /srv/models/admin.token)
       jfs mount http://127.0.0.1:8081/artifactory/ml-models-local /models
 
-    Exit codes: 0 ended by a signal, 2 it could not start, and the message says why.
+    Exit codes: 0 ended by a signal, 1 it failed, 2 it could not start, and the message says why.
     """
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert and --tls-key go together")
@@ -66,15 +70,21 @@ def command(
         faults=FaultPlan.load(faults) if faults else None,
         tls=TlsFiles(tls_cert, tls_key) if tls_cert and tls_key else None,
         allow_remote=allow_remote,
+        durable=fsync,
     )
-    with server:
+    try:
         for name in repo:
             server.create_repository(name)
             if with_samples and server.is_empty(name):
                 samples.seed(server, name)
+        server.start()
         token = directory.absolute() / "admin.token"
         if as_json:
             click.echo(json.dumps({"url": server.url, "token_file": str(token)}))
         else:
             click.echo(f"jfs: serving {server.url}, token in {token}")
-        signal.sigwait(stop)
+        while signal.sigtimedwait(stop, _WATCH_S) is None:
+            if not server.running:
+                raise JfsError("the server ended by itself; its log says why")
+    finally:
+        server.stop()

@@ -1,4 +1,4 @@
-"""The embedded Artifactory-compatible server."""
+"""The embedded Artifactory-compatible server, for `jfs serve`, `jfs demo` and tests."""
 
 from jfs.server.faults import Fault, FaultPlan
 from jfs.server.runner import EmbeddedServer, TlsFiles

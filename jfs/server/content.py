@@ -1,220 +1,201 @@
-"""GET and HEAD of content. Source: artifactory-rest section 3.
+"""The content plane, reading: GET and HEAD. The server's event loop only.
 
-Bodies leave by ``sendfile``: the kernel copies from the page cache to the socket, and the loop is
-asked only when the socket's buffer has room again. TLS and faults read and write instead.
+A file that was asked for before is answered without leaving the loop: no thread, no database.
+Source: artifactory-rest 3.
 """
 
-import asyncio
-import gzip
 import html
-import os
-from typing import BinaryIO
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import IO
 from urllib.parse import quote
 
-from aiohttp import web
+from jfs.extents import Extent
+from jfs.model import RepoPath
+from jfs.server import answers, ranges
+from jfs.server.answers import ApiError
+from jfs.server.catalogue import Item
+from jfs.server.exchange import Answer, Call, Part, Slice, json_answer, text_answer
+from jfs.server.filestore import Blob
+from jfs.server.paths import Target, parse_keys, parse_target
+from jfs.server.store import Found
 
-from jfs.server.answers import ApiError, json_response
-from jfs.server.bodies import send_file
-from jfs.server.context import FAULT, USER, Service, base_url, service_of
-from jfs.server.faults import Fault
-from jfs.server.paths import ItemPath
-from jfs.server.ranges import http_date, not_modified, parse_range, range_applies
-from jfs.server.signed import signed_location
-from jfs.server.store import Item
-
-_CHUNK = 1024 * 1024
-_SIDE_FILES = (".sha1", ".md5", ".sha256")
-_BOUNDARY = "jfs-serve-byteranges"
-_TYPES = {
-    ".json": "application/json",
-    ".txt": "text/plain",
-    ".yml": "text/plain",
-    ".yaml": "text/plain",
-    ".log": "text/plain",
-    ".py": "text/x-python",
-    ".zip": "application/zip",
-    ".gz": "application/x-gzip",
-    ".tgz": "application/x-gzip",
-    ".tar": "application/x-tar",
-    ".xml": "application/xml",
-    ".html": "text/html",
-    ".md5": "application/x-checksum",
-    ".sha1": "application/x-checksum",
-    ".sha256": "application/x-checksum",
-}
+SIDE_FILES = ("sha1", "sha256", "md5")
 
 
-def content_type_of(name: str) -> str:
-    """Give the type by extension; models have none of their own."""
-    return _TYPES.get(os.path.splitext(name)[1].lower(), "application/octet-stream")
+async def read(call: Call) -> Answer:
+    """Answer GET and HEAD ``<ctx>/R/P``."""
+    target = parse_target(call.rest)
+    try:
+        found, file = await _open(call, target.path)
+    except ApiError:
+        checksum = await call.run(lambda: _side_file(call, target.path))
+        if checksum is None:
+            raise
+        return text_answer(checksum, media_type="application/x-checksum")
+    blob = found.item.blob
+    if blob is None or file is None:
+        return await _folder(call, target, found)
+    done = partial(call.store.files.open_files.give_back, blob.sha256, file)
+    try:
+        answer = _file(call, target, found, blob, file)
+    except BaseException:
+        done()
+        raise
+    answer.done = done
+    return answer
 
 
-async def download(request: web.Request, at: ItemPath) -> web.StreamResponse:
-    """Answer GET or HEAD of a file or folder."""
-    service = service_of(request)
-    if await service.db(service.store.repository, at.repo) is None:
-        raise ApiError(404, f"Failed to find the repository '{at.repo}' specified in the request.")
-    item = await service.db(service.store.find, at)
-    if item is None:
-        return await _side_file(service, at)
-    if "properties" in request.query:
-        properties = await service.db(service.store.properties, item)
-        if not properties:
-            raise ApiError(404, "No properties could be found.")
-        uri = f"{base_url(request)}/api/storage/{quote(f'{at.repo}/{at.path}')}"
-        return json_response({"properties": properties, "uri": uri})
-    if item.is_folder:
-        return await _folder(request, service, at)
-    return await _file(request, service, item)
+async def browse(call: Call) -> Answer:
+    """Answer ``<ctx>/list/R/P/`` and ``<ctx>/simple/R/P/``."""
+    return await read(replace(call, rest=call.rest.lstrip("/").partition("/")[2]))
 
 
-async def _side_file(service: Service, at: ItemPath) -> web.Response:
-    """``P.sha1`` and its like: the stored checksum as text (artifactory-rest 3.6)."""
-    stem, extension = os.path.splitext(at.path)
-    if extension in _SIDE_FILES:
-        item = await service.db(service.store.find, ItemPath(at.repo, stem))
-        if item is not None and not item.is_folder:
-            digest = getattr(item.blob, extension[1:])
-            return web.Response(text=digest, content_type="application/x-checksum")
-    raise ApiError(404, "File not found.")
-
-
-async def _folder(request: web.Request, service: Service, at: ItemPath) -> web.StreamResponse:
-    if not at.folder and at.path:
-        location = f"{base_url(request)}/{quote(f'{at.repo}/{at.path}')}/"
-        return web.Response(status=302, headers={"Location": location})
-    rows = []
-    for child in await service.db(service.store.children, at.repo, at.path):
-        name = child.name + ("/" if child.is_folder else "")
-        size = "-" if child.size is None else str(child.size)
-        rows.append(
-            f'<a href="{quote(name)}">{html.escape(name)}</a>  {http_date(child.modified)}  {size}'
-        )
-    title = html.escape(f"Index of {at.repo}/{at.path}")
-    page = (
-        f"<html><head><title>{title}</title></head><body><h1>{title}</h1><pre>"
-        + "\n".join(['<a href="../">../</a>', *rows])
-        + "</pre></body></html>"
-    )
-    return web.Response(text=page, content_type="text/html")
-
-
-def _headers(item: Item) -> dict[str, str]:
-    blob = item.blob
-    name = quote(item.name)
-    return {
-        "Last-Modified": http_date(item.modified),
-        "ETag": blob.sha1,  # bare, without quotes
-        "X-Checksum-Sha1": blob.sha1,
-        "X-Checksum-Sha256": blob.sha256,
-        "X-Checksum-Md5": blob.md5,
-        "Accept-Ranges": "bytes",
-        "X-Artifactory-Filename": name,
-        "Content-Disposition": f"attachment; filename=\"{name}\"; filename*=UTF-8''{name}",
-        "Content-Type": content_type_of(item.name),
+def properties_answer(call: Call, found: Found, wanted: str) -> Answer:
+    """Answer ``?properties[=k1,k2]``. Raises ApiError 404 when there are none."""
+    keys = parse_keys(wanted) or list(found.properties)
+    chosen = {
+        key: list(values)
+        for key, values in sorted(found.properties.items())
+        if any(key == each or _is_prefix(each, key) for each in keys)
     }
-
-
-async def _file(request: web.Request, service: Service, item: Item) -> web.StreamResponse:
-    fault = request.get(FAULT)
-    headers = _headers(item)
-    if fault is not None and fault.action == "headers":
-        headers.update(fault.headers)
-    size = item.blob.size
-    if not_modified(request.headers, item.blob.sha1, item.modified):
-        return web.Response(status=304, headers=headers)
-    if request.method == "HEAD":
-        return web.Response(headers={**headers, "Content-Length": str(size)})
-    if fault is not None and fault.action in ("redirect", "expired"):
-        location = signed_location(request, service, item.blob.sha256, fault.action == "expired")
-        return web.Response(status=302, headers={"Location": location})
-    ranges = parse_range(request.headers.get("Range"), size)
-    if ranges is not None and not range_applies(
-        request.headers.get("If-Range"), item.blob.sha1, item.modified
-    ):
-        ranges = None
-    if fault is not None and fault.action == "ignore_range":
-        ranges = None
-    if ranges == []:
-        return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
-    service.downloaded(item.id, request[USER])
-    place = service.filestore.place_of(item.blob.sha256)
-    with await asyncio.to_thread(open, place, "rb") as file:
-        if ranges is not None and len(ranges) > 1:
-            return await _multipart(request, file, ranges, size, headers)
-        start, stop = ranges[0] if ranges else (0, size)
-        response = web.StreamResponse(status=206 if ranges else 200, headers=headers)
-        if ranges:
-            shift = 1 if fault is not None and fault.action == "wrong_range" else 0
-            response.headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{size}"
-        response.content_length = stop - start
-        if fault is not None and fault.action in ("gzip", "corrupt", "short", "drop"):
-            return await _faulty(request, response, file, (start, stop), fault)
-        await response.prepare(request)
-        await send_file(request, response, file, start, stop - start)
-        return response
-
-
-async def _multipart(
-    request: web.Request,
-    file: BinaryIO,
-    ranges: list[tuple[int, int]],
-    size: int,
-    headers: dict[str, str],
-) -> web.StreamResponse:
-    part_type = headers["Content-Type"]
-    response = web.StreamResponse(
-        status=206,
-        headers={**headers, "Content-Type": f"multipart/byteranges; boundary={_BOUNDARY}"},
+    if not chosen:
+        raise ApiError(404, "No properties could be found.")
+    return json_answer(
+        {"properties": chosen, "uri": f"{call.base}/api/storage/{link(found.item.path)}"},
+        answers.ITEM_PROPERTIES,
+        headers={"Cache-Control": "no-store"},
     )
-    heads = [
-        f"\r\n--{_BOUNDARY}\r\nContent-Type: {part_type}\r\n"
-        f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n\r\n".encode()
-        for start, stop in ranges
-    ]
-    end = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    bodies = sum(stop - start for start, stop in ranges)
-    response.content_length = sum(map(len, heads)) + bodies + len(end)
-    await response.prepare(request)
-    for head, (start, stop) in zip(heads, ranges, strict=True):
-        await response.write(head)
-        while start < stop:
-            count = min(_CHUNK, stop - start)
-            chunk = await asyncio.to_thread(os.pread, file.fileno(), count, start)
-            await response.write(chunk)
-            start += len(chunk)
-    await response.write(end)
-    await response.write_eof()
-    return response
 
 
-async def _faulty(
-    request: web.Request,
-    response: web.StreamResponse,
-    file: BinaryIO,
-    extent: tuple[int, int],
-    fault: Fault,
-) -> web.StreamResponse:
-    """Send a body that is wrong in the way the fault says."""
-    start, stop = extent
-    data = await asyncio.to_thread(os.pread, file.fileno(), stop - start, start)
-    if fault.action == "gzip":
-        data = gzip.compress(data)
-        response.headers["Content-Encoding"] = "gzip"
-        response.content_length = len(data)
-    elif fault.action == "corrupt":
-        data = bytes([data[0] ^ 1]) + data[1:]
-    await response.prepare(request)
-    if fault.action in ("gzip", "corrupt"):
-        await response.write(data)
-        await response.write_eof()
-        return response
-    if fault.bytes:
-        await response.write(data[: fault.bytes])
-    transport = request.transport
-    if transport is not None:
-        if fault.action == "short":
-            transport.close()  # flushes what was written, then ends
-        else:
-            transport.abort()
-    return response
+def link(path: RepoPath) -> str:
+    """Encode a path for a URL below the service."""
+    return answers.quote_path(str(path))
+
+
+def _is_prefix(pattern: str, key: str) -> bool:
+    return pattern.endswith("*") and key.startswith(pattern[:-1])
+
+
+async def _open(call: Call, path: RepoPath) -> tuple[Found, IO[bytes] | None]:
+    found = call.store.lookup(path)
+    if found is not None:
+        if found.item.blob is None:
+            return found, None
+        file = call.store.files.open_files.borrow(found.item.blob.sha256)
+        if file is not None:
+            return found, file
+    return await call.run(lambda: call.store.open(path))
+
+
+def _file(call: Call, target: Target, found: Found, blob: Blob, file: IO[bytes]) -> Answer:
+    if target.folder:
+        raise ApiError(404, "File not found.")
+    for key in target.mandatory:
+        if not set(target.properties[key]) & set(found.properties.get(key, ())):
+            raise ApiError(404, f"No artifact has the mandatory property {key}.")
+    if "properties" in call.query:
+        return properties_answer(call, found, call.query["properties"])
+    modified_s = found.item.modified // 1000
+    headers = _headers(found, blob)
+    if ranges.not_modified(call.headers, blob.etag, modified_s):
+        return Answer(304, headers)
+    extents: list[Extent] = []
+    if call.request.method == "GET":
+        try:
+            extents = ranges.requested(call.headers, blob.size, blob.etag, modified_s)
+        except ranges.Unsatisfiable:
+            return Answer(416, {"Content-Range": f"bytes */{blob.size}"})
+        # Only what begins at the beginning: a download in pieces is one download.
+        if (not extents or extents[0].start == 0) and "skipUpdateStats" not in call.query:
+            call.store.count_download(found.item, call.user)
+    if not extents:
+        return Answer(200, headers, [Slice(file, Extent(0, blob.size))])
+    if len(extents) > 1:
+        return _multipart(headers, blob.size, file, extents)
+    headers["Content-Range"] = _content_range(extents[0], blob.size)
+    return Answer(206, headers, [Slice(file, extents[0])])
+
+
+def _headers(found: Found, blob: Blob) -> dict[str, str]:
+    name = found.item.path.name
+    override = found.properties.get("artifactory.content-type", ())
+    media_type = override[0] if override and _is_header(override[0]) else answers.mime_type(name)
+    headers = {
+        "Last-Modified": answers.http_date(found.item.modified),
+        "ETag": blob.etag,
+        "Accept-Ranges": "bytes",
+        "X-Artifactory-Filename": quote(name, safe=""),
+        "Content-Disposition": answers.disposition(name),
+        "Content-Type": media_type,
+        "X-Checksum-Sha256": blob.sha256,
+    }
+    if blob.sha1:
+        headers["X-Checksum-Sha1"] = blob.sha1
+    if blob.md5:
+        headers["X-Checksum-Md5"] = blob.md5
+    return headers
+
+
+def _is_header(text: str) -> bool:
+    return text.isascii() and text.isprintable() and text != ""
+
+
+def _content_range(extent: Extent, size: int) -> str:
+    return f"bytes {extent.start}-{extent.stop - 1}/{size}"
+
+
+def _multipart(
+    headers: dict[str, str], size: int, file: IO[bytes], extents: Sequence[Extent]
+) -> Answer:
+    boundary = secrets.token_hex(12)
+    parts: list[Part] = []
+    for extent in extents:
+        head = (
+            f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\n"
+            f"Content-Range: {_content_range(extent, size)}\r\n\r\n"
+        )
+        parts += [head.encode(), Slice(file, extent)]
+    parts.append(f"\r\n--{boundary}--\r\n".encode())
+    media_type = f"multipart/byteranges; boundary={boundary}"
+    return Answer(206, {**headers, "Content-Type": media_type}, parts)
+
+
+def _side_file(call: Call, path: RepoPath) -> str | None:
+    """Give the checksum that ``P.sha1`` and the like stand for, if ``P`` is a file (3.6)."""
+    stem, _, kind = path.path.rpartition(".")
+    if kind not in SIDE_FILES or not stem:
+        return None
+    item = call.store.find(RepoPath(path.repo, stem))
+    if item is None or item.blob is None:
+        return None
+    return item.blob.known.get(kind)
+
+
+async def _folder(call: Call, target: Target, found: Found) -> Answer:
+    path = found.item.path
+    if "properties" in call.query:
+        return properties_answer(call, found, call.query["properties"])
+    if not target.folder:
+        return Answer(302, {"Location": f"{call.base}/{link(path)}/"})
+    children = await call.run(lambda: call.store.children(path))
+    return text_answer(_index(path, children), media_type="text/html;charset=UTF-8")
+
+
+def _index(path: RepoPath, children: Sequence[Item]) -> str:
+    title = html.escape(f"Index of {path}")
+    lines = [f'<html><head><meta charset="utf-8"><title>{title}</title></head>']
+    lines += [f"<body><h1>{title}</h1><pre>Name    Last modified      Size</pre><hr/><pre>"]
+    if path.path:
+        lines.append('<a href="../">../</a>')
+    for child in children:
+        slash = "" if child.blob else "/"
+        name = child.path.name
+        size = f"{child.blob.size} bytes" if child.blob else "-"
+        href = html.escape(f"./{answers.quote_path(name)}{slash}")
+        when = answers.iso_date(child.modified)
+        lines.append(f'<a href="{href}">{html.escape(name)}{slash}</a>    {when}  {size}')
+    lines.append("</pre><hr/></body></html>\n")
+    return "\n".join(lines)

@@ -1,72 +1,301 @@
-"""A fault plan: weather on demand, so that clients are tried against a real server.
+"""A fault plan: bad weather on demand, so that clients are tried against a real server.
 
-A fault matches requests by method and by a glob on the path below the service, and acts on some of
-them. Thread-safe; tests in the same process add faults, ``jfs serve --faults FILE`` reads them.
+A ``Fault`` says what goes wrong and for which requests: a glob on the decoded path below
+``/artifactory`` (``*`` crosses slashes) and one on the method. Only a fault whose glob begins with
+``/bucket`` acts on signed storage, whose paths are ``/bucket/REPO/PATH``. Any thread: tests add
+faults from theirs while the server's loop matches.
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 from jfs.errors import ConfigError
 
-Action = Literal[
-    "status",  # answer *status* with *body* and *headers* instead
-    "garbage",  # 200 with HTML where JSON or bytes belong
-    "drop",  # cut the connection after *bytes* of the body (0: before any answer)
-    "short",  # end the body cleanly after *bytes*, having promised all of it
-    "stall",  # hold the answer back until the fault is released
-    "wrong_range",  # answer another range than was asked for
-    "ignore_range",  # answer 200 with everything
-    "gzip",  # compress, as a proxy would
-    "headers",  # answer with *headers* changed (checksums, ETag …)
-    "corrupt",  # flip a bit in the body
-    "redirect",  # 302 to signed storage
-    "expired",  # 302 to a signed location that answers 403
-]
+
+class Kind(StrEnum):
+    STATUS = "status"
+    GARBAGE = "garbage"
+    DROP = "drop"
+    SHORT = "short"
+    STALL = "stall"
+    WRONG_RANGE = "wrong_range"
+    IGNORE_RANGE = "ignore_range"
+    GZIP = "gzip"
+    HEADERS = "headers"
+    WRONG_CHECKSUMS = "wrong_checksums"
+    CORRUPT = "corrupt"
+    REDIRECT = "redirect"
 
 
-@dataclass
+class Gate:
+    """Closed until opened, once; waited for on a loop, opened from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = False
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def wait(self) -> None:
+        event = asyncio.Event()
+        with self._lock:
+            if self._open:
+                return
+            self._waiting.append((asyncio.get_running_loop(), event))
+        await event.wait()
+
+    def open(self) -> None:
+        with self._lock:
+            self._open = True
+            waiting, self._waiting = self._waiting, []
+        for loop, event in waiting:
+            with contextlib.suppress(RuntimeError):  # that server has ended
+                loop.call_soon_threadsafe(event.set)
+
+
+@dataclass(eq=False)
 class Fault:
-    """One rule; *times* None: every request that matches."""
+    """One rule. Make it with a constructor below; each takes these keywords.
 
-    action: Action
+    Args:
+        path: glob on the path, such as ``/api/storage/*/bad``.
+        method: glob on the method.
+        times: requests to spoil; None: all.
+        after: matching requests to let pass first.
+    """
+
+    kind: Kind
+    _: KW_ONLY
     path: str = "*"
     method: str = "*"
     times: int | None = None
-    after: int = 0  # matching requests to let pass first
-    status: int = 503
-    body: str = ""
+    after: int = 0
+    code: int = 503
+    body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
-    bytes: int = 0
-    hits: int = 0
+    offset: int | None = None
+    expired: bool = False
+    uses: int | None = None
+    hits: int = field(default=0, init=False)  # requests spoiled so far
+    gate: Gate = field(default_factory=Gate, init=False)
+    reached: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        self.released = threading.Event()
+        self._passed = 0
+
+    def release(self) -> None:
+        """Let every stalled request go on, and those that come later."""
+        self.gate.open()
+
+    def wait_hit(self, timeout_s: float = 30) -> None:
+        """Wait until a request was spoiled (for a stall: is held). Raises TimeoutError."""
+        if not self.reached.wait(timeout_s):
+            raise TimeoutError(f"no request met the fault {self.kind} on {self.path}")
+
+    def _takes(self, method: str, path: str) -> bool:
+        if not (fnmatchcase(path, self.path) and fnmatchcase(method, self.method)):
+            return False
+        if self.times is not None and self.hits >= self.times:
+            return False
+        if self._passed < self.after:
+            self._passed += 1
+            return False
+        self.hits += 1
+        if self.kind is not Kind.STALL:
+            self.reached.set()
+        return True
 
     @classmethod
-    def garbage(cls, path: str, times: int | None = None) -> "Fault":
-        """Answer 200 with an HTML page."""
-        return cls("garbage", path, times=times)
+    def status(
+        cls,
+        code: int,
+        path: str = "*",
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Answer *code*; an empty *body* makes the usual JSON error."""
+        return cls(
+            Kind.STATUS,
+            path=path,
+            method=method,
+            times=times,
+            after=after,
+            code=code,
+            body=body,
+            headers=headers or {},
+        )
 
-    async def wait_released(self) -> None:
-        """Wait for ``released``; the server's loop only."""
-        # The event is set by another thread, which asyncio's events are not made for.
-        while not self.released.is_set():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
+    @classmethod
+    def garbage(
+        cls,
+        path: str = "*",
+        *,
+        body: bytes = b"<html><body>Welcome to the hotel network</body></html>",
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Answer 200 with *body* in place of anything sensible: HTML, or binary junk."""
+        return cls(Kind.GARBAGE, path=path, method=method, times=times, after=after, body=body)
+
+    @classmethod
+    def drop(
+        cls,
+        path: str = "*",
+        *,
+        after_bytes: int | None = None,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Cut the connection: before any answer, or after that many bytes of the body."""
+        return cls(
+            Kind.DROP, path=path, method=method, times=times, after=after, offset=after_bytes
+        )
+
+    @classmethod
+    def short(
+        cls,
+        path: str = "*",
+        *,
+        size: int,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Send only *size* bytes, as valid HTTP; Content-Range still names all of them."""
+        return cls(Kind.SHORT, path=path, method=method, times=times, after=after, offset=size)
+
+    @classmethod
+    def stall(
+        cls,
+        path: str = "*",
+        *,
+        after_bytes: int | None = None,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Hold the answer, or its body after that many bytes, until ``release``."""
+        return cls(
+            Kind.STALL, path=path, method=method, times=times, after=after, offset=after_bytes
+        )
+
+    @classmethod
+    def wrong_content_range(
+        cls,
+        path: str = "*",
+        *,
+        value: str | None = None,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Name another range in Content-Range: *value*, or one byte further on."""
+        headers = {} if value is None else {"Content-Range": value}
+        return cls(
+            Kind.WRONG_RANGE, path=path, method=method, times=times, after=after, headers=headers
+        )
+
+    @classmethod
+    def ignore_range(
+        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
+    ) -> "Fault":
+        """Answer 200 with everything."""
+        return cls(Kind.IGNORE_RANGE, path=path, method=method, times=times, after=after)
+
+    @classmethod
+    def gzip(
+        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
+    ) -> "Fault":
+        """Compress the body, as a proxy would. It is made in memory: for small files."""
+        return cls(Kind.GZIP, path=path, method=method, times=times, after=after)
+
+    @classmethod
+    def set_headers(
+        cls,
+        headers: Mapping[str, str],
+        path: str = "*",
+        *,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Overwrite headers of the answer; an empty value removes one."""
+        return cls(
+            Kind.HEADERS, path=path, method=method, times=times, after=after, headers=headers
+        )
+
+    @classmethod
+    def wrong_etag(
+        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
+    ) -> "Fault":
+        return cls.set_headers({"ETag": "0" * 40}, path, method=method, times=times, after=after)
+
+    @classmethod
+    def wrong_checksums(
+        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
+    ) -> "Fault":
+        """State other checksums: in X-Checksum headers and in JSON."""
+        return cls(Kind.WRONG_CHECKSUMS, path=path, method=method, times=times, after=after)
+
+    @classmethod
+    def corrupt(
+        cls,
+        path: str = "*",
+        *,
+        offset: int = 0,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Flip the byte at *offset* of the body."""
+        return cls(Kind.CORRUPT, path=path, method=method, times=times, after=after, offset=offset)
+
+    @classmethod
+    def redirect(
+        cls,
+        path: str = "*",
+        *,
+        expired: bool = False,
+        uses: int | None = None,
+        method: str = "GET",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Send downloads to a signed location on a second listener that refuses credentials.
+
+        Args:
+            expired: the location answers 403, as after its 30 seconds.
+            uses: it does so after that many requests.
+        """
+        return cls(
+            Kind.REDIRECT,
+            path=path,
+            method=method,
+            times=times,
+            after=after,
+            expired=expired,
+            uses=uses,
+        )
 
 
 class FaultPlan:
-    """The faults in force, the first that matches acts."""
+    """The faults in force; of those that match, the first one acts."""
 
     def __init__(self) -> None:
-        self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> Fault:
         with self._lock:
@@ -74,36 +303,78 @@ class FaultPlan:
         return fault
 
     def clear(self) -> None:
-        """Take every fault away, and release what is stalled."""
+        """Take every fault away and let go on what is stalled."""
         with self._lock:
-            for fault in self._faults:
-                fault.released.set()
-            self._faults.clear()
+            faults, self._faults = self._faults, []
+        for fault in faults:
+            fault.release()
+
+    def release_all(self) -> None:
+        """Let go on what is stalled; the faults stay."""
+        with self._lock:
+            faults = list(self._faults)
+        for fault in faults:
+            fault.release()
 
     def match(self, method: str, path: str) -> Fault | None:
-        """Find the fault for a request and count it."""
+        """Find the fault of a request and count it."""
+        if not self._faults:
+            return None
+        bucket = path.startswith("/bucket/")
         with self._lock:
-            for fault in self._faults:
-                if not fnmatchcase(method, fault.method) or not fnmatchcase(path, fault.path):
-                    continue
-                if fault.after > 0:
-                    fault.after -= 1
-                    continue
-                if fault.times is not None:
-                    if fault.times <= 0:
-                        continue
-                    fault.times -= 1
-                fault.hits += 1
-                return fault
-        return None
+            return next(
+                (
+                    each
+                    for each in self._faults
+                    if each.path.startswith("/bucket") is bucket and each._takes(method, path)
+                ),
+                None,
+            )
 
     @classmethod
     def load(cls, path: Path) -> "FaultPlan":
-        """Read a JSON list of faults. Raises ConfigError."""
+        """Read a JSON list such as ``[{"kind": "status", "path": "/r/*", "code": 503}]``.
+
+        Keys are the fields of ``Fault``; *body* is text. Raises ConfigError.
+        """
         plan = cls()
         try:
-            for row in json.loads(path.read_text(encoding="utf-8")):
-                plan.add(Fault(**row))
-        except (OSError, ValueError, TypeError) as error:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise ValueError("a list of faults is expected")
+            for row in rows:
+                plan.add(_read(row))
+        except OSError as error:
+            raise ConfigError(f"--faults {path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"--faults {path}: {error}") from None
         return plan
+
+
+_FIELDS = {
+    "path": str,
+    "method": str,
+    "times": int,
+    "after": int,
+    "code": int,
+    "headers": dict,
+    "offset": int,
+    "expired": bool,
+    "uses": int,
+}
+
+
+def _read(row: object) -> Fault:
+    if not isinstance(row, dict):
+        raise ValueError(f"a fault is an object, not {row!r}")
+    fields = dict(row)
+    kind = Kind(fields.pop("kind", ""))
+    body = fields.pop("body", "")
+    for name, value in fields.items():
+        if name in ("times", "offset", "uses") and value is None:
+            continue
+        if name not in _FIELDS:
+            raise ValueError(f"{kind}: unknown field {name!r}; known: {', '.join(_FIELDS)}")
+        if not isinstance(value, _FIELDS[name]):
+            raise ValueError(f"{kind}: {name} must be {_FIELDS[name].__name__}, not {value!r}")
+    return Fault(kind, body=str(body).encode(), **fields)

@@ -1,122 +1,245 @@
-"""Content on disk: one file per sha256, received beside its place and renamed into it.
+"""Content on disk, one file per sha256; knows nothing of repositories.
 
-Blocking calls for worker threads; ``Upload`` belongs to one request. A server that is killed
-leaves at most files under ``incoming/``, which the next start removes, or a content file that no
-row of the database names, which ``sweep`` removes.
+Content enters as a temporary file of the same filesystem and is published by a rename, so that a
+name in the store is always a whole file. Blocking; any thread, one thread per ``Incoming`` at a
+time. ``OpenFiles`` may be asked on an event loop: it never touches the disk.
 """
 
+import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-_HASHERS = ThreadPoolExecutor(4, thread_name_prefix="jfs-serve-hash")
+from jfs.extents import KiB, MiB
+from jfs.model import Checksums
+
+_COPY_BYTES = 1 * MiB
+_PARALLEL_BYTES = 64 * KiB  # hashed in 0.2 ms: waking three threads costs as much
+_IDLE_FILES = 64  # far below the usual limit of 1024 descriptors
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Identity of stored bytes."""
+    """Content: its size in bytes and checksums; sha1 and md5 are absent where only declared."""
 
     sha256: str
-    sha1: str
-    md5: str
+    sha1: str | None
+    md5: str | None
     size: int
 
+    @property
+    def checksums(self) -> Checksums:
+        return Checksums(self.sha256, self.sha1, self.md5)
 
-class Upload:
-    """Bytes on their way in; ``close`` removes what was not taken over."""
+    @property
+    def etag(self) -> str:
+        """The bare sha1 (artifactory-rest 3.1); stable per content where sha1 is not known."""
+        return self.sha1 or self.sha256[:40]
 
-    def __init__(self, directory: Path) -> None:
-        handle, name = tempfile.mkstemp(dir=directory)
-        self.path = Path(name)
-        self._file = os.fdopen(handle, "wb", buffering=0)
-        self._hashes = [hashlib.new(name) for name in ("sha256", "sha1", "md5")]
-        self.size = 0
+    @property
+    def known(self) -> dict[str, str]:
+        """The checksums by name, as JSON has them."""
+        return named_checksums(self.checksums)
 
-    def write(self, data: bytes | bytearray) -> None:
-        """Append; the three hashes run beside the write, each in a thread (they drop the lock)."""
-        pending = [_HASHERS.submit(one.update, data) for one in self._hashes]
+
+def named_checksums(sums: Checksums) -> dict[str, str]:
+    """Give those that are known, by name."""
+    pairs = (("sha1", sums.sha1), ("md5", sums.md5), ("sha256", sums.sha256))
+    return {name: value for name, value in pairs if value}
+
+
+class Incoming:
+    """Content on its way in: a temporary file, hashed as it is written."""
+
+    def __init__(self, path: Path, hashers: Executor) -> None:
+        self.path = path
+        self._file = path.open("xb", buffering=0)
+        self._hashers = hashers
+        self._size = 0
+        self._hashes = [
+            hashlib.new(name, usedforsecurity=False) for name in ("md5", "sha256", "sha1")
+        ]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. Hashing and writing all drop the GIL, so each has a thread of its own."""
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        self.size += len(data)
-        for one in pending:
-            one.result()
+        if view.nbytes < _PARALLEL_BYTES:
+            hashing = []
+            for one in self._hashes:
+                one.update(view)
+        else:
+            hashing = [self._hashers.submit(one.update, view) for one in self._hashes]
+        try:
+            self._size += view.nbytes
+            rest = view
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        finally:
+            for done in hashing:
+                done.result()
 
-    def finish(self) -> Blob:
-        """Make the bytes durable and give their identity."""
-        os.fsync(self._file.fileno())
+    def finish(self, *, durable: bool) -> Blob:
+        """Close the file; with *durable* its bytes survive a loss of power."""
+        if durable:
+            os.fdatasync(self._file.fileno())
         self._file.close()
-        sha256, sha1, md5 = (one.hexdigest() for one in self._hashes)
-        return Blob(sha256, sha1, md5, self.size)
+        md5, sha256, sha1 = (each.hexdigest() for each in self._hashes)
+        return Blob(sha256, sha1, md5, self._size)
 
-    def close(self) -> None:
+    def discard(self) -> None:
+        """Remove what was not published; harmless afterwards."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
 
-class Filestore:
-    """See the module."""
+class OpenFiles:
+    """Files that were open lately, each lent to one request at a time: its position is its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory / "filestore"
-        self._incoming = directory / "incoming"
-        shutil.rmtree(self._incoming, ignore_errors=True)
-        self._incoming.mkdir(parents=True)
-        self._directory.mkdir(exist_ok=True)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._idle: OrderedDict[IO[bytes], str] = OrderedDict()
+        self._closed = False
 
-    def receive(self) -> Upload:
-        """Begin an upload."""
-        return Upload(self._incoming)
-
-    def place_of(self, sha256: str) -> Path:
-        """Where content lies."""
-        return self._directory / sha256[:2] / sha256
-
-    def adopt(self, source: Path, sha256: str) -> None:
-        """Move a finished upload into its place; what is there already stays."""
-        place = self.place_of(sha256)
+    def borrow(self, sha256: str) -> IO[bytes] | None:
+        """Take an open file, if one is idle. Never blocks on the disk."""
         with self._lock:
-            if place.exists():
-                return
-            place.parent.mkdir(exist_ok=True)
-            os.replace(source, place)
-        _sync(place.parent)
+            for file, key in reversed(self._idle.items()):
+                if key == sha256:
+                    del self._idle[file]
+                    return file
+        return None
 
-    def link(self, source: Path, sha256: str) -> None:
-        """Take a local file over without reading it, by a hard link where possible."""
-        upload = self.receive()
-        upload.close()
+    def give_back(self, sha256: str, file: IO[bytes]) -> None:
+        """Keep a file for the next request, unless its content was removed meanwhile."""
+        with self._lock:
+            if not self._closed and os.fstat(file.fileno()).st_nlink:
+                self._idle[file] = sha256
+                if len(self._idle) <= _IDLE_FILES:
+                    return
+                file, _ = self._idle.popitem(last=False)
+        file.close()
+
+    def forget(self, sha256: str) -> None:
+        """Close what is idle of removed content, so that the disk gets its space back."""
+        with self._lock:
+            gone = [file for file, key in self._idle.items() if key == sha256]
+            for file in gone:
+                del self._idle[file]
+        for file in gone:
+            file.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            files, self._idle = list(self._idle), OrderedDict()
+        for file in files:
+            file.close()
+
+
+class Filestore:
+    """See the module.
+
+    Args:
+        hashers: threads that hash while ``Incoming.write`` writes.
+    """
+
+    def __init__(self, directory: Path, hashers: Executor) -> None:
+        self._content = directory / "filestore"
+        self._incoming = directory / "incoming"
+        self._hashers = hashers
+        self.open_files = OpenFiles()
+        self._content.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._incoming, ignore_errors=True)  # what a crash left half-done
+        self._incoming.mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        self.open_files.close()
+
+    def receive(self) -> Incoming:
+        return Incoming(self._temporary(), self._hashers)
+
+    def adopt(self, source: Path) -> Path:
+        """Take *source* in as a temporary file: a hard link, or a copy that keeps its holes."""
+        path = self._temporary()
         try:
-            os.link(source, upload.path)
+            os.link(source, path)
         except OSError:
-            shutil.copyfile(source, upload.path)
-        self.adopt(upload.path, sha256)
+            try:
+                _copy_sparse(source, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        return path
+
+    def publish(self, temporary: Path, sha256: str, *, durable: bool) -> None:
+        """Give a temporary file its name; content that is there already is left alone."""
+        path = self._path(sha256)
+        if path.exists():
+            temporary.unlink()
+            return
+        path.parent.mkdir(exist_ok=True)
+        temporary.rename(path)
+        if durable:
+            _sync(path.parent)
+            _sync(self._content)
+
+    def open(self, sha256: str) -> IO[bytes]:
+        """Open content. Raises FileNotFoundError."""
+        return self.open_files.borrow(sha256) or self._path(sha256).open("rb", buffering=0)
 
     def remove(self, sha256: str) -> None:
-        """Remove content that nothing names any more; who has it open reads on."""
-        self.place_of(sha256).unlink(missing_ok=True)
+        """Remove content that nothing names; who has it open reads on."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(sha256).unlink()
+        self.open_files.forget(sha256)
 
-    def sweep(self, known: Iterable[str]) -> int:
-        """Remove every content that is not *known*; give how many. Only before serving."""
-        keep = set(known)
+    def sweep(self, is_known: Callable[[str], bool]) -> int:
+        """Remove content that nothing names, as a crash leaves it; give how many files.
+
+        Only before serving: what is just being published has no name yet.
+        """
         removed = 0
-        for place in self._directory.glob("??/*"):
-            if place.name not in keep:
-                place.unlink()
+        for path in self._content.glob("??/*"):
+            if not is_known(path.name):
+                path.unlink()
                 removed += 1
         return removed
 
+    def _path(self, sha256: str) -> Path:
+        return self._content / sha256[:2] / sha256
+
+    def _temporary(self) -> Path:
+        return self._incoming / secrets.token_hex(12)
+
 
 def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
+        size = os.fstat(reader.fileno()).st_size
+        os.truncate(writer.fileno(), size)
+        position = 0
+        while position < size:
+            try:
+                start = os.lseek(reader.fileno(), position, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                break
+            stop = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            for offset in range(start, stop, _COPY_BYTES):
+                data = os.pread(reader.fileno(), min(_COPY_BYTES, stop - offset), offset)
+                os.pwrite(writer.fileno(), data, offset)
+            position = stop

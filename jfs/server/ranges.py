@@ -1,77 +1,83 @@
-"""Range and conditional requests. Pure. Source: artifactory-rest 3.2 and 3.3, RFC 9110 14."""
+"""Range and conditional requests, decided from headers alone. Pure; any thread.
+
+Source: artifactory-rest 3.2 and 3.3; RFC 9110 section 14 where those are silent.
+"""
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
 
-_SPEC = re.compile(r"\s*(\d*)\s*-\s*(\d*)\s*")
+from jfs.extents import Extent
+from jfs.server.answers import parse_http_date
+
+_SPEC = re.compile(r"\s*([0-9]{0,19})\s*-\s*([0-9]{0,19})\s*\Z")
+_MAX_RANGES = 100  # more is an attack, and is answered as if there were none
 
 
-def parse_range(text: str | None, size: int) -> list[tuple[int, int]] | None:
-    """Give the half-open ranges to answer, merged.
+class Unsatisfiable(Exception):
+    """No range overlaps the content: 416."""
 
-    Returns:
-        None: no usable Range header, answer 200. Empty: none can be satisfied, answer 416.
+
+def requested(headers: Mapping[str, str], size: int, sha1: str, modified_s: int) -> list[Extent]:
+    """Give what to send in 206, merged and in order of the file; empty: everything with 200.
+
+    Raises:
+        Unsatisfiable: 416.
     """
+    text = headers.get("Range")
+    if text is None or not _if_range(headers, sha1, modified_s):
+        return []
+    unit, found, specs = text.partition("=")
+    parts = specs.split(",")
+    if not found or unit.strip().lower() != "bytes" or len(parts) > _MAX_RANGES:
+        return []
+    extents = []
+    for part in parts:
+        match = _SPEC.match(part)
+        if match is None or not (match[1] or match[2]):
+            return []
+        if extent := _extent(match[1], match[2], size):
+            extents.append(extent)
+    if not extents:
+        raise Unsatisfiable
+    return _merged(extents)
+
+
+def not_modified(headers: Mapping[str, str], sha1: str, modified_s: int) -> bool:
+    """Say whether to answer 304."""
+    dates = [
+        date
+        for name in ("If-Modified-Since", "Last-Modified")
+        if (text := headers.get(name)) is not None and (date := parse_http_date(text)) is not None
+    ]
+    unchanged = modified_s <= max(dates) if dates else None
+    etag = headers.get("If-None-Match")
+    if etag is None:
+        return bool(unchanged)
+    # Exact and bare: quotes, W/, lists and * match nothing. With a date, both must agree.
+    return etag == sha1 and unchanged is not False
+
+
+def _if_range(headers: Mapping[str, str], sha1: str, modified_s: int) -> bool:
+    text = headers.get("If-Range")
     if text is None:
-        return None
-    unit, equals, specs = text.partition("=")
-    if not equals or unit.strip().lower() != "bytes":
-        return None
-    ranges = []
-    for spec in specs.split(","):
-        found = _SPEC.fullmatch(spec)
-        if found is None or not (found[1] or found[2]):
-            return None
-        if not found[1]:
-            start, stop = max(0, size - int(found[2])), size
-        else:
-            start = int(found[1])
-            stop = min(size, int(found[2]) + 1) if found[2] else size
-        if start < stop:
-            ranges.append((start, stop))
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def not_modified(headers: Mapping[str, str], sha1: str, modified_ms: int) -> bool:
-    """Whether to answer 304; the ETag is compared as a raw string."""
-    none_match = headers.get("If-None-Match")
-    since = _date(headers.get("If-Modified-Since"))
-    unchanged = since is not None and modified_ms // 1000 <= since
-    if none_match is not None:
-        return none_match == sha1 and (since is None or unchanged)
-    return unchanged
-
-
-def range_applies(if_range: str | None, sha1: str, modified_ms: int) -> bool:
-    """Whether ``If-Range`` lets the ranges stand."""
-    if if_range is None or if_range.startswith(sha1):
         return True
-    date = _date(if_range)
-    return date is not None and modified_ms // 1000 <= date
+    date = parse_http_date(text) if "," in text else None
+    return modified_s <= date if date is not None else text.startswith(sha1)
 
 
-def http_date(ms: int) -> str:
-    return format_datetime(datetime.fromtimestamp(ms // 1000, UTC), usegmt=True)
+def _extent(first: str, last: str, size: int) -> Extent | None:
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(int(last) + 1 if last else size, size)
+    return Extent(start, stop) if start < stop else None
 
 
-def iso_date(ms: int) -> str:
-    """ISO 8601 with milliseconds, as JSON answers have it (artifactory-rest 1.6)."""
-    moment = datetime.fromtimestamp(ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03}Z"
-
-
-def _date(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return int(parsedate_to_datetime(text).timestamp())
-    except ValueError:
-        return None
+def _merged(extents: list[Extent]) -> list[Extent]:
+    merged: list[Extent] = []
+    for extent in sorted(extents, key=lambda each: (each.start, each.stop)):
+        if merged and extent.start <= merged[-1].stop:
+            merged[-1] = Extent(merged[-1].start, max(merged[-1].stop, extent.stop))
+        else:
+            merged.append(extent)
+    return merged

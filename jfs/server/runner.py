@@ -1,13 +1,13 @@
-"""Run the server: its directory, its token, its thread and its socket."""
+"""The server as a value: started and stopped by any thread, served by a thread of its own."""
 
 import asyncio
-import fcntl
+import contextlib
 import ipaddress
-import os
-import secrets
+import logging
 import socket
 import ssl
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,19 +16,29 @@ from typing import Self
 from aiohttp import web
 
 from jfs.errors import ConfigError
+from jfs.extents import KiB, MiB
+from jfs.model import Checksums, Properties, RepoPath
+from jfs.server.access import ADMIN, Access, admin_token
 from jfs.server.answers import ApiError
-from jfs.server.app import make_app
-from jfs.server.auth import ADMIN
-from jfs.server.context import ServerStats, Service
+from jfs.server.catalogue import Item
 from jfs.server.faults import FaultPlan
-from jfs.server.filestore import Blob, Filestore
-from jfs.server.paths import ItemPath, PropertyMap
-from jfs.server.repositories import configuration
-from jfs.server.store import Deployment, Item, Store
+from jfs.server.paths import check_path, check_properties
+from jfs.server.service import CONTEXT, Service
+from jfs.server.signed import SignedStorage
+from jfs.server.stats import ServerStats
+from jfs.server.store import Deployment, Store
 
-_FLUSH_S = 1.0
+log = logging.getLogger(__name__)
+
 _START_S = 30.0
-_STOP_S = 5.0
+_DRAIN_S = 1.0  # for requests in flight when the server stops
+_THREADS = 8
+_HASHERS = 6  # two uploads at full speed: three hashes each
+_BACKLOG = 1024
+_KEEP_ALIVE_S = 75.0
+_READ_BUFFER = 1 * MiB
+_MAX_HEAD = 64 * KiB  # paths and matrix parameters may be long: 1 KiB of path, 4000 per value
+_SEED_BYTES = 4 * MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +50,18 @@ class TlsFiles:
 
 
 class EmbeddedServer:
-    """An Artifactory-compatible server on *directory*, in a thread with a loop of its own.
+    """An Artifactory-compatible server on a directory; a context manager.
 
     Args:
-        port: 0 takes any that is free.
+        directory: made if missing; holds content, database and ``admin.token``.
+        port: 0 takes a free one, which is kept for later starts.
         anonymous: let requests without credentials read and write.
-        allow_remote: listen beyond loopback without TLS.
+        faults: bad weather; an empty plan by default.
+        tls: makes it https.
+        allow_remote: listen beyond loopback, and without TLS.
+        durable: what was answered survives a loss of power, not only a kill.
     Raises:
-        ConfigError: the directory, the address or the TLS files cannot be used.
+        ConfigError: from here and ``start``: directory, token, address or TLS cannot be used.
     """
 
     def __init__(
@@ -60,63 +74,82 @@ class EmbeddedServer:
         faults: FaultPlan | None = None,
         tls: TlsFiles | None = None,
         allow_remote: bool = False,
+        durable: bool = False,
     ) -> None:
         if tls is None and not allow_remote and not _is_loopback(host):
             raise ConfigError(
                 f"--host {host}: beyond this machine tokens would travel in the clear: "
                 "give --tls-cert and --tls-key, or --allow-remote"
             )
-        self._context = _tls_context(tls)
-        self._lock = _lock(directory)
-        self.faults = faults or FaultPlan()
-        filestore = Filestore(directory)
-        self._store = Store(directory, filestore)
-        self.token = _token(directory)
-        self._service = Service(
-            self._store, filestore, self.faults, token=self.token, anonymous=anonymous
-        )
-        self._filestore = filestore
+        self.faults = FaultPlan() if faults is None else faults
+        self.stats = ServerStats()
+        self._directory = directory
+        self._host = host
+        self._port = port
+        self._anonymous = anonymous
+        self._tls = _tls_context(tls)
+        self._durable = durable
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._store: Store | None = None
+        self._hashers: ThreadPoolExecutor | None = None
+        self._open()
         try:
-            self._socket = _listen(host, port)
-        except ConfigError:
-            self._store.close()
-            os.close(self._lock)
+            self.token = admin_token(directory)
+        except BaseException:
+            self.stop()
             raise
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="jfs-serve", daemon=True)
-        self._stopped = False
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if tls else "http"
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"{scheme}://{shown}:{self.port}/artifactory"
 
     @property
-    def stats(self) -> ServerStats:
-        """Requests and bytes as the server saw them."""
-        return self._service.stats
+    def url(self) -> str:
+        """The service's URL, without a slash at the end; the port is known once started."""
+        return f"{self._origin(self._port)}{CONTEXT}"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Return when requests are answered."""
+        """Listen; return when requests are answered. Raises ConfigError."""
+        if self._thread is not None:
+            raise RuntimeError("the server runs already")
+        store = self._store or self._open()
+        try:
+            listener = _listen(self._host, self._port)
+        except ConfigError:
+            self.stop()
+            raise
+        self._port = listener.getsockname()[1]
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(store, listener, ready), name="jfs-server", daemon=True
+        )
         self._thread.start()
-        if not self._started.wait(_START_S):
-            raise ConfigError("the server did not start")
+        ready.result(_START_S)
 
     def stop(self) -> None:
-        """End within a few seconds; transfers under way are cut. Idempotent."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self.faults.clear()
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-        else:
-            self._socket.close()
-            self._loop.close()
-        self._store.close()
-        os.close(self._lock)
+        """End connections, after a moment for what is in flight; then close the store.
+
+        Harmless when stopped already; ``start`` opens the same directory and port again.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            loop, stopping = self._loop, self._stopping
+            if loop is not None and stopping is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                    loop.call_soon_threadsafe(stopping.set)
+            thread.join()
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+        hashers, self._hashers = self._hashers, None
+        if hashers is not None:
+            hashers.shutdown()
 
     def __enter__(self) -> Self:
         self.start()
@@ -126,132 +159,149 @@ class EmbeddedServer:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
     def create_repository(self, key: str) -> None:
-        """Create a local generic repository; one that exists is left alone. Any thread."""
-        if self._store.call(self._store.repository, key) is not None:
+        """Make a local repository; harmless if it exists. Any thread. Raises ConfigError."""
+        store = self._opened()
+        if key in store.repositories():
             return
         try:
-            config = configuration(key, {})
+            store.put_repository(key)
         except ApiError as error:
             raise ConfigError(error.message) from None
-        self._store.call(self._store.put_repository, config)
 
     def is_empty(self, key: str) -> bool:
-        """Whether a repository has nothing in it. Any thread; blocking."""
-        return not self._store.call(self._store.children, key, "")
+        """Whether a repository holds nothing. Any thread."""
+        return not self._opened().children(RepoPath(key))
 
     def deploy(
         self,
         repo: str,
         path: str,
         content: bytes | Path,
-        properties: PropertyMap | None = None,
+        properties: Properties | dict[str, list[str]] | None = None,
         *,
         sha256: str | None = None,
+        checksums: Checksums | None = None,
     ) -> Item:
-        """Put a file in place without HTTP. Any thread; blocking.
+        """Make an artifact without HTTP. Any thread; blocks.
 
         Args:
             path: decoded.
-            sha256: declared for a *content* that is a file and is not read at all: for sparse
-                files of many GiB. The other checksums are then made up from it.
+            sha256, checksums: of a *content* that is a file, believed and not computed: for huge
+                sparse files. The file may be hard-linked: do not change it in place. What is not
+                given stays unknown.
+        Raises:
+            ApiError: what the same request would be answered.
         """
-        at = ItemPath(repo, path, properties=properties or {})
-        deployment = Deployment(at, ADMIN)
-        if isinstance(content, Path) and sha256 is not None:
-            blob = Blob(sha256, sha256[:40], sha256[:32], content.stat().st_size)
-            self._filestore.link(content, sha256)
-            return self._store.call(self._store.deploy, deployment, blob, None, True)
-        upload = self._filestore.receive()
+        store = self._opened()
+        target = RepoPath(repo, check_path(path))
+        stated = {key: tuple(values) for key, values in (properties or {}).items()}
+        check_properties(stated)
+        known = checksums or Checksums(sha256)
+        if isinstance(content, Path) and known.sha256 is not None:
+            return store.import_file(target, content, known, stated)
+        incoming = store.receive()
         try:
             if isinstance(content, Path):
                 with content.open("rb", buffering=0) as file:
-                    while piece := file.read(4 * 1024 * 1024):
-                        upload.write(piece)
+                    while data := file.read(_SEED_BYTES):
+                        incoming.write(data)
             else:
-                upload.write(content)
-            return self._store.call(self._store.deploy, deployment, upload.finish(), upload.path)
+                incoming.write(content)
+            return store.deploy_received(target, incoming, Deployment(ADMIN, stated))
         finally:
-            upload.close()
+            incoming.discard()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    def delete(self, repo: str, path: str) -> None:
+        """Remove an item and what is below it, without HTTP. Raises ApiError 404."""
+        self._opened().delete(RepoPath(repo, check_path(path)))
+
+    def set_properties(
+        self, repo: str, path: str, properties: Properties | dict[str, list[str]]
+    ) -> None:
+        """Set keys of one item, without HTTP; a key without values goes. Raises ApiError."""
+        stated = {key: tuple(values) or None for key, values in properties.items()}
+        check_properties({key: values or () for key, values in stated.items()})
+        target = RepoPath(repo, check_path(path))
+        self._opened().change_properties(target, stated, recursive=False)
+
+    def _open(self) -> Store:
+        self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-server-hash")
         try:
-            self._loop.run_until_complete(self._serve())
+            self._store = Store(self._directory, self._hashers, durable=self._durable)
+        except BaseException:
+            self._hashers.shutdown()
+            raise
+        return self._store
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("the server is stopped")
+        return self._store
+
+    def _origin(self, port: int) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{port}"
+
+    def _run(self, store: Store, listener: socket.socket, ready: "Future[None]") -> None:
+        try:
+            asyncio.run(self._serve(store, listener, ready))
+        except BaseException as error:
+            if ready.done():
+                log.exception("the server ended")
+            else:
+                ready.set_exception(error)
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+            listener.close()
 
-    async def _serve(self) -> None:
-        runner = web.AppRunner(
-            make_app(self._service),
-            access_log=None,
-            shutdown_timeout=_STOP_S,
-            keepalive_timeout=75,
-            read_bufsize=1024 * 1024,
-        )
-        await runner.setup()
-        site = web.SockSite(runner, self._socket, ssl_context=self._context)
-        await site.start()
-        self._started.set()
-        flusher = asyncio.create_task(self._flush())
-        await self._stopping.wait()
-        flusher.cancel()
-        await site.stop()
-        await self._service.flush_downloads()
-        for connection in list(runner.server.connections if runner.server else []):
-            connection.force_close()
-        await runner.cleanup()
+    async def _serve(self, store: Store, listener: socket.socket, ready: "Future[None]") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="jfs-server") as executor:
+            async with contextlib.AsyncExitStack() as stack:
 
-    async def _flush(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_S)
-            await self._service.flush_downloads()
+                async def listen(server: web.Server, on: socket.socket) -> None:
+                    runner = web.ServerRunner(server, shutdown_timeout=_DRAIN_S)
+                    await runner.setup()
+                    stack.push_async_callback(runner.cleanup)
+                    await web.SockSite(runner, on, ssl_context=self._tls, backlog=_BACKLOG).start()
 
+                async def listen_signed(server: web.Server) -> str:
+                    on = _listen(self._host, 0)
+                    stack.callback(on.close)
+                    await listen(server, on)
+                    return self._origin(on.getsockname()[1])
 
-def _token(directory: Path) -> str:
-    """Read the administrator's token; the first start makes it."""
-    path = directory / "admin.token"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        token = path.read_text(encoding="ascii").strip()
-        if not token:
-            raise ConfigError(f"{path}: is empty: remove it to have a new one made") from None
-        return token
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        token = secrets.token_urlsafe(32)
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return token
-
-
-def _lock(directory: Path) -> int:
-    """Take the directory for this process. Raises ConfigError."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"{directory}: another jfs serve uses it") from None
-    return handle
+                signed = SignedStorage(store, executor, self.stats, self.faults, listen_signed)
+                access = Access(self.token, anonymous=self._anonymous)
+                service = Service(store, executor, access, self.faults, self.stats, signed)
+                server = web.Server(
+                    service.handle,
+                    access_log=None,
+                    auto_decompress=False,  # a body is stored as it is sent
+                    keepalive_timeout=_KEEP_ALIVE_S,
+                    read_bufsize=_READ_BUFFER,
+                    max_line_size=_MAX_HEAD,
+                    max_field_size=_MAX_HEAD,
+                )
+                await listen(server, listener)
+                ready.set_result(None)
+                await self._stopping.wait()
+                self.faults.release_all()
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror}") from None
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}: give another --host or --port"
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

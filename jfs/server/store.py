@@ -1,407 +1,449 @@
-"""Repositories, items, properties and statistics in SQLite.
+"""The rules of storage: what a deploy, a delete or a property change does to content and items.
 
-Blocking; every call runs in the one thread of ``Store.executor``, so that each is a transaction
-of its own and none waits for another's lock. Artifacts name their content by sha256; ``blobs``
-says which content exists. Tables that later features need (builds, permissions) join here.
+Blocking; any thread, except for ``lookup`` and ``count_download``, which an event loop may call.
+One lock around catalogue and filestore together: a name in the catalogue always has its content,
+since content is published before the commit that names it, and removed after the commit that
+forgets it. Readers keep what they opened, also when it is deleted meanwhile.
 """
 
+import fcntl
 import json
-import sqlite3
+import logging
+import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import IO
 
+from jfs.errors import ConfigError
+from jfs.model import Checksums, Properties, RepoPath
+from jfs.server.access import ADMIN
 from jfs.server.answers import ApiError
-from jfs.server.filestore import Blob, Filestore
-from jfs.server.paths import ItemPath, PropertyMap
+from jfs.server.catalogue import Catalogue, Downloads, Item, Usage
+from jfs.server.filestore import Blob, Filestore, Incoming, named_checksums
 
-_T = TypeVar("_T")
+log = logging.getLogger(__name__)
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS repositories (
-    key TEXT PRIMARY KEY,
-    rclass TEXT NOT NULL,
-    package_type TEXT NOT NULL,
-    config TEXT NOT NULL,
-    created INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS blobs (
-    sha256 TEXT PRIMARY KEY,
-    sha1 TEXT NOT NULL,
-    md5 TEXT NOT NULL,
-    size INTEGER NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS blobs_sha1 ON blobs (sha1);
-CREATE TABLE IF NOT EXISTS items (
-    id INTEGER PRIMARY KEY,
-    repo TEXT NOT NULL REFERENCES repositories (key) ON DELETE CASCADE,
-    parent TEXT NOT NULL,               -- path of the folder; '' for the root
-    name TEXT NOT NULL,                 -- '' for the root itself
-    sha256 TEXT REFERENCES blobs (sha256),  -- NULL: a folder
-    created INTEGER NOT NULL,           -- ms since 1970
-    created_by TEXT NOT NULL,
-    modified INTEGER NOT NULL,
-    modified_by TEXT NOT NULL,
-    updated INTEGER NOT NULL,
-    original TEXT NOT NULL DEFAULT '{}',    -- checksums that the client sent
-    UNIQUE (repo, parent, name)
-) STRICT;
-CREATE INDEX IF NOT EXISTS items_sha256 ON items (sha256);
-CREATE TABLE IF NOT EXISTS properties (
-    item INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
-    key TEXT NOT NULL,
-    value TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    UNIQUE (item, key, value)
-) STRICT;
-CREATE INDEX IF NOT EXISTS properties_key_value ON properties (key, value);
-CREATE TABLE IF NOT EXISTS stats (
-    item INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE,
-    downloads INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    last_by TEXT NOT NULL
-) STRICT;
-"""
-
-_COLUMNS = (
-    "items.id, repo, parent, name, items.sha256, sha1, md5, size, items.created, created_by, "
-    "modified, modified_by, updated, original"
-)
-_ITEMS = f"SELECT {_COLUMNS} FROM items LEFT JOIN blobs ON blobs.sha256 = items.sha256"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A row of ``items`` with its content's. Times are ms since 1970."""
-
-    id: int
-    repo: str
-    parent: str
-    name: str
-    sha256: str | None
-    sha1: str | None
-    md5: str | None
-    size: int | None
-    created: int
-    created_by: str
-    modified: int
-    modified_by: str
-    updated: int
-    original: str
-
-    @property
-    def is_folder(self) -> bool:
-        return self.sha256 is None
-
-    @property
-    def path(self) -> str:
-        return f"{self.parent}/{self.name}" if self.parent else self.name
-
-    @property
-    def blob(self) -> Blob:
-        assert self.sha256 is not None
-        assert self.sha1 is not None
-        assert self.md5 is not None
-        assert self.size is not None
-        return Blob(self.sha256, self.sha1, self.md5, self.size)
+_REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = frozenset(["api", "ui", "webapp", "list", "simple", "jfs"])
+_LOCAL = {"rclass": "local", "packageType": "generic"}
+_DOWNLOADS_KEPT = 1000  # items whose downloads are counted in memory before they are written
+_LOOKUPS_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What a deploy writes besides the content."""
+    """What a deploy states besides path and content.
 
-    at: ItemPath
+    Args:
+        properties: replace the whole set if there are any; otherwise an artifact whose bytes do
+            not change keeps its own, and one whose bytes change loses them (4.4).
+        original: the checksums that the client sent.
+        modified, created: ms since 1970; None: now.
+        created_by, modified_by: None: the user.
+    """
+
     user: str
+    properties: Properties = field(default_factory=dict)
+    original: Checksums = field(default_factory=Checksums)
     modified: int | None = None
-    original: dict[str, str] | None = None
+    created: int | None = None
+    modified_by: str | None = None
+    created_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An item with its properties."""
+
+    item: Item
+    properties: Properties
 
 
 class Store:
-    """See the module."""
+    """Open or make the store in *directory*.
 
-    def __init__(self, directory: Path, filestore: Filestore) -> None:
-        self._filestore = filestore
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="jfs-serve-db")
-        self._database = self.executor.submit(self._open, directory).result()
+    Args:
+        durable: what was answered survives a loss of power, not only a kill.
+        hashers: threads that hash what is received.
+    Raises:
+        ConfigError: the directory cannot be used, or another process uses it.
+    """
 
-    def _open(self, directory: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(directory / "store.db", isolation_level=None)
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            database.execute(f"PRAGMA {pragma}")
-        database.executescript(_SCHEMA)
-        self._filestore.sweep(row[0] for row in database.execute("SELECT sha256 FROM blobs"))
-        return database
+    def __init__(self, directory: Path, hashers: Executor, *, durable: bool) -> None:
+        self._durable = durable
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_file = (directory / "lock").open("wb")
+        except OSError as error:
+            raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{directory}: another jfs serve uses it") from None
+            try:
+                self.files = Filestore(directory, hashers)
+            except OSError as error:
+                raise ConfigError(f"{directory}: cannot be used: {error.strerror}") from None
+            self.catalogue = Catalogue(directory / "artifactory.sqlite", durable=durable)
+        except BaseException:
+            self._lock_file.close()
+            raise
+        self._lock = threading.RLock()
+        self._downloads: dict[int, Downloads] = {}
+        self._downloads_lock = threading.Lock()  # the innermost: nothing is called under it
+        self._lookups: dict[RepoPath, Found] = {}
+        if removed := self.files.sweep(lambda name: self.catalogue.blob(sha256=name) is not None):
+            log.info("%s: removed %d files that nothing names", directory, removed)
 
     def close(self) -> None:
-        self.executor.submit(self._database.close).result()
-        self.executor.shutdown()
+        with self._lock:
+            self._write_downloads()
+            self.catalogue.close()
+            self.files.close()
+        self._lock_file.close()
 
-    def call(self, action: Callable[..., _T], *arguments: object) -> _T:
-        """Run a method in the store's thread and wait: for callers outside an event loop."""
-        return self.executor.submit(action, *arguments).result()
+    # repositories
 
-    # Repositories
+    def repositories(self) -> dict[str, dict[str, object]]:
+        """Give every repository's configuration, by key."""
+        with self._lock:
+            return self.catalogue.repositories()
 
-    def repositories(self) -> list[dict[str, str]]:
-        rows = self._database.execute("SELECT config FROM repositories ORDER BY key")
-        return [json.loads(config) for (config,) in rows]
+    def put_repository(self, key: str, config: Mapping[str, object] | None = None) -> None:
+        """Make a repository, or change its configuration. Raises ApiError 400."""
+        if not _REPOSITORY_KEY.fullmatch(key) or key.endswith("-cache") or key in _RESERVED:
+            raise ApiError(400, f"Invalid repository key '{key}'.", plain=True)
+        with self.transaction():
+            self.catalogue.put_repository(key, {**_LOCAL, **(config or {})})
+            if self.catalogue.find(RepoPath(key)) is None:
+                self.catalogue.insert(RepoPath(key), None, now_ms(), ADMIN)
 
-    def repository(self, key: str) -> dict[str, str] | None:
-        row = self._database.execute(
-            "SELECT config FROM repositories WHERE key = ?", (key,)
-        ).fetchone()
-        return None if row is None else json.loads(row[0])
+    def delete_repository(self, key: str) -> bool:
+        """Remove a repository and everything in it; False if there is none."""
+        with self.transaction() as unused:
+            if self.catalogue.find(RepoPath(key)) is None:
+                return False
+            unused += self.catalogue.digests(RepoPath(key))
+            self.catalogue.delete_repository(key)
+            return True
 
-    def put_repository(self, config: dict[str, str]) -> None:
-        """Create or update; the root folder comes with it."""
-        now = now_ms()
-        with self._transaction():
-            self._database.execute(
-                "INSERT INTO repositories VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET config = excluded.config",
-                (config["key"], config["rclass"], config["packageType"], json.dumps(config), now),
-            )
-            self._database.execute(
-                "INSERT OR IGNORE INTO items (repo, parent, name, created, created_by, modified, "
-                "modified_by, updated) VALUES (?, '', '', ?, 'admin', ?, 'admin', ?)",
-                (config["key"], now, now, now),
-            )
+    def usage(self) -> tuple[dict[str, Usage], tuple[int, int]]:
+        """Give what each repository holds, and how many contents of how many bytes there are."""
+        with self._lock:
+            return self.catalogue.usage(), self.catalogue.blobs_usage()
 
-    def delete_repository(self, key: str) -> None:
-        with self._transaction():
-            shas = self._database.execute(
-                "SELECT DISTINCT sha256 FROM items WHERE repo = ? AND sha256 IS NOT NULL", (key,)
-            ).fetchall()
-            self._database.execute("DELETE FROM repositories WHERE key = ?", (key,))
-            dead = self._drop_unreferenced(sha for (sha,) in shas)
-        self._remove_files(dead)
+    # reading
 
-    # Items
+    def lookup(self, path: RepoPath) -> Found | None:
+        """Give an item that was read since the last change of anything. Never blocks."""
+        return self._lookups.get(path)
 
-    def find(self, at: ItemPath) -> Item | None:
-        row = self._database.execute(
-            f"{_ITEMS} WHERE repo = ? AND parent = ? AND name = ?", (at.repo, at.parent, at.name)
-        ).fetchone()
-        return None if row is None else Item(*row)
+    def read(self, path: RepoPath) -> Found:
+        """Find an item and its properties. Raises ApiError 404."""
+        with self._lock:
+            item = self.catalogue.find(path)
+            if item is None:
+                raise self._missing(path)
+            found = Found(item, self.catalogue.properties(item.id))
+            if len(self._lookups) >= _LOOKUPS_KEPT:
+                self._lookups.clear()
+            self._lookups[path] = found
+            return found
 
-    def children(self, repo: str, path: str) -> list[Item]:
-        rows = self._database.execute(
-            f"{_ITEMS} WHERE repo = ? AND parent = ? AND name != '' ORDER BY name", (repo, path)
-        )
-        return [Item(*row) for row in rows]
+    def find(self, path: RepoPath) -> Item | None:
+        with self._lock:
+            return self.catalogue.find(path)
 
-    def descendants(self, repo: str, path: str) -> list[Item]:
-        """Everything below a folder, parents before children."""
-        # Names sort by code point and no name holds a character below '/': "0" is next after it.
-        rows = self._database.execute(
-            f"{_ITEMS} WHERE repo = ? AND name != '' AND (? = '' OR parent = ? OR "
-            "(parent >= ? || '/' AND parent < ? || '0')) ORDER BY parent, name",
-            (repo, path, path, path, path),
-        )
-        return [Item(*row) for row in rows]
+    def children(self, path: RepoPath) -> list[Item]:
+        with self._lock:
+            return self.catalogue.children(path)
 
-    def blob_by_checksum(self, sha256: str | None, sha1: str | None) -> Blob | None:
-        column, value = ("sha256", sha256) if sha256 else ("sha1", sha1)
-        row = self._database.execute(
-            f"SELECT sha256, sha1, md5, size FROM blobs WHERE {column} = ?", (value,)
-        ).fetchone()
-        return None if row is None else Blob(*row)
+    def listing(self, path: RepoPath, depth: int | None) -> tuple[Item, list[Item]]:
+        """Give a folder and what is below it, *depth* levels or all. Raises ApiError 404, 400."""
+        with self._lock:
+            root = self.read(path).item
+            if not root.is_folder:
+                raise ApiError(400, f"Expected a folder but found a file, at: {path}")
+            return root, list(self.catalogue.below(path, depth))
+
+    def open(self, path: RepoPath) -> tuple[Found, IO[bytes] | None]:
+        """Find an item and open its content (None for a folder). Raises ApiError 404."""
+        with self._lock:
+            found = self.read(path)
+            blob = found.item.blob
+            return found, self.files.open(blob.sha256) if blob else None
+
+    def last_modified(self, path: RepoPath) -> Item:
+        """Give what changed last, at or below *path*. Raises ApiError 404."""
+        with self._lock:
+            newest = self.catalogue.last_modified(path)
+            if self.catalogue.find(path) is None or newest is None:
+                raise self._missing(path)
+            return newest
+
+    def downloads(self, path: RepoPath) -> Downloads:
+        """Give how often an item was downloaded. Raises ApiError 404."""
+        with self._lock:
+            self._write_downloads()
+            return self.catalogue.downloads(self.read(path).item.id)
+
+    def count_download(self, item: Item, user: str) -> None:
+        """Note a download; written later and in bulk. Never blocks for long."""
+        with self._downloads_lock:
+            old = self._downloads.get(item.id, Downloads())
+            self._downloads[item.id] = Downloads(old.count + 1, now_ms(), user)
+
+    @property
+    def downloads_pending(self) -> bool:
+        """Whether it is time for ``flush_downloads``."""
+        return len(self._downloads) >= _DOWNLOADS_KEPT
+
+    def flush_downloads(self) -> None:
+        with self._lock:
+            self._write_downloads()
+
+    # writing
+
+    def receive(self) -> Incoming:
+        return self.files.receive()
+
+    def check_deploy(self, path: RepoPath) -> None:
+        """Refuse a deploy before its body is read. Raises ApiError 404 or 409."""
+        with self._lock:
+            self._check_deploy(path)
+
+    def deploy_received(self, path: RepoPath, incoming: Incoming, deployment: Deployment) -> Item:
+        """Publish received content at *path*.
+
+        Raises:
+            ApiError: 404 no such repository; 409 a declared checksum differs, or a folder or file
+                is in the way. Nothing is stored then.
+        """
+        blob = incoming.finish(durable=self._durable)
+        for name, declared in named_checksums(deployment.original).items():
+            if declared != blob.known[name]:
+                raise ApiError(
+                    409,
+                    "Checksum policy 'LocalRepoChecksumPolicy: CLIENT' rejected the artifact "
+                    f"'{path.repo}:{path.path}'. Checksums info: {name}: original='{declared}', "
+                    f"actual='{blob.known[name]}'",
+                )
+        return self.deploy(path, blob, deployment, temporary=incoming.path)
+
+    def deploy_known(self, path: RepoPath, deployment: Deployment) -> Item:
+        """Deploy stored content, named by ``original``. Raises ApiError 404, 409."""
+        sums = deployment.original
+        with self._lock:
+            self._check_deploy(path)
+            blob = self.catalogue.blob(sha256=sums.sha256, sha1=sums.sha1)
+            if blob is None or (sums.sha1 and blob.sha1 and sums.sha1 != blob.sha1):
+                name, value = ("sha256", sums.sha256) if sums.sha256 else ("sha1", sums.sha1)
+                raise ApiError(
+                    404, f"Checksum deploy failed. No existing file with {name}: {value}"
+                )
+            return self.deploy(path, blob, deployment)
 
     def deploy(
-        self, deployment: Deployment, blob: Blob, source: Path | None, linked: bool = False
+        self,
+        path: RepoPath,
+        blob: Blob,
+        deployment: Deployment,
+        *,
+        temporary: Path | None = None,
     ) -> Item:
-        """Put a file in place, atomically; the old content's properties go with it.
-
-        Same bytes keep their properties, unless new ones are given, which replace the whole set
-        (artifactory-rest 4.4).
+        """Make content the artifact at *path*, with its parents, in one step.
 
         Args:
-            source: the received file; None: the content is known (checksum deploy).
-            linked: the content lies in its place already, without a row.
+            temporary: a file with the content; None: it is stored already.
+        Raises:
+            ApiError: 404 no such repository; 409 something is in the way.
         """
-        at, now = deployment.at, now_ms()
-        if source is not None:
-            self._filestore.adopt(source, blob.sha256)
-        dead: list[str] = []
-        with self._transaction():
-            if source is None and not linked and self.blob_by_checksum(blob.sha256, None) is None:
-                raise ApiError(404, "The content was removed meanwhile")
-            self._make_parents(at, deployment.user, now)
-            self._database.execute(
-                "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)",
-                (blob.sha256, blob.sha1, blob.md5, blob.size),
-            )
-            old = self.find(at)
-            if old is not None and old.is_folder:
-                raise ApiError(409, f"{at} is a folder: a file cannot be deployed over it")
-            modified = deployment.modified or now
-            original = json.dumps(deployment.original or {})
+        now = now_ms()
+        with self.transaction() as unused:
+            self._check_deploy(path)
+            known = self.catalogue.blob(sha256=blob.sha256)
+            if known is not None and known.size != blob.size:
+                raise ApiError(409, f"Content with sha256 {blob.sha256} has another size.")
+            if temporary is not None:
+                self.files.publish(temporary, blob.sha256, durable=self._durable)
+            self.catalogue.add_blob(blob)
+            self.make_folders(path.parent, now, deployment.user)
+            old = self.catalogue.find(path)
             if old is None:
-                cursor = self._database.execute(
-                    "INSERT INTO items (repo, parent, name, sha256, created, created_by, "
-                    "modified, modified_by, updated, original) VALUES (?,?,?,?,?,?,?,?,?,?)",
-                    (
-                        *(at.repo, at.parent, at.name, blob.sha256, now, deployment.user),
-                        *(modified, deployment.user, now, original),
-                    ),
-                )
-                item_id = cursor.lastrowid or 0
+                number = self.catalogue.insert(path, blob.sha256, now, deployment.user)
+                created, created_by = now, deployment.user
             else:
-                item_id = old.id
-                self._database.execute(
-                    "UPDATE items SET sha256=?, modified=?, modified_by=?, updated=?, original=? "
-                    "WHERE id=?",
-                    (blob.sha256, modified, deployment.user, now, original, item_id),
-                )
-                if old.sha256 != blob.sha256:
-                    self._database.execute("DELETE FROM properties WHERE item=?", (item_id,))
-                    self._database.execute("DELETE FROM stats WHERE item=?", (item_id,))
-                    dead = self._drop_unreferenced([old.sha256 or ""])
-            if at.properties:
-                self._database.execute("DELETE FROM properties WHERE item=?", (item_id,))
-                self._set_properties(item_id, at.properties)
-            item = self.find(at)
-            assert item is not None
-        self._remove_files(dead)
-        return item
-
-    def make_folder(self, at: ItemPath, user: str) -> Item:
-        """Create a folder and those above it; one that exists is fine."""
-        with self._transaction():
-            self._make_parents(
-                ItemPath(at.repo, f"{at.path}/x" if at.path else "x"), user, now_ms()
+                number, created, created_by = old.id, old.created, old.created_by
+                if old.blob is not None and old.blob.sha256 != blob.sha256:
+                    unused.append(old.blob.sha256)
+                    with self._downloads_lock:
+                        self._downloads.pop(number, None)
+                    self.catalogue.clear_downloads(number)
+                    self._replace_properties(number, {}, now)
+            if deployment.properties:
+                self._replace_properties(number, deployment.properties, now)
+            self.catalogue.update(
+                number,
+                sha256=blob.sha256,
+                created=created if deployment.created is None else deployment.created,
+                created_by=deployment.created_by or created_by,
+                modified=now if deployment.modified is None else deployment.modified,
+                modified_by=deployment.modified_by or deployment.user,
+                updated=now,
+                original=json.dumps(named_checksums(deployment.original)),
             )
-            item = self.find(at)
-            assert item is not None
-            if at.properties:
-                self._set_properties(item.id, at.properties)
-        return item
+            return self.existing(path)
 
-    def delete(self, item: Item) -> None:
-        """Remove a file, or a folder with everything in it; a repository's root stays."""
-        with self._transaction():
-            doomed = [item, *(self.descendants(item.repo, item.path) if item.is_folder else [])]
-            self._database.executemany(
-                "DELETE FROM items WHERE id = ? AND name != ''", [(one.id,) for one in doomed]
-            )
-            dead = self._drop_unreferenced(one.sha256 for one in doomed if one.sha256)
-        self._remove_files(dead)
+    def import_file(
+        self, path: RepoPath, source: Path, sums: Checksums, properties: Properties
+    ) -> Item:
+        """Deploy a file as it is, believing *sums*: nothing is read, holes stay holes.
 
-    # Properties and statistics
+        The store may hard-link *source*: do not change it in place afterwards.
+        """
+        assert sums.sha256 is not None
+        blob = Blob(sums.sha256, sums.sha1, sums.md5, source.stat().st_size)
+        temporary = self.files.adopt(source)
+        try:
+            return self.deploy(path, blob, Deployment(ADMIN, properties), temporary=temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
 
-    def properties(self, item: Item) -> PropertyMap:
-        rows = self._database.execute(
-            "SELECT key, value FROM properties WHERE item = ? ORDER BY key, position", (item.id,)
-        )
-        found: PropertyMap = {}
-        for key, value in rows:
-            found.setdefault(key, []).append(value)
-        return found
+    def make_folder(self, path: RepoPath, *, user: str, properties: Properties) -> Item:
+        """Make a folder and its parents, or set properties on one. Raises ApiError 404, 409."""
+        now = now_ms()
+        with self.transaction():
+            self.require_local(path)
+            self.make_folders(path, now, user)
+            item = self.existing(path)
+            if properties:
+                self._replace_properties(item.id, properties, now)
+            return self.existing(path)
+
+    def delete(self, path: RepoPath) -> None:
+        """Remove an item and everything below it; the root is emptied. Raises ApiError 404."""
+        with self.transaction() as unused:
+            if self.catalogue.find(RepoPath(path.repo)) is None:
+                raise ApiError(404, "", plain=True)
+            item = self.catalogue.find(path)
+            if item is None:
+                name = f"{path.repo}:{path.path}"
+                raise ApiError(404, f"Could not locate artifact '{name}' (Nothing to delete).")
+            unused += self.catalogue.digests(path)
+            self.catalogue.delete(path)
+            if not path.path:
+                self.catalogue.insert(path, None, item.created, item.created_by)
 
     def change_properties(
-        self, item: Item, changes: dict[str, list[str] | None], *, recursive: bool
+        self, path: RepoPath, change: Mapping[str, tuple[str, ...] | None], *, recursive: bool
     ) -> None:
-        """Replace the values of the named keys; None removes a key."""
-        with self._transaction():
-            items = [item]
-            if recursive and item.is_folder:
-                items += self.descendants(item.repo, item.path)
-            for one in items:
-                for key, values in changes.items():
-                    self._database.execute(
-                        "DELETE FROM properties WHERE item=? AND key=?", (one.id, key)
-                    )
-                    if values is not None:
-                        self._set_properties(one.id, {key: values})
-                self._database.execute("UPDATE items SET updated=? WHERE id=?", (now_ms(), one.id))
+        """Set keys, or remove those that are None. Raises ApiError 404."""
 
-    def clear_properties(self, item: Item) -> None:
-        with self._transaction():
-            self._database.execute("DELETE FROM properties WHERE item=?", (item.id,))
+        def one(item: int) -> None:
+            for key, values in change.items():
+                self.catalogue.set_property(item, key, values or ())
 
-    def stats(self, item: Item) -> tuple[int, int, str]:
-        """Downloads, time of the last (ms), and by whom."""
-        row = self._database.execute(
-            "SELECT downloads, last, last_by FROM stats WHERE item=?", (item.id,)
-        ).fetchone()
-        return row or (0, 0, "")
+        self._touch_properties(path, one, recursive)
 
-    def count_downloads(self, counts: Sequence[tuple[int, int, int, str]]) -> None:
-        """Add rows of item id, downloads, time and user."""
-        with self._transaction():
-            self._database.executemany(
-                "INSERT INTO stats SELECT ?1, ?2, ?3, ?4 WHERE EXISTS "
-                "(SELECT 1 FROM items WHERE id = ?1) ON CONFLICT (item) DO UPDATE SET "
-                "downloads = downloads + ?2, last = ?3, last_by = ?4",
-                counts,
+    def clear_properties(self, path: RepoPath, *, recursive: bool) -> None:
+        self._touch_properties(path, self.catalogue.clear_properties, recursive)
+
+    def _touch_properties(
+        self, path: RepoPath, change: Callable[[int], None], recursive: bool
+    ) -> None:
+        now = now_ms()
+        with self.transaction():
+            items = [self.read(path).item]
+            if recursive and items[0].is_folder:
+                items += self.catalogue.below(path)
+            for item in items:
+                change(item.id)
+                self.catalogue.update(item.id, properties_changed=now, updated=now)
+
+    # inside a transaction; for the modules that hold further rules
+
+    @contextmanager
+    def transaction(self) -> Iterator[list[str]]:
+        """Commit or roll back; then remove the listed content that nothing uses any more."""
+        candidates: list[str] = []
+        with self._lock:
+            try:
+                with self.catalogue.db:
+                    yield candidates
+                    unused = self.catalogue.drop_unused(candidates)
+            finally:
+                self._lookups.clear()
+            for sha256 in unused:
+                self.files.remove(sha256)
+
+    def existing(self, path: RepoPath) -> Item:
+        """Give an item that must be there."""
+        item = self.catalogue.find(path)
+        assert item is not None
+        return item
+
+    def make_folders(self, path: RepoPath, now: int, user: str) -> int:
+        """Make what is missing of a folder and its parents; give how many. Raises ApiError 409."""
+        missing = []
+        while (item := self.catalogue.find(path)) is None:
+            missing.append(path)
+            path = path.parent
+        if not item.is_folder:
+            raise _in_the_way(path, "file")
+        for each in reversed(missing):
+            self.catalogue.insert(each, None, now, user)
+        return len(missing)
+
+    def require_local(self, path: RepoPath) -> None:
+        """Raises ApiError 404: nothing can be written there."""
+        if self.catalogue.find(RepoPath(path.repo)) is None:
+            raise ApiError(
+                404, f"Could not find a local repository named {path.repo} to deploy to."
             )
 
-    def totals(self) -> list[tuple[str, int, int, int]]:
-        """Per repository: key, folders, files, bytes."""
-        rows = self._database.execute(
-            "SELECT repo, SUM(items.sha256 IS NULL) - 1, SUM(items.sha256 IS NOT NULL), "
-            "COALESCE(SUM(size), 0) FROM items LEFT JOIN blobs USING (sha256) GROUP BY repo"
-        )
-        return [tuple(row) for row in rows]
+    def _replace_properties(self, item: int, properties: Properties, now: int) -> None:
+        self.catalogue.clear_properties(item)
+        for key, values in properties.items():
+            self.catalogue.set_property(item, key, values)
+        self.catalogue.update(item, properties_changed=now)
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._database)
+    def _check_deploy(self, path: RepoPath) -> None:
+        self.require_local(path)
+        item = self.catalogue.find(path)
+        if item is not None and item.is_folder:
+            raise _in_the_way(path, "folder")
+        parent = path.parent
+        while (item := self.catalogue.find(parent)) is None:
+            parent = parent.parent
+        if not item.is_folder:
+            raise _in_the_way(parent, "file")
 
-    def _make_parents(self, at: ItemPath, user: str, now: int) -> None:
-        parent = ""
-        for name in at.path.split("/")[:-1]:
-            here = ItemPath(at.repo, f"{parent}/{name}" if parent else name)
-            found = self.find(here)
-            if found is not None and not found.is_folder:
-                raise ApiError(409, f"{here} is a file: nothing can be created below it")
-            if found is None:
-                self._database.execute(
-                    "INSERT INTO items (repo, parent, name, created, created_by, modified, "
-                    "modified_by, updated) VALUES (?,?,?,?,?,?,?,?)",
-                    (at.repo, parent, name, now, user, now, user, now),
-                )
-            parent = here.path
+    def _missing(self, path: RepoPath) -> ApiError:
+        if self.catalogue.find(RepoPath(path.repo)) is None:
+            return ApiError(
+                404, f"Failed to find the repository '{path.repo}' specified in the request."
+            )
+        return ApiError(404, "File not found.")
 
-    def _set_properties(self, item_id: int, properties: PropertyMap) -> None:
-        self._database.executemany(
-            "INSERT OR IGNORE INTO properties VALUES (?, ?, ?, ?)",
-            [
-                (item_id, key, value, position)
-                for key, values in properties.items()
-                for position, value in enumerate(values)
-            ],
-        )
-
-    def _drop_unreferenced(self, shas: Iterable[str]) -> list[str]:
-        dead = []
-        for sha in set(shas):
-            used = self._database.execute(
-                "SELECT 1 FROM items WHERE sha256=? LIMIT 1", (sha,)
-            ).fetchone()
-            if used is None:
-                self._database.execute("DELETE FROM blobs WHERE sha256=?", (sha,))
-                dead.append(sha)
-        return dead
-
-    def _remove_files(self, shas: Iterable[str]) -> None:
-        # After the commit: killed in between, the next start sweeps them; the other way round a
-        # row would name a file that is gone.
-        for sha in shas:
-            self._filestore.remove(sha)
+    def _write_downloads(self) -> None:
+        with self._downloads_lock:
+            counted, self._downloads = self._downloads, {}
+        if not counted:
+            return
+        with self.catalogue.db:
+            for item, downloads in counted.items():
+                self.catalogue.count_downloads(item, downloads)
 
 
-class _Transaction:
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._database.execute("ROLLBACK" if kind else "COMMIT")
+def _in_the_way(path: RepoPath, kind: str) -> ApiError:
+    return ApiError(409, f"Cannot deploy: '{path.repo}:{path.path}' is a {kind}.")
 
 
 def now_ms() -> int:

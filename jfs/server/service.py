@@ -1,0 +1,250 @@
+"""From a request to its answer: the routes, the errors, the faults. Event loop only.
+
+Routing is by hand: a path is read raw, before a framework decodes it (artifactory-rest 2.1).
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from jfs.server import (
+    content,
+    deploy,
+    properties_api,
+    repositories_api,
+    storage_api,
+    system_api,
+    transfer,
+    weather,
+)
+from jfs.server.access import ADMIN, ANONYMOUS, Access
+from jfs.server.answers import ApiError
+from jfs.server.exchange import (
+    Answer,
+    Call,
+    cut,
+    error_answer,
+    holds_body_back,
+    json_answer,
+    respond,
+)
+from jfs.server.faults import Fault, FaultPlan, Kind
+from jfs.server.paths import parse_query, parse_target, split_target
+from jfs.server.signed import SignedStorage
+from jfs.server.stats import ServerStats
+from jfs.server.store import Store
+
+log = logging.getLogger(__name__)
+
+CONTEXT = "/artifactory"
+Endpoint = Callable[[Call], Awaitable[Answer]]
+
+_EXACT: Mapping[str, Mapping[str, Endpoint]] = {
+    "api/system/ping": {"GET": system_api.ping},
+    "api/system/version": {"GET": system_api.version},
+    "api/system/usage": {"POST": system_api.usage},
+    "api/storageinfo": {"GET": system_api.storage_info},
+    "api/storageinfo/calculate": {"POST": system_api.calculate},
+    "api/v1/uploads/config": {"GET": system_api.uploads_config},
+    "api/repositories": {"GET": repositories_api.listing},
+}
+_BELOW: Mapping[str, Mapping[str, Endpoint]] = {
+    "api/repositories/": {
+        "GET": repositories_api.get,
+        "PUT": repositories_api.create,
+        "POST": repositories_api.update,
+        "DELETE": repositories_api.delete,
+    },
+    "api/storage/": {
+        "GET": storage_api.get,
+        "PUT": properties_api.put,
+        "DELETE": properties_api.delete,
+    },
+    "api/metadata/": {
+        "PATCH": properties_api.patch_metadata,
+        "DELETE": properties_api.delete_metadata,
+    },
+    "api/copy/": {"POST": transfer.copy},
+    "api/move/": {"POST": transfer.move},
+    "list/": {"GET": content.browse},
+    "simple/": {"GET": content.browse},
+}
+_CONTENT: Mapping[str, Endpoint] = {
+    "GET": content.read,
+    "PUT": deploy.put,
+    "DELETE": deploy.delete,
+}
+_OPEN = frozenset(["api/system/ping"])  # needs no login
+_RESERVED = frozenset(["api", "list", "simple", "ui", "webapp"])
+_SELECTORS = ("list", "stats", "lastModified", "properties")
+
+
+class _Route(NamedTuple):
+    name: str
+    endpoint: Endpoint
+    rest: str
+
+
+class Service:
+    """What one running server answers with."""
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        access: Access,
+        faults: FaultPlan,
+        stats: ServerStats,
+        signed: SignedStorage,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._access = access
+        self._faults = faults
+        self._stats = stats
+        self._signed = signed
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; an aiohttp handler."""
+        raw, raw_query = split_target(request.raw_path)
+        if raw == "/jfs/stats":
+            return await respond(request, self._own_stats(request), ServerStats())
+        below = raw.removeprefix(CONTEXT) if raw.startswith(f"{CONTEXT}/") else None
+        fault = None
+        if below is not None:
+            fault = self._faults.match(request.method, unquote(below))
+        answer = weather.instead(fault) if fault is not None else None
+        name = "spoiled"
+        if answer is None:
+            name, answer = await self._answer(request, raw, raw_query, fault)
+        self._stats.count_request(f"{request.method} {name}")
+        try:
+            if fault is not None:
+                return await weather.act(request, answer, fault, self._stats)
+            return await respond(request, answer, self._stats)
+        except (TimeoutError, OSError) as error:
+            log.debug("%s %s: not all was sent: %s", request.method, raw, error)
+            return cut(request)
+        finally:
+            answer.close()
+
+    async def _answer(
+        self, request: web.BaseRequest, raw: str, raw_query: str, fault: Fault | None
+    ) -> tuple[str, Answer]:
+        name = "unknown"
+        call: Call | None = None
+        try:
+            query = parse_query(raw_query)
+            route = _route(request.method, raw)
+            selector = next((each for each in _SELECTORS if each in query), None)
+            name = f"{route.name}?{selector}" if selector else route.name
+            headers: Mapping[str, str] = request.headers
+            if fault is not None and fault.kind is Kind.IGNORE_RANGE:
+                headers = CIMultiDict(headers)
+                headers.popall("Range", None)
+            call = Call(
+                request,
+                self._store,
+                self._executor,
+                self._stats,
+                _base(request),
+                ANONYMOUS,
+                route.rest,
+                query,
+                headers,
+            )
+            if route.name not in _OPEN:
+                call = call.of(self._access.user(headers))
+            answer = None
+            if fault is not None and fault.kind is Kind.REDIRECT and route.name == "content":
+                answer = await self._redirect(call, fault)
+            if answer is None:
+                answer = await route.endpoint(call)
+            if self._store.downloads_pending:
+                await call.run(self._store.flush_downloads)
+            return name, answer
+        except ApiError as error:
+            return name, await _refuse(request, call, error)
+        except (ConnectionError, web.RequestPayloadError) as error:
+            log.debug("%s %s: the client went away: %s", request.method, raw, error)
+            return name, error_answer(ApiError(400, "The body ended too early."))
+        except Exception:
+            log.exception("%s %s failed", request.method, raw)
+            return name, error_answer(ApiError(500, "Internal error; the server's log says more."))
+
+    async def _redirect(self, call: Call, fault: Fault) -> Answer | None:
+        """Redirect a download of a file, as real servers do: nothing but GET of what exists."""
+        if call.request.method != "GET" or call.query.get("artifactory.disableRedirect") == "true":
+            return None
+        path = parse_target(call.rest).path
+        item = await call.run(lambda: self._store.find(path))
+        if item is None or item.blob is None:
+            return None
+        self._store.count_download(item, call.user)
+        return await self._signed.redirect(path, fault)
+
+    def _own_stats(self, request: web.BaseRequest) -> Answer:
+        """Answer ``/jfs/stats``: outside Artifactory's address space, and not counted."""
+        try:
+            if self._access.user(request.headers) != ADMIN:
+                raise ApiError(403, "The statistics are for the administrator.")
+            if request.method == "DELETE":
+                self._stats.reset()
+                return Answer(204)
+            if request.method not in ("GET", "HEAD"):
+                raise ApiError(405, "Method Not Allowed", headers={"Allow": "GET, DELETE"})
+            return json_answer(self._stats.as_dict())
+        except ApiError as error:
+            return error_answer(error)
+
+
+def _route(method: str, raw: str) -> _Route:
+    """Find the endpoint of a raw path. Raises ApiError 404, 405."""
+    path = raw.removeprefix(CONTEXT)
+    if not raw.startswith(CONTEXT) or path[:1] not in ("", "/"):
+        raise ApiError(404, f"Not Found: this service is at {CONTEXT}")
+    path = path.lstrip("/")
+    if not path:
+        return _method(method, {"GET": system_api.ping}, "", "")
+    if methods := _EXACT.get(path.rstrip("/")):
+        return _method(method, methods, path.rstrip("/"), "")
+    for prefix, methods in _BELOW.items():
+        if path.startswith(prefix) and len(path) > len(prefix):
+            return _method(method, methods, prefix.rstrip("/"), path.removeprefix(prefix))
+    if path.partition("/")[0] in _RESERVED:
+        raise ApiError(404, "Not Found")
+    return _method(method, _CONTENT, "content", path)
+
+
+def _method(method: str, methods: Mapping[str, Endpoint], name: str, rest: str) -> _Route:
+    endpoint = methods.get("GET" if method == "HEAD" else method)
+    if endpoint is None:
+        raise ApiError(405, "Method Not Allowed", headers={"Allow": ", ".join(methods)})
+    return _Route(name, endpoint, rest)
+
+
+def _base(request: web.BaseRequest) -> str:
+    """Give the service's address as the client sees it (1.1)."""
+    if override := request.headers.get("X-JFrog-Override-Base-Url"):
+        return override.rstrip("/") + CONTEXT
+    if override := request.headers.get("X-Artifactory-Override-Base-Url"):
+        return override.rstrip("/")
+    return f"{request.scheme}://{request.host}{CONTEXT}"
+
+
+async def _refuse(request: web.BaseRequest, call: Call | None, error: ApiError) -> Answer:
+    """Make the answer, after reading away the body of a client that hears none before its end."""
+    answer = error_answer(error)
+    if holds_body_back(request):
+        answer.headers["Connection"] = "close"  # it may send its body or not: nobody can tell
+    elif call is not None and error.status != 408 and not request.content.at_eof():
+        try:
+            await call.drain()
+        except (ApiError, ConnectionError, web.RequestPayloadError):
+            answer.headers["Connection"] = "close"
+    return answer
