@@ -1,5 +1,6 @@
 """The control plane: names, sizes and checksums, over httpx. Trio thread only."""
 
+import contextlib
 import errno
 import ssl
 from collections.abc import Sequence
@@ -122,10 +123,8 @@ class ArtifactoryClient:
                 entries.append(FolderInfo(path.child(name), 0))
                 return
             async with limit:
-                try:
+                with contextlib.suppress(NotFound):  # deleted since we saw its name
                     entries.append(await self.stat(path.child(name)))
-                except NotFound:
-                    pass  # deleted since we saw its name
 
         failures: list[JfsError] = []
 

@@ -6,6 +6,7 @@ import threading
 import time
 
 import httpx
+from cachetools import TTLCache
 
 from jfs.artifactory import retry, wire
 from jfs.artifactory.auth import Authenticator
@@ -51,7 +52,7 @@ class HttpRangeSource:
         self._client = httpx.Client(transport=self._transport, follow_redirects=False)
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._locations: dict[RepoPath, tuple[httpx.URL, float]] = {}
+        self._locations: TTLCache[RepoPath, httpx.URL] = TTLCache(_LOCATIONS_KEPT, _LOCATION_LIFE_S)
 
     def close(self) -> None:
         self._closed.set()
@@ -186,14 +187,11 @@ class HttpRangeSource:
 
     def _location(self, path: RepoPath) -> httpx.URL | None:
         with self._lock:
-            kept = self._locations.get(path)
-        return kept[0] if kept is not None and kept[1] > time.monotonic() else None
+            return self._locations.get(path)
 
     def _keep_location(self, path: RepoPath, url: httpx.URL) -> None:
         with self._lock:
-            if len(self._locations) >= _LOCATIONS_KEPT:
-                self._locations.clear()
-            self._locations[path] = (url, time.monotonic() + _LOCATION_LIFE_S)
+            self._locations[path] = url
 
     def _forget_location(self, path: RepoPath) -> None:
         with self._lock:
@@ -217,13 +215,13 @@ def _same_content(response: httpx.Response, version: ArtifactVersion, url: str) 
     """Compare the checksums that Artifactory sends with every answer (artifactory-rest 3.1)."""
     algorithm, _, digest = version.content.digest.partition(":")
     etag = _ETAG.fullmatch(response.headers.get("ETag", "").strip())
-    for name, wanted in (
-        ("sha256", digest if algorithm == "sha256" else None),
-        ("sha1", version.sha1 or (digest if algorithm == "sha1" else None)),
-    ):
-        got = response.headers.get(f"X-Checksum-{name}")
-        if name == "sha1" and got is None and etag is not None:
-            got = etag[1]
+    sha1 = version.sha1 or (digest if algorithm == "sha1" else None)
+    stated = [
+        (digest if algorithm == "sha256" else None, response.headers.get("X-Checksum-Sha256")),
+        (sha1, response.headers.get("X-Checksum-Sha1")),
+        (sha1, etag[1] if etag is not None else None),
+    ]
+    for wanted, got in stated:
         if wanted is not None and got is not None and got.strip().lower() != wanted:
             raise Stale("other content now", status=response.status_code, method="GET", url=url)
 
