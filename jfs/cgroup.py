@@ -1,7 +1,7 @@
 """The memory limit that this process runs under. Blocking file reads; any thread.
 
-Pages pushed into the kernel's page cache are charged to the memory cgroup of whoever pushed them,
-so buffers and pushes must follow its limit and not the machine's memory.
+Buffers are charged to it, and so are the pages of cache files that the kernel keeps for us:
+they must follow its limit and not the memory of the machine.
 Source: kernel documentation, admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 

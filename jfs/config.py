@@ -101,8 +101,8 @@ class ReadSettings:
 def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:
     """Scale buffers and read-ahead down to a memory limit of the process, in bytes.
 
-    A quarter of it for buffers, an eighth for what is pushed ahead of a reader: the rest is the
-    interpreter's (about 60 MiB) and the kernel's pages that wait to be read.
+    A quarter of it for buffers, of which a reader's window takes half: the rest is the
+    interpreter's (about 60 MiB).
     """
     if limit is None:
         return settings

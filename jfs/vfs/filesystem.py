@@ -88,6 +88,10 @@ class Filesystem:
         self._handles: dict[int, _ReadHandle] = {}
         self._listings: dict[int, Sequence[Inode]] = {}
         self._open: dict[Inode, _OpenFile] = {}
+        # Whose pages the kernel may still hold for an inode. Nothing is pushed into them: measured
+        # on Linux 6.18, a READ of 1 MiB is answered into large folios at 2.5 to 2.9 GB/s, while
+        # notify_store fills page by page (0.3 to 1.1 GB/s, with twice the CPU time).
+        self._pages: dict[int, ContentKey] = {}
         self._opening: dict[Inode, trio.Lock] = {}
 
     async def lookup(self, parent: int, name: str) -> Attributes:
@@ -107,7 +111,7 @@ class Filesystem:
     def forget(self, ino: int, count: int) -> None:
         """Take *count* lookups back. Never raises."""
         if self._tree.inodes.forget(ino, count):
-            self._plane.pages.forget(ino)
+            self._pages.pop(ino, None)
 
     async def getattr(self, ino: int) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened.
@@ -152,7 +156,7 @@ class Filesystem:
         if opened.reader is None:
             return b""
         try:
-            data = await opened.reader.read(extent, opened.inode.ino)
+            data = await opened.reader.read(extent)
         except Stale:
             self._tree.expire(opened.inode)
             raise
@@ -233,7 +237,10 @@ class Filesystem:
         file.handles += 1
         handle = next(self._numbers)
         self._handles[handle] = _ReadHandle(inode, file.info, file.reader)
-        return Opened(handle, await self._plane.pages.admit(inode.ino, _content(info)))
+        content = _content(info)
+        keep = self._pages.get(inode.ino) == content
+        self._pages[inode.ino] = content
+        return Opened(handle, keep)
 
     def _replace(self, inode: Inode) -> None:
         """Cut the handles of an older version off; their next READ is ESTALE."""

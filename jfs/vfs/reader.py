@@ -17,11 +17,10 @@ import trio
 
 from jfs.config import ReadSettings
 from jfs.errors import CacheError, DeadlineExceeded, JfsError, Stale, Unavailable
-from jfs.extents import Extent, ExtentSet, KiB
+from jfs.extents import Extent, KiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion
 from jfs.protocols import BlockStore, CachedContent, RangeSource
-from jfs.vfs.pages import KernelPages, PageStore
 from jfs.vfs.readahead import ReadaheadPlanner
 from jfs.vfs.segments import Segment, SegmentOwner, SegmentPool
 
@@ -34,9 +33,6 @@ _CLAIM_PATIENCE_S = 10.0
 
 # One writer leaves a disk idle between its writes; more only queue.
 _DISK_WRITERS = 2
-_PAGE = 4096
-_TRIPWIRE = 16 * KiB  # one READ of the smallest size that costs no more than a page
-_ASKED_RUNS = 256
 
 _BLOCK_SIZE_WITHOUT_CACHE = 64 * KiB
 
@@ -47,7 +43,6 @@ class DataPlane:
     Args:
         nursery: fetches run in it; cancelling it ends them at their next checkpoint.
         fetches: worker threads that receive at a time.
-        page_store: see ``pages``; None: bytes reach the kernel only as answers to READs.
     """
 
     def __init__(
@@ -59,14 +54,12 @@ class DataPlane:
         nursery: trio.Nursery,
         *,
         fetches: int,
-        page_store: PageStore | None = None,
     ) -> None:
         self.source = source
         self.store = store
         self.settings = settings
         self.metrics = metrics
         self.nursery = nursery
-        self.pages = KernelPages(page_store, metrics)
         self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
         # Read-ahead never takes the last worker: a READ that somebody waits for is not queued
         # behind bytes that nobody has asked for.
@@ -99,16 +92,12 @@ class ContentReader(SegmentOwner):
         self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
         self._segments: dict[int, Segment] = {}  # by start; they never overlap
         self._starts: list[int] = []
-        self._asked = ExtentSet()  # by READs, lately: their pages need no push
         self._working = 0  # tasks that still use our segments
         self._closed = False
         self._stale: Stale | None = None
 
-    async def read(self, extent: Extent, ino: int) -> bytes | bytearray | memoryview:
+    async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
         """Give the bytes of *extent*, cut at the end of the file.
-
-        Args:
-            ino: of the handle that reads: what is fetched ahead is pushed into its pages.
 
 
         Returns:
@@ -129,14 +118,10 @@ class ContentReader(SegmentOwner):
         if segment is None and self._cached is not None:
             resident = self._cached.read_resident(extent)
             if resident is not None:
-                self._start_missing(plan.ahead, push_to=ino)
+                self._start_missing(plan.ahead, demand=False)
                 return resident
-        self._start_missing(plan.demand)
-        self._start_missing(plan.ahead, push_to=ino)
-        # The kernel has these pages locked until we answer: a push must stay away from them.
-        if len(self._asked) >= _ASKED_RUNS:
-            self._asked = ExtentSet()  # random access: nothing is being pushed near them anyway
-        self._asked.add(extent)
+        self._start_missing(plan.demand, demand=True)
+        self._start_missing(plan.ahead, demand=False)
         try:
             with trio.fail_after(self._plane.settings.deadline_s):
                 return await self._serve(extent)
@@ -175,7 +160,7 @@ class ContentReader(SegmentOwner):
             if segment is None:
                 # Given up while we waited for the piece before it.
                 rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
-                self._start_missing(rest)
+                self._start_missing(rest, demand=True)
                 continue
             piece = Extent(position, min(extent.stop, segment.extent.stop))
             parts += await self._take(segment, piece)
@@ -218,30 +203,23 @@ class ContentReader(SegmentOwner):
             position = stop
         return gaps
 
-    def _start_missing(self, extent: Extent, push_to: int | None = None) -> None:
-        """Start fetching what nobody fetches yet.
-
-        Args:
-            push_to: given for read-ahead, which takes only the memory that is left and is pushed
-                into the pages of this inode; None: a READ waits for it.
-        """
+    def _start_missing(self, extent: Extent, *, demand: bool) -> None:
+        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows."""
         for gap in self._gaps(extent):
             for piece in gap.pieces(self._plane.settings.segment_bytes):
-                segment = self._plane.pool.allocate(piece, demand=push_to is None)
+                segment = self._plane.pool.allocate(piece, demand=demand)
                 if segment is None:
                     return
                 self._segments[piece.start] = segment
                 insort(self._starts, piece.start)
                 self._working += 1
-                self._plane.nursery.start_soon(self._work, segment, push_to)
+                self._plane.nursery.start_soon(self._work, segment, demand)
 
-    async def _work(self, segment: Segment, push_to: int | None) -> None:
-        """Fill one segment, push it, and leave it to the pool."""
+    async def _work(self, segment: Segment, demand: bool) -> None:
+        """Fill one segment and leave it to the pool."""
         segment.users += 1
         try:
-            await self._fill(segment, push_to is None)
-            if push_to is not None and segment.error is None and not self._closed:
-                await self._push(segment, push_to)
+            await self._fill(segment, demand)
         finally:
             if segment.error is not None or self._closed:
                 self.discard(segment)
@@ -272,24 +250,6 @@ class ContentReader(SegmentOwner):
         finally:
             if not segment.done:
                 segment.finish(error)
-
-    async def _push(self, segment: Segment, ino: int) -> None:
-        """Push what no READ has asked for, behind a gap.
-
-        The gap is a tripwire: pushed pages hide how far the reader has come, and the READ of the
-        gap tells. Its bytes are in memory still, so it costs one short round trip a segment.
-        """
-        if not self._plane.pages.pushing:
-            return
-        start = min(segment.extent.start + _TRIPWIRE, segment.extent.stop)
-        for run in self._asked.missing(Extent(start, segment.extent.stop)):
-            # Whole pages only: a part of one would have to be read first. The last page of the
-            # file is whole for the kernel when it ends where the file does.
-            first = -(-run.start // _PAGE) * _PAGE
-            last = run.stop if run.stop == self.version.size else run.stop // _PAGE * _PAGE
-            if first < last:
-                view = segment.slice(Extent(first, last))
-                await self._plane.pages.push(ino, self.version.content, first, view)
 
     async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
         """Wait until no other process fetches the same, then fill and publish."""

@@ -17,7 +17,6 @@ from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.protocols import Sink
 from jfs.vfs.reader import ContentReader, DataPlane
 
-INO = 7
 SETTINGS = ReadSettings(memory_bytes=8 * MiB, segment_bytes=1 * MiB, window_bytes=4 * MiB)
 
 
@@ -72,7 +71,7 @@ async def test_a_sequential_reader_gets_the_file(size: int) -> None:
     source = MemorySource(content(size))
     async with reading(source) as reader:
         got = bytearray()
-        while data := await reader.read(Extent(len(got), len(got) + 100 * KiB), INO):
+        while data := await reader.read(Extent(len(got), len(got) + 100 * KiB)):
             got += data
     assert got == source.content
 
@@ -85,7 +84,7 @@ async def test_random_reads_get_their_bytes_under_memory_pressure() -> None:
         for _ in range(30):
             start = choose.randrange(40 * MiB)
             stop = start + choose.randrange(1, 3 * MiB)
-            assert await reader.read(Extent(start, stop), INO) == source.content[start:stop]
+            assert await reader.read(Extent(start, stop)) == source.content[start:stop]
 
     async with reading(source) as reader, trio.open_nursery() as nursery:
         for _ in range(4):
@@ -104,7 +103,7 @@ async def test_many_readers_of_the_same_bytes_cost_one_fetch() -> None:
     results: list[bytes] = []
 
     async def one(reader: ContentReader) -> None:
-        results.append(bytes(await reader.read(Extent(0, 64 * KiB), INO)))
+        results.append(bytes(await reader.read(Extent(0, 64 * KiB))))
 
     async with reading(source) as reader, trio.open_nursery() as nursery:
         for _ in range(8):
@@ -125,9 +124,9 @@ async def test_a_failed_fetch_fails_its_read_and_the_next_tries_again() -> None:
     source.before = fail
     async with reading(source) as reader:
         with pytest.raises(ProtocolViolation):
-            await reader.read(Extent(0, 10), INO)
+            await reader.read(Extent(0, 10))
         source.before = lambda _: None
-        assert await reader.read(Extent(0, 10), INO) == source.content[:10]
+        assert await reader.read(Extent(0, 10)) == source.content[:10]
 
 
 async def test_a_failed_read_ahead_does_not_fail_the_reader() -> None:
@@ -140,24 +139,24 @@ async def test_a_failed_read_ahead_does_not_fail_the_reader() -> None:
     source.before = fail
     async with reading(source) as reader:
         for start in range(0, 4 * MiB, MiB):
-            data = await reader.read(Extent(start, start + MiB), INO)
+            data = await reader.read(Extent(start, start + MiB))
             assert data == source.content[start : start + MiB]
 
 
 async def test_once_stale_always_stale() -> None:
     source = MemorySource(content(2 * MiB))
     async with reading(source) as reader:
-        assert await reader.read(Extent(0, 10), INO) == source.content[:10]
+        assert await reader.read(Extent(0, 10)) == source.content[:10]
 
         def replaced(_: Extent) -> None:
             raise Stale("other content")
 
         source.before = replaced
         with pytest.raises(Stale):
-            await reader.read(Extent(MiB, MiB + 10), INO)
+            await reader.read(Extent(MiB, MiB + 10))
         source.before = lambda _: None
         with pytest.raises(Stale):
-            await reader.read(Extent(0, 10), INO)
+            await reader.read(Extent(0, 10))
 
 
 async def test_a_read_that_gets_no_bytes_fails_in_time(
@@ -168,7 +167,7 @@ async def test_a_read_that_gets_no_bytes_fails_in_time(
     source.before = lambda _: go.wait() and None
     async with reading(source) as reader:
         with pytest.raises(DeadlineExceeded):
-            await reader.read(Extent(0, 10), INO)
+            await reader.read(Extent(0, 10))
         go.set()
 
 
@@ -182,4 +181,4 @@ async def test_an_internal_error_ends_in_the_read(expected_logs: list[str]) -> N
     source.before = bug
     async with reading(source) as reader:
         with pytest.raises(Exception, match="ZeroDivisionError"):
-            await reader.read(Extent(0, 10), INO)
+            await reader.read(Extent(0, 10))
