@@ -7,7 +7,6 @@ Source: artifactory-rest 3.
 import html
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import IO
 from urllib.parse import quote
@@ -26,7 +25,7 @@ SIDE_FILES = ("sha1", "sha256", "md5")
 
 
 async def read(call: Call) -> Answer:
-    """Answer GET and HEAD ``<ctx>/R/P``."""
+    """Answer GET and HEAD ``<ctx>/R/P``, and below ``list/`` and ``simple/``, which browse it."""
     target = parse_target(call.rest)
     try:
         found, file = await _open(call, target.path)
@@ -46,11 +45,6 @@ async def read(call: Call) -> Answer:
         raise
     answer.done = done
     return answer
-
-
-async def browse(call: Call) -> Answer:
-    """Answer ``<ctx>/list/R/P/`` and ``<ctx>/simple/R/P/``."""
-    return await read(replace(call, rest=call.rest.lstrip("/").partition("/")[2]))
 
 
 def properties_answer(call: Call, found: Found, wanted: str) -> Answer:

@@ -15,7 +15,9 @@ from jfs.server.answers import ApiError
 _FORBIDDEN = frozenset('\\|*?"\0')
 # PropertyNameValidator (2.2): a letter first; no whitespace and none of these.
 _KEY = re.compile(r"[A-Za-z][^\s(){}\[\]*+^$\\/~`!@#%&<>;=,±§]*\Z")
-_ESCAPED = re.compile(r"\\([,=|;])")
+# A backslash before anything else is an ordinary character (2.3).
+_TOKEN = re.compile(r"\\[,=|;\\]|[^,=|;\\]+|.", re.DOTALL)
+_ESCAPED = re.compile(r"\\([,=|;\\])")
 _URL = re.compile(r"/*https?:/", re.IGNORECASE)
 _MAX_NAME = 255  # 6.20 schema: name column, path column, property key and value (2.1)
 _MAX_PARENT = 1024
@@ -152,7 +154,14 @@ def _matrix(pairs: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], frozenset
 
 
 def _split(text: str, separators: str) -> list[str]:
-    return re.split(rf"(?<!\\)[{re.escape(separators)}]", text)
+    """Split at what no backslash escapes; the escapes stay in."""
+    parts = [""]
+    for token in _TOKEN.findall(text):
+        if token in separators:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
 
 
 def _unescape(text: str) -> str:

@@ -71,8 +71,8 @@ _BELOW: Mapping[str, Mapping[str, Endpoint]] = {
     },
     "api/copy/": {"POST": transfer.copy},
     "api/move/": {"POST": transfer.move},
-    "list/": {"GET": content.browse},
-    "simple/": {"GET": content.browse},
+    "list/": {"GET": content.read},
+    "simple/": {"GET": content.read},
 }
 _CONTENT: Mapping[str, Endpoint] = {
     "GET": content.read,
