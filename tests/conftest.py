@@ -2,6 +2,7 @@
 
 import logging
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from jfs.server import EmbeddedServer
+from jfs.server import EmbeddedServer, TlsFiles
 
 REPO = "ml-models-local"
 _T = TypeVar("_T")
@@ -39,6 +40,32 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
         if thread.name.startswith("jfs-server")
     ]
     assert not left, f"threads of the server that did not end: {left}"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """A certificate for 127.0.0.1 and localhost, which is its own authority."""
+    directory = tmp_path_factory.mktemp("tls")
+    files = TlsFiles(directory / "cert.pem", directory / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+            *("-keyout", str(files.key), "-out", str(files.certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path, certificate: TlsFiles) -> Iterator[EmbeddedServer]:
+    """As ``server``, by https."""
+    with EmbeddedServer(tmp_path / "tls-server", tls=certificate) as running:
+        running.create_repository(REPO)
+        yield running
 
 
 @pytest.fixture

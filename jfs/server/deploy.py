@@ -45,9 +45,9 @@ async def put(call: Call) -> Answer:
     if (answer := await _side_file(call, target.path)) is not None:
         return answer
     await call.run(lambda: call.store.check_deploy(target.path))
-    call.ask_for_body()
     incoming = await call.run(call.store.receive)
     try:
+        call.ask_for_body()
         await _receive(call, incoming)
         item = await call.run(lambda: call.store.deploy_received(target.path, incoming, deployment))
     finally:

@@ -94,19 +94,8 @@ class Call:
             raise ApiError(403, "This resource is available to administrators only.")
 
     async def chunk(self) -> bytes:
-        """Read what has arrived of the body; empty at its end.
-
-        Raises:
-            ApiError: 408, nothing came for too long.
-            OSError, web.RequestPayloadError: the client went away.
-        """
-        try:
-            async with asyncio.timeout(_BODY_IDLE_S):
-                data = await self.request.content.readany()
-        except TimeoutError:
-            raise ApiError(408, f"No byte of the body came for {_BODY_IDLE_S:g} s.") from None
-        self.stats.count_received(len(data))
-        return data
+        """Read what has arrived of the body, as ``read_chunk``."""
+        return await read_chunk(self.request, self.stats)
 
     async def body(self, limit: int) -> bytes:
         """Read a small body. Raises ApiError 413 above *limit* bytes."""
@@ -125,10 +114,40 @@ class Call:
             transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def drain(self) -> None:
-        """Read the rest of the body away: a client that is still sending hears no answer."""
+        """Read the body away."""
         self.ask_for_body()
         while await self.chunk():
             pass
+
+
+async def read_chunk(request: web.BaseRequest, stats: ServerStats) -> bytes:
+    """Read what has arrived of a body; empty at its end.
+
+    Raises:
+        ApiError: 408, nothing came for too long.
+        OSError, web.RequestPayloadError: the client went away.
+    """
+    try:
+        async with asyncio.timeout(_BODY_IDLE_S):
+            data = await request.content.readany()
+    except TimeoutError:
+        raise ApiError(408, f"No byte of the body came for {_BODY_IDLE_S:g} s.") from None
+    stats.count_received(len(data))
+    return data
+
+
+async def finish_body(request: web.BaseRequest, answer: Answer, stats: ServerStats) -> None:
+    """Read away what was left of the body: a client that is sending hears no answer."""
+    if request.content.at_eof():
+        return
+    if holds_body_back(request):
+        answer.headers["Connection"] = "close"  # the body may come or not: nobody can tell
+        return
+    try:
+        while await read_chunk(request, stats):
+            pass
+    except (ApiError, ConnectionError, web.RequestPayloadError):
+        answer.headers["Connection"] = "close"
 
 
 def holds_body_back(request: web.BaseRequest) -> bool:

@@ -284,6 +284,7 @@ class EmbeddedServer:
                     access_log=None,
                     auto_decompress=False,  # a body is stored as it is sent
                     keepalive_timeout=_KEEP_ALIVE_S,
+                    lingering_time=0,  # bodies are read to their end before the answer
                     read_bufsize=_READ_BUFFER,
                     max_line_size=_MAX_HEAD,
                     max_field_size=_MAX_HEAD,

@@ -29,7 +29,7 @@ from jfs.server.exchange import (
     Call,
     cut,
     error_answer,
-    holds_body_back,
+    finish_body,
     json_answer,
     respond,
 )
@@ -123,6 +123,7 @@ class Service:
         if answer is None:
             name, answer = await self._answer(request, raw, raw_query, fault)
         self._stats.count_request(f"{request.method} {name}")
+        await finish_body(request, answer, self._stats)
         try:
             if fault is not None:
                 return await weather.act(request, answer, fault, self._stats)
@@ -137,7 +138,6 @@ class Service:
         self, request: web.BaseRequest, raw: str, raw_query: str, fault: Fault | None
     ) -> tuple[str, Answer]:
         name = "unknown"
-        call: Call | None = None
         try:
             query = parse_query(raw_query)
             route = _route(request.method, raw)
@@ -167,15 +167,15 @@ class Service:
                 answer = await route.endpoint(call)
             if self._store.downloads_pending:
                 await call.run(self._store.flush_downloads)
-            return name, answer
         except ApiError as error:
-            return name, await _refuse(request, call, error)
+            answer = error_answer(error)
         except (ConnectionError, web.RequestPayloadError) as error:
             log.debug("%s %s: the client went away: %s", request.method, raw, error)
-            return name, error_answer(ApiError(400, "The body ended too early."))
+            answer = error_answer(ApiError(400, "The body ended too early."))
         except Exception:
             log.exception("%s %s failed", request.method, raw)
-            return name, error_answer(ApiError(500, "Internal error; the server's log says more."))
+            answer = error_answer(ApiError(500, "Internal error; the server's log says more."))
+        return name, answer
 
     async def _redirect(self, call: Call, fault: Fault) -> Answer | None:
         """Redirect a download of a file, as real servers do: nothing but GET of what exists."""
@@ -214,7 +214,7 @@ def _route(method: str, raw: str) -> _Route:
     if methods := _EXACT.get(path.rstrip("/")):
         return _method(method, methods, path.rstrip("/"), "")
     for prefix, methods in _BELOW.items():
-        if path.startswith(prefix) and len(path) > len(prefix):
+        if path.startswith(prefix):
             return _method(method, methods, prefix.rstrip("/"), path.removeprefix(prefix))
     if path.partition("/")[0] in _RESERVED:
         raise ApiError(404, "Not Found")
@@ -235,16 +235,3 @@ def _base(request: web.BaseRequest) -> str:
     if override := request.headers.get("X-Artifactory-Override-Base-Url"):
         return override.rstrip("/")
     return f"{request.scheme}://{request.host}{CONTEXT}"
-
-
-async def _refuse(request: web.BaseRequest, call: Call | None, error: ApiError) -> Answer:
-    """Make the answer, after reading away the body of a client that hears none before its end."""
-    answer = error_answer(error)
-    if holds_body_back(request):
-        answer.headers["Connection"] = "close"  # it may send its body or not: nobody can tell
-    elif call is not None and error.status != 408 and not request.content.at_eof():
-        try:
-            await call.drain()
-        except (ApiError, ConnectionError, web.RequestPayloadError):
-            answer.headers["Connection"] = "close"
-    return answer

@@ -97,7 +97,8 @@ class SignedStorage:
         if any(name in request.headers for name in _CREDENTIALS):
             return _error(400, "InvalidArgument", "Only one auth mechanism allowed")
         location = self._locations.get(request.query.get("X-Signature", ""))
-        if location is None or not location.use():
+        named = request.path.removeprefix("/bucket/")
+        if location is None or str(location.path) != named or not location.use():
             return _error(403, "AccessDenied", "Request has expired")
         loop = asyncio.get_running_loop()
         try:
