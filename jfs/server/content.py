@@ -29,7 +29,9 @@ async def read(call: Call) -> Answer:
     target = parse_target(call.rest)
     try:
         found, file = await _open(call, target.path)
-    except ApiError:
+    except ApiError as error:
+        if error.status != 404:
+            raise
         checksum = await call.run(lambda: _side_file(call, target.path))
         if checksum is None:
             raise

@@ -191,9 +191,16 @@ class Filestore:
             _sync(path.parent)
             _sync(self._content)
 
-    def open(self, sha256: str) -> IO[bytes]:
-        """Open content. Raises FileNotFoundError."""
-        return self.open_files.borrow(sha256) or self._path(sha256).open("rb", buffering=0)
+    def open(self, sha256: str, size: int) -> IO[bytes]:
+        """Open content. Raises OSError, also when it is not of that size."""
+        if idle := self.open_files.borrow(sha256):
+            return idle
+        file = self._path(sha256).open("rb", buffering=0)
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            file.close()
+            raise OSError(f"{self._path(sha256)} has {found} bytes, not {size}")
+        return file
 
     def remove(self, sha256: str) -> None:
         """Remove content that nothing names; who has it open reads on."""

@@ -174,11 +174,17 @@ class Store:
             return root, list(self.catalogue.below(path, depth))
 
     def open(self, path: RepoPath) -> tuple[Found, IO[bytes] | None]:
-        """Find an item and open its content (None for a folder). Raises ApiError 404."""
+        """Find an item and open its content (None for a folder). Raises ApiError 404, 500."""
         with self._lock:
             found = self.read(path)
             blob = found.item.blob
-            return found, self.files.open(blob.sha256) if blob else None
+            if blob is None:
+                return found, None
+            try:
+                return found, self.files.open(blob.sha256, blob.size)
+            except OSError as error:
+                log.error("%s: its content cannot be read: %s", path, error)
+                raise ApiError(500, "The content of this artifact is damaged.") from None
 
     def last_modified(self, path: RepoPath) -> Item:
         """Give what changed last, at or below *path*. Raises ApiError 404."""

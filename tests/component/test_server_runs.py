@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from jfs.errors import ConfigError
-from jfs.extents import MiB
+from jfs.extents import GiB, MiB
 from jfs.model import Checksums
 from jfs.server import EmbeddedServer, TlsFiles
 from tests.component.server_requests import REPO, Requests, connected
@@ -219,6 +219,64 @@ def test_a_mistake_is_one_line(tmp_path: Path, options: Sequence[str], message: 
         assert text.startswith("jfs: ")
         assert text.count("\n") == 1
         assert message in text
+
+
+def test_a_stop_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(1 * GiB)
+    with EmbeddedServer(tmp_path / "d") as server:
+        server.create_repository(REPO)
+        server.deploy(REPO, "big", big, sha256="ab" * 32)
+    with serve(tmp_path / "d", "--json") as (process, line):
+        ask = Served(line)
+        with connected(ask.url) as connection:
+            connection.request("GET", f"/artifactory/{REPO}/big", headers=ask.authorization)
+            response = connection.getresponse()
+            assert response.read(10) == bytes(10)
+            process.terminate()
+            assert process.wait(_DEADLINE_S) == 0
+
+
+def test_memory_does_not_grow_with_bodies(tmp_path: Path, scale: Callable[[int, int], int]) -> None:
+    big = tmp_path / "big"
+    size = scale(512 * MiB, 20 * GiB)
+    with big.open("wb") as file:
+        file.truncate(size)
+    with EmbeddedServer(tmp_path / "d") as server:
+        server.create_repository(REPO)
+        server.deploy(REPO, "big", big, sha256="ab" * 32)
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(scale(96 * MiB, 2 * GiB))
+    with serve(tmp_path / "d", "--json") as (process, line):
+        ask = Served(line)
+        bearer = ("-H", f"Authorization: Bearer {ask.token}")
+        for more in (
+            ("-o", "/dev/null", f"{ask.url}/{REPO}/big"),
+            ("-o", "/dev/null", "-T", str(source), f"{ask.url}/{REPO}/up"),
+        ):
+            subprocess.run(["curl", "-sSf", *bearer, *more], check=True, stdin=subprocess.DEVNULL)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        assert peak < 120 * MiB
+
+
+def test_damaged_content_is_an_error_of_the_server(
+    server: EmbeddedServer, tmp_path: Path, expected_logs: list[str]
+) -> None:
+    expected_logs.append("its content cannot be read")
+    server.deploy(REPO, "a", b"body")
+    server.deploy(REPO, "b", b"other")
+    for path in (tmp_path / "server" / "filestore").glob("??/*"):
+        if path.read_bytes() == b"body":
+            path.write_bytes(b"bo")
+        else:
+            path.unlink()
+    ask = Requests(server)
+    for name in ("a", "b"):
+        assert ask.get(f"/{REPO}/{name}").message == "The content of this artifact is damaged."
+        assert ask.get(f"/api/storage/{REPO}/{name}").status == 200
 
 
 @pytest.mark.parametrize("sent", [0, 3 * MiB, 8 * MiB])
