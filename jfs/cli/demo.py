@@ -20,20 +20,20 @@ import click
 import trio
 from rich.console import Console
 from rich.markup import escape
-from rich.syntax import Syntax
 
 from jfs import mount
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import children, tour
 from jfs.config import Credentials, ServerSettings
-from jfs.errors import ConfigError, JfsError
+from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, RepoPath
 
 REPOSITORY = "ml-models-local"
 _READY_S = 60.0  # a cold start of Python on a slow, busy machine
 _STEP_S = 60.0
-_GRACE_S = 15.0  # the mount drains for at most 10 s of it
+_MOUNT_GRACE_S = 15.0  # well beyond what a mount needs that lives: killed, it leaves ENOTCONN
+_SERVER_GRACE_S = 5.0  # it cuts what is in flight after 1 s by itself
 _CLEARED_S = 5.0
 
 
@@ -174,7 +174,7 @@ async def _mounted(places: _Places, readers: trio.Nursery) -> AsyncIterator[_Run
         readers,
         ready=re.compile(r"(\{.*\})"),
         ready_within_s=_READY_S,
-        grace_s=_GRACE_S,
+        grace_s=_SERVER_GRACE_S,
     ) as (server, match):
         served = json.loads(match[1])
         url, token_file = str(served["url"]), Path(served["token_file"])
@@ -189,7 +189,7 @@ async def _mounted(places: _Places, readers: trio.Nursery) -> AsyncIterator[_Run
                 readers,
                 ready=re.compile(r"jfs: .* mounted at "),
                 ready_within_s=_READY_S,
-                grace_s=_GRACE_S,
+                grace_s=_MOUNT_GRACE_S,
             ) as (mounted, _):
                 yield _Running(server, mounted, url, token_file)
         finally:
@@ -212,7 +212,13 @@ async def _tour(places: _Places, running: _Running) -> list[tour.Step]:
         url=running.url, credentials=Credentials(token_file=running.token_file)
     )
     async with contextlib.aclosing(ArtifactoryClient(settings, Metrics())) as client:
-        info = await client.stat(RepoPath(REPOSITORY, tour.DIGITS))
+        try:
+            info = await client.stat(RepoPath(REPOSITORY, tour.DIGITS))
+        except NotFound:
+            raise ConfigError(
+                f"{places.data}: its repository {REPOSITORY} holds something else than the "
+                "samples: give --data a new directory"
+            ) from None
     stated = info.checksums.sha256 if isinstance(info, FileInfo) else None
     if stated is None:
         raise JfsError(f"{tour.DIGITS}: the server states no sha256 for it")
@@ -246,7 +252,7 @@ def _show(steps: list[tour.Step], places: _Places, url: str, console: Console) -
     for step in steps:
         console.print(f"[dim]# {escape(step.title)}[/]")
         # Not wrapped: a line that was broken for the screen is broken for the shell too.
-        console.print(Syntax(step.command, "bash", background_color="default"), soft_wrap=True)
+        console.print(step.command, markup=False, soft_wrap=True)
         console.print()
     console.print("Ctrl-C ends the demo and unmounts.")
 

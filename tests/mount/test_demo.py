@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from jfs.cli import tour
+from jfs.cli.demo import REPOSITORY
+from jfs.server import EmbeddedServer
+from jfs.server.samples import seed
 from tests.mount.mounting import JFS, clean_environ
 
 pytestmark = pytest.mark.fuse
@@ -176,6 +180,39 @@ def test_data_is_kept(demo: Starter, tmp_path: Path) -> None:
         code, output, errors = demo("--check", "--data", str(data), str(mountpoint)).end()
         assert code == 0, output + errors
         assert any(data.iterdir())
+
+
+def test_a_step_that_fails_is_told(demo: Starter, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with EmbeddedServer(data) as server:
+        assert seed(server, REPOSITORY)
+        server.deploy(REPOSITORY, tour.CANCER, b"not a model")
+    code, output, errors = demo("--check", "--data", str(data), str(tmp_path / "models")).end()
+    assert (code, errors) == (1, "")
+    assert re.findall("^failed  .*", output, re.MULTILINE) == [
+        "failed  Map the tensors of a safetensors file"
+    ]
+    assert "6 of 7 steps ok" in output
+
+
+def test_data_that_is_someone_elses_is_left_alone(demo: Starter, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with EmbeddedServer(data) as server:
+        server.create_repository(REPOSITORY)
+        server.deploy(REPOSITORY, "mine/model.bin", b"x")
+        assert not seed(server, REPOSITORY)
+    refuse(demo, "--data", str(data), str(tmp_path / "models"), says="something else")
+    with EmbeddedServer(data) as server:
+        assert not seed(server, REPOSITORY)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_frozen_server_does_not_hold_it(demo: Starter, tmp_path: Path) -> None:
+    running = demo(str(tmp_path / "models"))
+    running.until("Ctrl-C ends")
+    os.kill(running.child("serve"), signal.SIGSTOP)
+    code, _, errors = running.end(signal.SIGINT)
+    assert (code, errors) == (0, "")
 
 
 def test_an_interrupted_start_leaves_nothing(demo: Starter, tmp_path: Path) -> None:
