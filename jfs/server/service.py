@@ -123,8 +123,8 @@ class Service:
         if answer is None:
             name, answer = await self._answer(request, raw, raw_query, fault)
         self._stats.count_request(f"{request.method} {name}")
-        await finish_body(request, answer, self._stats)
         try:
+            await finish_body(request, answer, self._stats)
             if fault is not None:
                 return await weather.act(request, answer, fault, self._stats)
             return await respond(request, answer, self._stats)
