@@ -12,8 +12,8 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -64,33 +64,41 @@ class Incoming:
         self._file = path.open("xb", buffering=0)
         self._hashers = hashers
         self._size = 0
+        self._hashing: list[Future[None]] = []  # of the last piece
         self._hashes = [
             hashlib.new(name, usedforsecurity=False) for name in ("md5", "sha256", "sha1")
         ]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append. Hashing and writing all drop the GIL, so each has a thread of its own."""
+        """Append. *data* must not change afterwards: it may be hashed until ``finish``.
+
+        Hashing and writing all drop the GIL, so each has a thread of its own; md5 takes twice as
+        long as the others, so it may lag a piece behind.
+        """
         view = memoryview(data)
+        lagging = self._hashing
         if view.nbytes < _PARALLEL_BYTES:
-            hashing = []
+            _wait(lagging)
+            self._hashing = []
             for one in self._hashes:
                 one.update(view)
         else:
-            hashing = [self._hashers.submit(one.update, view) for one in self._hashes]
-        try:
-            self._size += view.nbytes
-            rest = view
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        finally:
-            for done in hashing:
-                done.result()
+            previous: Sequence[Future[None] | None] = lagging or [None] * len(self._hashes)
+            self._hashing = [
+                self._hashers.submit(_update, one, view, before)
+                for one, before in zip(self._hashes, previous, strict=True)
+            ]
+        self._size += view.nbytes
+        while view:
+            view = view[self._file.write(view) :]
+        _wait(lagging)
 
     def finish(self, *, durable: bool) -> Blob:
         """Close the file; with *durable* its bytes survive a loss of power."""
         if durable:
             os.fdatasync(self._file.fileno())
         self._file.close()
+        _wait(self._hashing)
         md5, sha256, sha1 = (each.hexdigest() for each in self._hashes)
         return Blob(sha256, sha1, md5, self._size)
 
@@ -98,6 +106,18 @@ class Incoming:
         """Remove what was not published; harmless afterwards."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _update(digest: "hashlib._Hash", data: memoryview, before: "Future[None] | None") -> None:
+    """Hash a piece after the one before it, which was submitted earlier and so is under way."""
+    if before is not None:
+        before.result()
+    digest.update(data)
+
+
+def _wait(hashing: "Sequence[Future[None]]") -> None:
+    for each in hashing:
+        each.result()
 
 
 class OpenFiles:

@@ -3,6 +3,7 @@
 Routing is by hand: a path is read raw, before a framework decodes it (artifactory-rest 2.1).
 """
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
@@ -79,6 +80,7 @@ _CONTENT: Mapping[str, Endpoint] = {
     "PUT": deploy.put,
     "DELETE": deploy.delete,
 }
+_DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _OPEN = frozenset(["api/system/ping"])  # needs no login
 _RESERVED = frozenset(["api", "list", "simple", "ui", "webapp"])
 _SELECTORS = ("list", "stats", "lastModified", "properties")
@@ -172,7 +174,12 @@ class Service:
         except (ConnectionError, web.RequestPayloadError) as error:
             log.debug("%s %s: the client went away: %s", request.method, raw, error)
             answer = error_answer(ApiError(400, "The body ended too early."))
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                log.error("%s %s: %s", request.method, raw, error)
+                return name, error_answer(
+                    ApiError(413, "Datastore disk usage is too high: nothing more can be stored.")
+                )
             log.exception("%s %s failed", request.method, raw)
             answer = error_answer(ApiError(500, "Internal error; the server's log says more."))
         return name, answer

@@ -130,10 +130,12 @@ def test_tls(tls_server: EmbeddedServer, certificate: TlsFiles) -> None:
 
 
 @contextmanager
-def serve(directory: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def serve(
+    directory: Path, *options: str, under: Sequence[str] = ()
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Run ``jfs serve`` on a free port; give it and its ready line."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "jfs", "serve", str(directory), "--port", "0", *options],
+        [*under, sys.executable, "-m", "jfs", "serve", str(directory), "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -260,6 +262,22 @@ def test_memory_does_not_grow_with_bodies(tmp_path: Path, scale: Callable[[int, 
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
         assert peak < 120 * MiB
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    under = ("prlimit", f"--fsize={4 * MiB}")
+    with serve(tmp_path / "d", "--repo", REPO, "--json", under=under) as (process, line):
+        ask = Served(line)
+        refused = ask.put(f"/{REPO}/a", bytes(12 * MiB))
+        assert refused.status == 413
+        assert refused.message.startswith("Datastore disk usage is too high")
+        assert ask.put(f"/{REPO}/b", bytes(1 * MiB)).status == 201
+        assert ask.tree() == {"/b": 1 * MiB}
+        assert list((tmp_path / "d" / "incoming").iterdir()) == []
+        process.terminate()
+        assert process.wait(_DEADLINE_S) == 0
+        assert process.stderr
+        assert "File too large" in process.stderr.read()
 
 
 def test_damaged_content_is_an_error_of_the_server(
