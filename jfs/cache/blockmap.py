@@ -10,6 +10,7 @@ processes on every architecture that stores an aligned word at once.
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import struct
@@ -26,6 +27,8 @@ from jfs.model import ContentKey
 _MAGIC = b"JFSMAP01"
 # magic, block size, flags, size of the content, digest
 _HEADER = struct.Struct("<8sIIQ96s")
+# struct flock of 64-bit Linux: type, whence, start, length, pid (0 for OFD locks).
+_FLOCK = struct.Struct("hh4xqqi4x")
 _FLAGS_AT = 12
 _WORDS_AT = 4096  # the header has a page of its own
 _VERIFIED, _PINNED = 1, 2
@@ -100,11 +103,6 @@ class BlockMap:
     def set(self, number: int, word: int) -> None:
         self._words[number] = word
 
-    def clear_if(self, number: int, word: int) -> None:
-        """Make a block absent, unless somebody published it anew meanwhile."""
-        if self._words[number] == word:
-            self._words[number] = 0
-
     def clear(self, blocks: range) -> None:
         """Make consecutive blocks absent."""
         self._words[blocks.start : blocks.stop] = memoryview(bytes(8 * len(blocks))).cast("Q")
@@ -137,6 +135,22 @@ class BlockMap:
     def _set_flag(self, flag: int, value: bool) -> None:
         flags = self._flags() | flag if value else self._flags() & ~flag
         self._map[_FLAGS_AT : _FLAGS_AT + 4] = flags.to_bytes(4, "little")
+
+
+def lock_blocks(file: int, blocks: range) -> bool:
+    """Lock a run of blocks for writing, among all processes; False: somebody has one of them.
+
+    The lock belongs to the open file description (OFD) of *file*, an open map, and ends with it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, blocks.start, len(blocks), 0)
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def read_key(path: Path) -> tuple[ContentKey, int]:

@@ -7,22 +7,17 @@ page of a failing or full disk is SIGBUS); the map alone is, and it is allocated
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jfs.cache.blockmap import BlockMap, checksum
+from jfs.cache.blockmap import BlockMap, checksum, lock_blocks
 from jfs.extents import Extent
 from jfs.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-# struct flock of 64-bit Linux: type, whence, start, length, pid (0 for OFD locks).
-_FLOCK = struct.Struct("hh4xqqi4x")
 
 # O_DIRECT wants multiples of the device's block; small writes are as well off in the page cache.
 _DIRECT_UNIT = 4096
@@ -37,6 +32,7 @@ class DiskContent:
         room: asked before bytes are written; False: there is no room for so many.
         failed: told about an error of the disk.
         completed: told once when the last missing block was published through us.
+        is_use: whether eviction should take it for used lately; verification is no use.
     """
 
     def __init__(
@@ -50,6 +46,7 @@ class DiskContent:
         room: Callable[[int], bool],
         failed: Callable[[OSError], None],
         completed: Callable[["DiskContent"], None],
+        is_use: bool,
     ) -> None:
         self.map_path, self.data_path = paths
         self.blocks = blocks
@@ -59,6 +56,7 @@ class DiskContent:
         self._room = room
         self._failed = failed
         self._completed = completed
+        self._is_use = is_use
         self._lock = threading.Lock()
         self._uses = 0
         self._closing = False
@@ -148,14 +146,12 @@ class DiskContent:
         except OSError:
             return contextlib.nullcontext()  # evicted, or the disk is gone: nobody to agree with
         try:
-            lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, blocks.start, len(blocks), 0)
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
-        except (BlockingIOError, PermissionError):
+            locked = lock_blocks(file, blocks)
+        except OSError:
+            locked = True  # a file system without locks: everybody fetches for himself
+        if not locked:
             os.close(file)
             return None
-        except OSError:
-            os.close(file)
-            return contextlib.nullcontext()
         return self._hold(file)
 
     def close(self) -> None:
@@ -200,8 +196,9 @@ class DiskContent:
         with self._lock:
             data, self._data = self._data, -1
         if data >= 0:
-            with contextlib.suppress(OSError):
-                os.utime(self.map_path)  # last use, for eviction
+            if self._is_use:
+                with contextlib.suppress(OSError):
+                    os.utime(self.map_path)  # last use, for eviction
             os.close(data)
             if self._direct >= 0:
                 os.close(self._direct)
@@ -233,10 +230,35 @@ class DiskContent:
         good = True
         size = self.blocks.block_size
         for index, (number, word) in enumerate(zip(blocks, words, strict=True)):
-            if checksum(buffer[index * size : (index + 1) * size], number) != word:
+            block = buffer[index * size : (index + 1) * size]
+            if checksum(block, number) != word and not self._read_again(number, block):
                 good = False
-                self._damaged(number, word)
         return good
+
+    def _read_again(self, number: int, block: memoryview) -> bool:
+        """Look twice before a block is called damaged.
+
+        It may have been evicted and published anew while we read it. Whoever does either holds the
+        lock of the block; with the lock ours, the word and the bytes stand still.
+        """
+        extent = self.blocks.extent_of(number)
+        lock = self.claim(extent)
+        if lock is None:
+            return False  # somebody is at it: as good as missing
+        with lock:
+            (word,) = self.blocks.words(range(number, number + 1))
+            if not word:
+                return False
+            try:
+                os.preadv(self._data, [block], extent.start)
+            except OSError as error:
+                self._failed(error)
+                return False
+            if checksum(block, number) == word:
+                return True
+            self.blocks.clear(range(number, number + 1))
+            self._damaged(number)
+            return False
 
     def _write(self, position: int, data: memoryview) -> None:
         """Write past the page cache where alignment allows.
@@ -259,10 +281,7 @@ class DiskContent:
             position += written
             data = data[written:]
 
-    def _damaged(self, number: int, word: int) -> None:
-        if self.blocks.words(range(number, number + 1)) != [word]:
-            return  # evicted while we read it: missing, not damaged
-        self.blocks.clear_if(number, word)
+    def _damaged(self, number: int) -> None:
         self._metrics.count("cache_corrupt_blocks")
         with self._lock:
             self._absent += 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jfs.cache.blockmap import BlockMap, read_key
+from jfs.cache.blockmap import BlockMap, lock_blocks, read_key
 from jfs.errors import CacheError
 from jfs.extents import MiB
 
@@ -117,8 +117,8 @@ def in_use(entry: Entry) -> bool:
 def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
     blocks = _open(entry)
     if blocks is None:
-        entry.map_path.unlink(missing_ok=True)  # not a map: of no use to anybody
         entry.data_path.unlink(missing_ok=True)
+        entry.map_path.unlink(missing_ok=True)  # not a map: of no use to anybody
         return True
     try:
         if blocks.pinned and not even_pinned:
@@ -128,9 +128,11 @@ def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
         except OSError:
             return False
         # Who opens the entry now finds no map and makes a new one; who opened it before we had the
-        # lock sees that the map it holds is no longer the one at the path.
-        entry.map_path.unlink(missing_ok=True)
+        # lock sees that the map it holds is no longer the one at the path. The map goes last: were
+        # it first, a new one could be in use already when the data that belongs to it goes.
+        blocks.clear(range(blocks.count))  # in case we are killed between the two
         entry.data_path.unlink(missing_ok=True)
+        entry.map_path.unlink(missing_ok=True)
         return True
     finally:
         blocks.close()
@@ -153,7 +155,9 @@ def _punch(entry: Entry, wanted: int) -> int:
                 numbers = range(first, min(first + step, blocks.count))
                 if freed >= wanted:
                     break
-                if not any(blocks.words(numbers)):
+                # Not while somebody fetches them: a word that is set between our clearing it and
+                # our punching would promise bytes that are gone.
+                if not any(blocks.words(numbers)) or not lock_blocks(blocks.fd, numbers):
                     continue
                 before = os.fstat(data).st_blocks
                 blocks.clear(numbers)

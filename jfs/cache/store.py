@@ -59,10 +59,13 @@ class DiskBlockStore:
         return self._settings.block_size
 
     def open(self, content: ContentKey) -> DiskContent:
+        return self._open(content, is_use=True)
+
+    def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
         paths = self._paths(content)
         for _ in range(_OPEN_TRIES):
             try:
-                opened = self._open_once(paths, content)
+                opened = self._open_once(paths, content, is_use)
             except OSError as error:
                 raise CacheError(f"{self._directory}: {error.strerror}") from error
             if opened is not None:
@@ -83,11 +86,15 @@ class DiskBlockStore:
             base.with_name(base.name + eviction.DATA_SUFFIX),
         )
 
-    def _open_once(self, paths: tuple[Path, Path], content: ContentKey) -> DiskContent | None:
+    def _open_once(
+        self, paths: tuple[Path, Path], content: ContentKey, is_use: bool
+    ) -> DiskContent | None:
         """Open an entry; None when it was evicted between two of our steps."""
         map_path, data_path = paths
         try:
             blocks = BlockMap.open(map_path, content, self.block_size)
+        except FileNotFoundError:
+            return None  # evicted as soon as it was made
         except CacheError as error:
             log.warning("%s: made anew", error)
             map_path.unlink(missing_ok=True)
@@ -101,8 +108,9 @@ class DiskBlockStore:
             direct = _open_direct(data_path)
             if os.fstat(data).st_size < content.size:
                 os.ftruncate(data, content.size)
-            with contextlib.suppress(OSError):
-                os.utime(map_path)
+            if is_use:
+                with contextlib.suppress(OSError):
+                    os.utime(map_path)
         except BaseException:
             blocks.close()
             raise
@@ -115,6 +123,7 @@ class DiskBlockStore:
             room=self._room,
             failed=self._failed,
             completed=self._completed,
+            is_use=is_use,
         )
 
     def _room(self, size: int) -> bool:
@@ -168,15 +177,19 @@ class DiskBlockStore:
     def _completed(self, content: DiskContent) -> None:
         """Hold a complete content against its digest, once, in the background."""
         with contextlib.suppress(RuntimeError):  # closing
-            self._background.submit(self._verify, content.blocks.content)
+            self._background.submit(self._verify_quietly, content.blocks.content)
 
-    def _verify(self, key: ContentKey) -> None:
+    def _verify_quietly(self, key: ContentKey) -> None:
         # Behind every reader: hashing costs as much CPU as receiving did. On Linux the nice value
         # belongs to the thread.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self.verify(key)
+
+    def verify(self, key: ContentKey) -> None:
+        """Hold a complete content against its digest; one that does not match is dropped."""
         try:
-            content = self.open(key)
+            content = self._open(key, is_use=False)
         except CacheError:
             return
         try:

@@ -138,6 +138,14 @@ class InodeTable:
         if inode.lookup_count > 0:
             return False
         self._shed(inode)
+        self._release(inode)
+        return True
+
+    def _release(self, inode: Inode) -> None:
+        """Drop an inode that the kernel does not hold, unless a cached listing wants it.
+
+        A folder may have outlived its own ``forget`` for a child's sake: it goes with the child.
+        """
         parent = inode.parent
         if parent is None or not inode.attached():
             self._drop(inode)
@@ -145,8 +153,9 @@ class InodeTable:
             del parent.dentries[inode.name]
             parent.complete_until = 0.0
             self._drop(inode)
+            if parent.lookup_count == 0 and not parent.dentries:
+                self._release(parent)
         # else the dentry stays, a part of a complete listing: the next `ls` needs no server.
-        return True
 
     def _shed(self, folder: Inode) -> None:
         """Drop what the kernel does not hold below a folder that it has forgotten."""
