@@ -43,9 +43,9 @@ http {{
     access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;
     client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
     uwsgi_temp_path {directory}; scgi_temp_path {directory};
-    server {{ listen 127.0.0.1:{port}; root {root}; }}
+    server {{ listen 127.0.0.1:{port}; root {root}; autoindex on; }}
     server {{
-        listen 127.0.0.1:{tls_port} ssl; root {root};
+        listen 127.0.0.1:{tls_port} ssl; root {root}; autoindex on;
         ssl_certificate {directory}/cert.pem; ssl_certificate_key {directory}/key.pem;
     }}
 }}

@@ -1,7 +1,6 @@
 """Every mistake at the start: one line that says what to do, and nothing is mounted."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -161,16 +160,27 @@ def test_no_fusermount3(server: EmbeddedServer, mountpoint: Path) -> None:
     )
 
 
-def test_no_dev_fuse(server: EmbeddedServer, mountpoint: Path) -> None:
+# A root whose /dev is empty. The detour by a private bind mount is for machines that are themselves
+# a chroot: there `unshare` cannot make / private, and a mount on /dev would reach the host.
+_WITHOUT_DEVICES = """
+place=$1; shift
+mount --bind "$place" "$place" && mount --make-private "$place" || exit 99
+mkdir "$place/root" && mount --rbind / "$place/root" && mount --make-rprivate "$place/root" &&
+    mount -t tmpfs none "$place/root/dev" && chroot "$place/root" "$@"
+code=$?
+umount -l "$place"
+exit $code
+"""
+
+
+def test_no_dev_fuse(server: EmbeddedServer, mountpoint: Path, tmp_path: Path) -> None:
     """In a mount namespace of its own, with an empty /dev."""
+    place = tmp_path / "namespace"
+    place.mkdir()
     result = subprocess.run(
         [
-            str(shutil.which("unshare")),
-            "--mount",
-            "sh",
-            "-c",
-            'mount -t tmpfs none /dev && exec "$@"',
-            "sh",
+            *("unshare", "--mount", "--propagation", "unchanged"),
+            *("sh", "-c", _WITHOUT_DEVICES, "sh", str(place)),
             sys.executable,
             "-m",
             "jfs",

@@ -1,0 +1,67 @@
+"""What programs do to a file, in a process of its own: ``python -m tests.bench.loads WHAT …``."""
+
+import random
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+
+def tensors(path: str) -> None:
+    """Map a safetensors file and touch every page of every tensor, with one thread."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as model:
+        for name in model.keys():  # noqa: SIM118 -- not a mapping
+            model.get_tensor(name)
+
+
+def header(path: str) -> None:
+    """Open a safetensors file and read what its header says."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as model:
+        list(model.keys())
+
+
+def at(place: str, path: str) -> None:
+    """Read one byte."""
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(int(place))
+        assert len(file.read(1)) == 1
+
+
+def random_reads(size: str, count: str, path: str) -> None:
+    """Read pieces at random places."""
+    choose = random.Random(7)
+    whole = Path(path).stat().st_size
+    with Path(path).open("rb", buffering=0) as file:
+        for _ in range(int(count)):
+            file.seek(choose.randrange(whole - int(size)))
+            assert len(file.read(int(size))) == int(size)
+
+
+def unverified() -> ssl.SSLContext:
+    """A context that trusts the certificates that ``self_signed`` makes, and all others."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def self_signed(directory: Path) -> None:
+    """Make ``key.pem`` and ``cert.pem``."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-keyout", str(directory / "key.pem")),
+            *("-out", str(directory / "cert.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    {"tensors": tensors, "header": header, "at": at, "random": random_reads}[what](*arguments)
