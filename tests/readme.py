@@ -24,6 +24,7 @@ def options() -> str:
             flags, text = record
             text, _, default = text.partition("  [")
             shown = default.removeprefix("default: ").removesuffix("]") if default else ""
+            shown = shown.replace("]  [", "; ")
             if not shown and not parameter.is_flag and parameter.required:
                 shown = "required"
             cells = (f"`{path}`", f"`{flags}`", shown, text)
