@@ -116,11 +116,13 @@ class InodeTable:
 
     def unlink(self, inode: Inode) -> None:
         """Take the dentry away; the inode itself lives on while the kernel holds it."""
-        if inode.parent is not None and inode.attached():
-            del inode.parent.dentries[inode.name]
+        parent = inode.parent
+        if parent is not None and inode.attached():
+            del parent.dentries[inode.name]
+            self._settle(parent)
         if inode.lookup_count == 0:
             self._shed(inode)
-            self._drop(inode)
+            self._settle(inode)
 
     def remember(self, inode: Inode) -> None:
         """The kernel was given the inode once more."""
@@ -138,14 +140,16 @@ class InodeTable:
         if inode.lookup_count > 0:
             return False
         self._shed(inode)
-        self._release(inode)
+        self._settle(inode)
         return True
 
-    def _release(self, inode: Inode) -> None:
-        """Drop an inode that the kernel does not hold, unless a cached listing wants it.
+    def _settle(self, inode: Inode) -> None:
+        """Drop an inode that nobody needs: not the kernel, no child, and no cached listing.
 
         A folder may have outlived its own ``forget`` for a child's sake: it goes with the child.
         """
+        if inode is self.root or inode.lookup_count or inode.dentries:
+            return
         parent = inode.parent
         if parent is None or not inode.attached():
             self._drop(inode)
@@ -153,8 +157,7 @@ class InodeTable:
             del parent.dentries[inode.name]
             parent.complete_until = 0.0
             self._drop(inode)
-            if parent.lookup_count == 0 and not parent.dentries:
-                self._release(parent)
+            self._settle(parent)
         # else the dentry stays, a part of a complete listing: the next `ls` needs no server.
 
     def _shed(self, folder: Inode) -> None:

@@ -37,6 +37,19 @@ def test_a_name_that_becomes_a_folder_gets_another_number() -> None:
     assert table.get(folder.ino) is folder
 
 
+def test_a_folder_kept_for_a_child_goes_with_it_when_the_child_is_unlinked_first() -> None:
+    table = InodeTable(ROOT_INFO, 0.0)
+    path = RepoPath("repo", "a")
+    folder = table.link(table.root, "a", FolderInfo(path, 0), 0.0)
+    table.remember(folder)
+    child = table.link(folder, "b", file_info(path.child("b")), 0.0)
+    table.remember(child)
+    table.forget(folder.ino, 1)
+    table.unlink(child)
+    table.forget(child.ino, 1)
+    assert list(table) == [table.root]
+
+
 class Lookups(RuleBasedStateMachine):
     """The kernel's side: it looks names up, remembers how often, and forgets."""
 
