@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 
 from jfs.server import EmbeddedServer, TlsFiles
 
@@ -18,6 +19,13 @@ _T = TypeVar("_T")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run long proofs whole, not a slice")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The gate draws the same examples in every run; the whole proof draws new ones, and many more.
+    settings.register_profile("gate", derandomize=True, deadline=None)
+    settings.register_profile("whole", max_examples=2000, deadline=None)
+    settings.load_profile("whole" if config.getoption("--whole") else "gate")
 
 
 @pytest.fixture

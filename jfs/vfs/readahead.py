@@ -6,9 +6,12 @@ a few *streams*, each a place where somebody reads forward:
 
 - A READ that starts no stream fetches what it asked for and nothing more (random access, a header,
   the first page fault of a tensor).
-- The READ that continues it shows a direction: its window opens at twice what has been read and
-  doubles with every READ until the full window. A sequential reader is at full speed after four or
-  five requests, while a header of some hundred KiB never pulls more than about its own size again.
+- The READ after it is still only that: one request of a program reaches us in two pieces (an
+  unaligned MiB touches 257 pages, a READ carries 256; a page fault reads around itself by more
+  than one READ).
+- The third shows a direction: the window opens at twice what has been read and doubles with every
+  READ until the full window. A sequential reader is at full speed after five or six requests,
+  while a header never pulls more than the kernel itself asked for.
 - Strided access (the same tensor of every layer, say) never continues a stream, so each piece
   costs its own bytes and no more.
 """
@@ -20,6 +23,7 @@ from jfs.extents import Extent, MiB
 # Kernel read-ahead keeps several requests of up to 1 MiB in flight and the event loop may see them
 # in any order: this far behind or beyond the expected place still continues a stream.
 _DISORDER = 2 * MiB
+_READS_OF_A_RUN = 3
 _STREAMS = 16  # parallel loaders of one file; more than that is random access
 
 
@@ -42,6 +46,7 @@ class _Stream:
     position: int  # the furthest byte asked for
     ahead: int  # everything before it is asked for or planned
     window: int  # bytes to keep planned beyond position
+    reads: int  # that moved position on
     used: int  # logical time of the last READ
 
 
@@ -77,6 +82,10 @@ class ReadaheadPlanner:
         if extent.stop <= stream.position:
             return ReadPlan(demand, Extent(demand.stop, demand.stop))
         stream.position = extent.stop
+        stream.reads += 1
+        if stream.reads < _READS_OF_A_RUN:
+            stream.ahead = max(stream.ahead, demand.stop)
+            return ReadPlan(demand, Extent(demand.stop, demand.stop))
         stream.window = min(self._window, max(stream.window * 2, 2 * extent.size))
         # Never more ahead than has been read in this stream, doubled: a short run costs little.
         reach = min(stream.window, 2 * (stream.position - stream.start))
@@ -109,5 +118,5 @@ class ReadaheadPlanner:
         if len(self._streams) >= _STREAMS:
             self._streams.remove(min(self._streams, key=lambda stream: stream.used))
         self._streams.append(
-            _Stream(extent.start, extent.stop, demand.stop, window=0, used=self._time)
+            _Stream(extent.start, extent.stop, demand.stop, window=0, reads=1, used=self._time)
         )

@@ -73,6 +73,21 @@ def test_random_reads_of_a_mebibyte_stay_below_a_third_more() -> None:
     assert sum(amounts) <= 1.3 * len(offsets) * MiB
 
 
+def test_an_unaligned_mebibyte_in_two_requests_is_no_sequence() -> None:
+    choose = random.Random(9)
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    offsets = [choose.randrange(0, (10 * GiB - 2 * MiB) // 4096) * 4096 for _ in range(500)]
+    pieces = [
+        part for o in offsets for part in (Extent(o, o + MiB), Extent(o + MiB, o + MiB + 4096))
+    ]
+    assert sum(planned(planner, pieces)) <= 1.3 * len(offsets) * MiB
+
+
+def test_the_first_fault_of_a_mapping_reads_no_more_than_it_asks() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    assert sum(planned(planner, [Extent(0, MiB), Extent(MiB, 2 * MiB)])) == 2 * MiB
+
+
 def test_strided_reads_fetch_what_they_ask() -> None:
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
     reads = [Extent(i * 64 * MiB, i * 64 * MiB + 128 * KiB) for i in range(100)]
