@@ -34,7 +34,7 @@ _CLAIM_PATIENCE_S = 10.0
 # One writer leaves a disk idle between its writes; more only queue.
 _DISK_WRITERS = 2
 
-_BLOCK_SIZE_WITHOUT_CACHE = 64 * KiB
+_BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
 
 class DataPlane:

@@ -23,7 +23,7 @@ from jfs.metrics import Metrics
 from jfs.model import ContentKey
 from tests.component import cache_filler
 
-BLOCK = 64 * KiB
+BLOCK = 32 * KiB
 
 
 def key_of(content: bytes) -> ContentKey:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jfs.extents import Extent, GiB, KiB, MiB
 from jfs.vfs.readahead import ReadaheadPlanner
 
-BLOCK = 64 * KiB
+BLOCK = 32 * KiB
 WINDOW = 32 * MiB
 
 
