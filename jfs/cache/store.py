@@ -21,6 +21,7 @@ from jfs.cache.blockmap import BlockMap
 from jfs.cache.content import DiskContent
 from jfs.config import CacheSettings
 from jfs.errors import CacheError
+from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
@@ -60,6 +61,10 @@ class DiskBlockStore:
 
     def open(self, content: ContentKey) -> DiskContent:
         return self._open(content, is_use=True)
+
+    def inspect(self, content: ContentKey) -> DiskContent:
+        """Open an entry as ``open`` does, without counting that as a use."""
+        return self._open(content, is_use=False)
 
     def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
         paths = self._paths(content)
@@ -186,32 +191,37 @@ class DiskBlockStore:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         self.verify(key)
 
-    def verify(self, key: ContentKey) -> None:
-        """Hold a complete content against its digest; one that does not match is dropped."""
+    def verify(self, key: ContentKey) -> bool:
+        """Hold a complete content against its digest; one that does not match is dropped.
+
+        Returns:
+            Whether every byte is there and matches.
+        """
         try:
-            content = self._open(key, is_use=False)
+            content = self.inspect(key)
         except CacheError:
-            return
+            return False
         try:
-            if content.blocks.verified:
-                return
+            if content.blocks.verified and not content.missing(Extent(0, key.size)):
+                return True
             algorithm, _, digest = key.digest.partition(":")
             found = hashlib.new(algorithm)
             length = 0
             for piece in content.read_all():
                 if self._closed.is_set():
-                    return
+                    return False
                 found.update(piece)
                 length += len(piece)
             if length != key.size:
-                return  # evicted meanwhile
+                return False  # evicted meanwhile
             if found.hexdigest() == digest:
                 content.blocks.verified = True
                 self._metrics.count("verified_contents")
-                return
+                return True
             self._metrics.count("integrity_errors")
             log.error("%s: what the server sent does not match its checksum: dropped", key)
             content.drop()
+            return False
         finally:
             content.close()
 

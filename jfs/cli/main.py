@@ -10,10 +10,12 @@ from jfs.errors import ConfigError, JfsError
 
 # Loaded only when asked for: `jfs serve` need not import FUSE, nor `jfs mount` the server.
 _COMMANDS = {
+    "cache": "jfs.cli.cache",
     "demo": "jfs.cli.demo",
     "mount": "jfs.cli.mount",
     "serve": "jfs.cli.serve",
     "umount": "jfs.cli.umount",
+    "warm": "jfs.cli.warm",
 }
 
 
@@ -45,7 +47,9 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     try:
-        group(args=_as_mount(sys.argv[1:]), standalone_mode=False)
+        # Outside its standalone mode click returns the code of an Exit, or what the command returned.
+        code = group(args=_as_mount(sys.argv[1:]), standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -1,0 +1,173 @@
+"""``jfs warm``: bring models into the cache before somebody waits for them."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from jfs import logs, mount, warming
+from jfs.cli.options import Size
+from jfs.config import (
+    CacheSettings,
+    ServerSettings,
+    Source,
+    default_cache_directory,
+    parse_source,
+)
+from jfs.errors import ConfigError
+from jfs.model import RepoPath
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("warm")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.option("--check", is_flag=True, help="Verify every content against its checksum too.")
+@click.option("--token-file", type=_PATH, help="Access token; read again when it changes.")
+@click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM.")
+@click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
+@click.option(
+    "--cache-dir", type=_PATH, help="Block cache.  [default: /var/cache/jfs, ~/.cache/jfs]"
+)
+@click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Parallel downloads.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    paths: Sequence[str],
+    check: bool,
+    token_file: Path | None,
+    ca_file: Path | None,
+    insecure: bool,
+    cache_dir: Path | None,
+    cache_size: int,
+    connections: int,
+    as_json: bool,
+) -> None:
+    """Bring the files at or below every PATH into the block cache, whole.
+
+    PATH is a file or folder inside a mount of jfs, or a place on a server as `jfs mount` takes it;
+    no mount is needed. What is cached already is not fetched again, so an interrupted run is
+    simply repeated. The cache is the one that the mounts use which were given the same --cache-dir.
+
+    \b
+    Example:
+      jfs warm ml-models-local/llm/llama3-8b/v1
+      jfs warm /models/llm/llama3-8b/v1
+
+    Exit codes: 0 everything is cached (--check: and verified), 1 something is not, 2 wrong use.
+    """
+    logs.set_up(logging.WARNING)
+    if ca_file is not None and not ca_file.is_file():
+        raise ConfigError(f"--ca-file {ca_file}: no such file")
+    sources = [_source(path, token_file) for path in paths]
+    cache = CacheSettings(
+        (cache_dir or default_cache_directory(os.environ)).absolute(), budget_bytes=cache_size
+    )
+    start = time.monotonic()
+    results = []
+    with _progress(quiet=as_json) as progress:
+        task = progress.add_task("", total=0)
+
+        def found(path: RepoPath, size: int) -> None:
+            progress.update(task, description=path.name, total=_total(progress) + size)
+
+        def advanced(_: RepoPath, size: int) -> None:
+            progress.advance(task, size)
+
+        for source in sources:
+            server = ServerSettings(
+                url=source.server_url,
+                credentials=source.credentials,
+                ca_file=ca_file.absolute() if ca_file else None,
+                verify_tls=not insecure,
+                connections=connections,
+            )
+            results.append(
+                warming.warm(
+                    server, cache, [source.path], verify=check, found=found, advanced=advanced
+                )
+            )
+    seconds = time.monotonic() - start
+    failures = [failure for result in results for failure in result.failures]
+    files, total, fetched = (
+        sum(getattr(result, name) for result in results) for name in ("files", "total", "fetched")
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "files": files,
+                    "bytes": total,
+                    "fetched_bytes": fetched,
+                    "seconds": round(seconds, 3),
+                    "failures": [{"path": str(path), "error": text} for path, text in failures],
+                }
+            )
+        )
+    else:
+        click.echo(
+            f"{files - len(failures)} of {files} files cached, {decimal(total)}, "
+            f"of which {decimal(fetched)} fetched in {seconds:.1f} s"
+        )
+    for path, text in failures:
+        click.echo(f"jfs: {path}: {text}", err=True)
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _source(text: str, token_file: Path | None) -> Source:
+    """Understand a path below a mount as the place that the mount shows there."""
+    place = Path(text).absolute()
+    entry = None if "://" in text else _mount_above(place)
+    if entry is None:
+        return parse_source(text, os.environ, token_file=token_file)
+    inside = place.relative_to(entry.mountpoint)
+    mounted = parse_source(entry.source, os.environ, token_file=token_file)
+    parts = [part for part in (str(mounted.path), *inside.parts) if part]
+    return Source(mounted.server_url, RepoPath.parse("/".join(parts)), mounted.credentials)
+
+
+def _mount_above(place: Path) -> mount.MountEntry | None:
+    # By name alone: a look at the path itself would ask a daemon that may be stuck.
+    for folder in (place, *place.parents):
+        entry = next((e for e in reversed(mount.mounts()) if e.mountpoint == str(folder)), None)
+        if entry is not None:
+            return entry if entry.fstype == mount.FSTYPE else None
+    return None
+
+
+def _progress(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+
+
+def _total(progress: Progress) -> float:
+    return progress.tasks[0].total or 0

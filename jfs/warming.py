@@ -1,0 +1,215 @@
+"""Fill the cache ahead of time: composition root of ``jfs warm``, without a mount.
+
+Bytes go from the server straight to the block store that the mounts of this node read from. Only
+what is missing is fetched, so a second run goes on where the first one ended, and two runs (or a
+run and a mount) share the work through the claims of the store.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import trio
+
+from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.cache import DiskBlockStore
+from jfs.config import CacheSettings, ServerSettings
+from jfs.errors import CacheFull, JfsError, ProtocolViolation
+from jfs.extents import Extent, MiB
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion, FileInfo, RepoPath
+from jfs.protocols import CachedContent
+
+log = logging.getLogger(__name__)
+
+_PIECE = 4 * MiB  # one range request and one write to disk
+_CLAIM_POLL_S = 0.05
+# A mount gives up on a silent claim after 10 s; nobody waits for us, so we leave it the first try.
+_CLAIM_PATIENCE_S = 15.0
+
+
+@dataclass(slots=True)
+class Warmed:
+    """What one run did. *fetched* is what came from the server, *total* the size of all files."""
+
+    files: int = 0
+    total: int = 0
+    fetched: int = 0
+    failures: list[tuple[RepoPath, str]] = field(default_factory=list)
+
+
+Progress = Callable[[RepoPath, int], None]
+
+
+def warm(
+    server: ServerSettings,
+    cache: CacheSettings,
+    paths: list[RepoPath],
+    *,
+    verify: bool,
+    found: Progress,
+    advanced: Progress,
+) -> Warmed:
+    """Bring every artifact at or below *paths* into the cache. Blocking: runs an event loop.
+
+    One file that fails does not stop the others.
+
+    Args:
+        verify: hold each whole content against its digest afterwards.
+        found: called with each file and its size, before it is fetched.
+        advanced: called with bytes that are in the cache now, fetched or not.
+    Raises:
+        ConfigError: the server cannot be used; nothing was fetched.
+        CacheError: the cache cannot be used.
+    """
+    return trio.run(_run, server, cache, paths, verify, found, advanced)
+
+
+async def _run(
+    server: ServerSettings,
+    cache: CacheSettings,
+    paths: list[RepoPath],
+    verify: bool,
+    found: Progress,
+    advanced: Progress,
+) -> Warmed:
+    metrics = Metrics()
+    store = await trio.to_thread.run_sync(DiskBlockStore, cache, metrics)
+    source = HttpRangeSource(server, metrics)
+    result = Warmed()
+    try:
+        async with aclosing(ArtifactoryClient(server, metrics)) as client:
+            await client.check()
+            run = _Run(store, source, trio.CapacityLimiter(server.connections), result, advanced)
+            for path in paths:
+                files = _files(client, path, result)
+                async with aclosing(files):
+                    async for info in files:
+                        found(info.path, info.size)
+                        result.files += 1
+                        result.total += info.size
+                        await run.file(info, verify)
+    finally:
+        source.close()
+        await trio.to_thread.run_sync(store.close)
+    return result
+
+
+async def _files(
+    client: ArtifactoryClient, path: RepoPath, result: Warmed
+) -> AsyncGenerator[FileInfo, None]:
+    """Walk the artifacts at or below *path*, one listing a folder."""
+    try:
+        entry = await client.stat(path)
+        if isinstance(entry, FileInfo):
+            yield entry
+            return
+        entries = await client.list_children(path)
+    except JfsError as error:
+        result.failures.append((path, str(error)))
+        return
+    folders = []
+    for child in sorted(entries, key=lambda entry: entry.path):
+        if isinstance(child, FileInfo):
+            yield child
+        else:
+            folders.append(child.path)
+    for folder in folders:
+        async with aclosing(_files(client, folder, result)) as below:
+            async for info in below:
+                yield info
+
+
+class _Run:
+    """What the files of one run share. Trio thread, except ``_fetch``."""
+
+    def __init__(
+        self,
+        store: DiskBlockStore,
+        source: HttpRangeSource,
+        limit: trio.CapacityLimiter,
+        result: Warmed,
+        advanced: Progress,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._limit = limit
+        self._result = result
+        self._advanced = advanced
+
+    async def file(self, info: FileInfo, verify: bool) -> None:
+        """Fetch what is missing of one artifact."""
+        version = info.version
+        if info.size == 0:
+            return
+        try:
+            if version is None:
+                raise ProtocolViolation("the server names no checksum of it")
+            cached = await trio.to_thread.run_sync(self._store.open, version.content)
+            try:
+                await self._content(version, cached)
+            finally:
+                await trio.to_thread.run_sync(cached.close)
+            if verify and not await trio.to_thread.run_sync(self._store.verify, version.content):
+                raise ProtocolViolation("its bytes do not match its checksum: dropped")
+        except JfsError as error:
+            log.debug("%s: %s", info.path, error)
+            self._result.failures.append((info.path, str(error)))
+
+    async def _content(self, version: ArtifactVersion, cached: CachedContent) -> None:
+        pieces = iter(Extent(0, version.size).pieces(_PIECE))
+        failures: list[JfsError] = []
+
+        async def worker() -> None:
+            for piece in pieces:  # shared: each piece goes to one worker
+                if failures:
+                    return
+                try:
+                    await self._piece(version, cached, piece)
+                except JfsError as error:
+                    failures.append(error)
+                    return
+                self._advanced(version.path, piece.size)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(self._limit.total_tokens)):
+                nursery.start_soon(worker)
+        if failures:
+            raise failures[0]
+
+    async def _piece(self, version: ArtifactVersion, cached: CachedContent, piece: Extent) -> None:
+        waiting_since = trio.current_time()
+        while missing := cached.missing(piece):
+            claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
+            if claim is None:
+                if trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
+                    raise CacheFull("another process holds its blocks and stands still: try again")
+                await trio.sleep(_CLAIM_POLL_S)
+                continue
+            with claim:
+                for run in cached.missing(piece):
+                    await trio.to_thread.run_sync(
+                        self._fetch, version, cached, run, limiter=self._limit
+                    )
+
+    def _fetch(self, version: ArtifactVersion, cached: CachedContent, run: Extent) -> None:
+        sink = _Buffer(run.size)
+        self._source.fetch(version, run, sink)
+        if not cached.publish(run.start, sink.whole):
+            raise CacheFull("no room in the cache: raise --cache-size, or jfs cache evict")
+        self._result.fetched += run.size
+
+
+class _Buffer:
+    """A ``Sink`` that keeps everything."""
+
+    def __init__(self, size: int) -> None:
+        self.whole = memoryview(bytearray(size))
+        self._position = 0
+
+    def buffer(self) -> memoryview:
+        return self.whole[self._position :]
+
+    def advance(self, count: int) -> None:
+        self._position += count
