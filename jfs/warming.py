@@ -6,6 +6,7 @@ run and a mount) share the work through the claims of the store.
 """
 
 import logging
+import mmap
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ class _Run:
         self._limit = limit
         self._result = result
         self._advanced = advanced
+        self._spare: list[mmap.mmap] = []  # buffers: fresh memory costs several times its copy
 
     async def file(self, info: FileInfo, verify: bool) -> None:
         """Fetch what is missing of one artifact."""
@@ -194,22 +196,27 @@ class _Run:
                     )
 
     def _fetch(self, version: ArtifactVersion, cached: CachedContent, run: Extent) -> None:
-        sink = _Buffer(run.size)
-        self._source.fetch(version, run, sink)
-        if not cached.publish(run.start, sink.whole):
-            raise CacheFull("no room in the cache: raise --cache-size, or jfs cache evict")
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = mmap.mmap(-1, _PIECE)  # page-aligned, as the disk wants it for O_DIRECT
+        with memoryview(buffer) as whole, whole[: run.size] as piece:
+            self._source.fetch(version, run, _Buffer(piece))
+            if not cached.publish(run.start, piece):
+                raise CacheFull("no room in the cache: raise --cache-size, or jfs cache evict")
+        self._spare.append(buffer)
         self._result.fetched += run.size
 
 
 class _Buffer:
-    """A ``Sink`` that keeps everything."""
+    """A ``Sink`` into memory of its owner."""
 
-    def __init__(self, size: int) -> None:
-        self.whole = memoryview(bytearray(size))
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
         self._position = 0
 
     def buffer(self) -> memoryview:
-        return self.whole[self._position :]
+        return self._memory[self._position :]
 
     def advance(self, count: int) -> None:
         self._position += count

@@ -59,6 +59,8 @@ def ls(directory: Path, as_json: bool) -> None:
     \b
     Example:
       jfs cache ls --json | jq '.[] | select(.pinned)'
+
+    Exit codes: 0 done, 1 there is no cache.
     """
     entries = list(cache.inventory(directory))
     if as_json:
@@ -179,6 +181,8 @@ def pin(digests: Sequence[str], directory: Path, undo: bool) -> None:
     \b
     Example:
       jfs cache pin 3f2a9c
+
+    Exit codes: 0 done, 1 there is no cache, 2 wrong use.
     """
     if not digests:
         raise ConfigError("jfs cache pin: give the DIGEST of a content (jfs cache ls)")

@@ -47,7 +47,7 @@ def group() -> None:
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     try:
-        # Outside its standalone mode click returns the code of an Exit, or what the command returned.
+        # click, outside its standalone mode, returns the code of an Exit or what the command did.
         code = group(args=_as_mount(sys.argv[1:]), standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
