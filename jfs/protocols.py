@@ -118,5 +118,11 @@ class BlockStore(Protocol):
             CacheError: the disk is unusable; read straight through.
         """
 
+    def rejections(self, content: ContentKey) -> int:
+        """How often the whole content turned out not to match its digest. Does not block.
+
+        What was read of it until then was wrong, and so is what the kernel has kept of it.
+        """
+
     def close(self) -> None:
         """End background work; idempotent."""

@@ -6,22 +6,20 @@ map; a content in use holds the latter shared for as long as it is open.
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import re
 import stat
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jfs.cache import eviction
 from jfs.cache.blockmap import BlockMap
 from jfs.cache.content import DiskContent
+from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
 from jfs.errors import CacheError
-from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
@@ -52,15 +50,19 @@ class DiskBlockStore:
         self._paused_until = 0.0
         self._used = 0
         self._since_scan = _RESCAN_BYTES  # the first write looks
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="jfs-verify")
-        self._closed = threading.Event()
+        self._verifier = Verifier(self.inspect, metrics)
 
     @property
     def block_size(self) -> int:
         return self._settings.block_size
 
     def open(self, content: ContentKey) -> DiskContent:
-        return self._open(content, is_use=True)
+        opened = self._open(content, is_use=True)
+        blocks = opened.blocks
+        if not blocks.verified and blocks.present() == blocks.count:
+            # Completed by a process that ended before it had verified it.
+            self._verifier.submit(content)
+        return opened
 
     def inspect(self, content: ContentKey) -> DiskContent:
         """Open an entry as ``open`` does, without counting that as a use."""
@@ -78,8 +80,7 @@ class DiskBlockStore:
         raise CacheError(f"{self._directory}: the entry of {content} keeps vanishing")
 
     def close(self) -> None:
-        self._closed.set()
-        self._background.shutdown(cancel_futures=True)
+        self._verifier.close()
 
     def _paths(self, content: ContentKey) -> tuple[Path, Path]:
         if not _DIGEST.fullmatch(content.digest) or content.size <= 0:
@@ -180,50 +181,14 @@ class DiskBlockStore:
             )
 
     def _completed(self, content: DiskContent) -> None:
-        """Hold a complete content against its digest, once, in the background."""
-        with contextlib.suppress(RuntimeError):  # closing
-            self._background.submit(self._verify_quietly, content.blocks.content)
-
-    def _verify_quietly(self, key: ContentKey) -> None:
-        # Behind every reader: hashing costs as much CPU as receiving did. On Linux the nice value
-        # belongs to the thread.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        self.verify(key)
+        self._verifier.submit(content.blocks.content)
 
     def verify(self, key: ContentKey) -> bool:
-        """Hold a complete content against its digest; one that does not match is dropped.
+        """Hold a content against its digest now; see ``Verifier.verify``."""
+        return self._verifier.verify(key)
 
-        Returns:
-            Whether every byte is there and matches.
-        """
-        try:
-            content = self.inspect(key)
-        except CacheError:
-            return False
-        try:
-            if content.blocks.verified and not content.missing(Extent(0, key.size)):
-                return True
-            algorithm, _, digest = key.digest.partition(":")
-            found = hashlib.new(algorithm)
-            length = 0
-            for piece in content.read_all():
-                if self._closed.is_set():
-                    return False
-                found.update(piece)
-                length += len(piece)
-            if length != key.size:
-                return False  # evicted meanwhile
-            if found.hexdigest() == digest:
-                content.blocks.verified = True
-                self._metrics.count("verified_contents")
-                return True
-            self._metrics.count("integrity_errors")
-            log.error("%s: what the server sent does not match its checksum: dropped", key)
-            content.drop()
-            return False
-        finally:
-            content.close()
+    def rejections(self, content: ContentKey) -> int:
+        return self._verifier.rejections(content)
 
 
 def _prepare(directory: Path) -> None:

@@ -88,10 +88,11 @@ class Filesystem:
         self._handles: dict[int, _ReadHandle] = {}
         self._listings: dict[int, Sequence[Inode]] = {}
         self._open: dict[Inode, _OpenFile] = {}
-        # Whose pages the kernel may still hold for an inode. Nothing is pushed into them: measured
+        # Whose pages the kernel may still hold for an inode, and how often that content had been
+        # rejected when they were read. Nothing is pushed into them: measured
         # on Linux 6.18, a READ of 1 MiB is answered into large folios at 2.5 to 2.9 GB/s, while
         # notify_store fills page by page (0.3 to 1.1 GB/s, with twice the CPU time).
-        self._pages: dict[int, ContentKey] = {}
+        self._pages: dict[int, tuple[ContentKey, int]] = {}
         self._opening: dict[Inode, trio.Lock] = {}
 
     async def lookup(self, parent: int, name: str) -> Attributes:
@@ -226,7 +227,7 @@ class Filesystem:
         if not isinstance(info, FileInfo):
             raise IsADirectory(f"{inode.path} is a folder")
         file = self._open.get(inode)
-        if file is None or _content(file.info) != _content(info):
+        if file is None or not self._is_current(file, info):
             version = _content_version(info)
             reader = await self._plane.open(version) if version is not None else None
             # no checkpoint until the handle exists
@@ -237,10 +238,17 @@ class Filesystem:
         file.handles += 1
         handle = next(self._numbers)
         self._handles[handle] = _ReadHandle(inode, file.info, file.reader)
-        content = _content(info)
-        keep = self._pages.get(inode.ino) == content
-        self._pages[inode.ino] = content
+        pages = _content(info), file.reader.rejections if file.reader is not None else 0
+        keep = self._pages.get(inode.ino) == pages
+        self._pages[inode.ino] = pages
         return Opened(handle, keep)
+
+    def _is_current(self, file: _OpenFile, info: FileInfo) -> bool:
+        """Whether an open file has the content of *info*, and nothing wrong was read of it."""
+        if _content(file.info) != _content(info):
+            return False
+        reader = file.reader
+        return reader is None or reader.rejections == self._plane.rejections(reader.version)
 
     def _replace(self, inode: Inode) -> None:
         """Cut the handles of an older version off; their next READ is ESTALE."""

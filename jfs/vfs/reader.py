@@ -16,7 +16,14 @@ from contextlib import AbstractContextManager, nullcontext
 import trio
 
 from jfs.config import ReadSettings
-from jfs.errors import CacheError, DeadlineExceeded, JfsError, Stale, Unavailable
+from jfs.errors import (
+    CacheError,
+    DeadlineExceeded,
+    IntegrityError,
+    JfsError,
+    Stale,
+    Unavailable,
+)
 from jfs.extents import Extent, KiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion
@@ -33,6 +40,9 @@ _CLAIM_PATIENCE_S = 10.0
 
 # One writer leaves a disk idle between its writes; more only queue.
 _DISK_WRITERS = 2
+
+# A content that does not match its digest is fetched again so often before it is refused.
+_REFETCHES = 1
 
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
@@ -67,8 +77,20 @@ class DataPlane:
         self.disk_limit = trio.CapacityLimiter(_DISK_WRITERS)
         self.ahead_limit = trio.CapacityLimiter(max(1, fetches - 1))
 
+    def rejections(self, version: ArtifactVersion) -> int:
+        """How often what was read of *version* turned out to be wrong."""
+        return self.store.rejections(version.content) if self.store is not None else 0
+
     async def open(self, version: ArtifactVersion) -> "ContentReader":
-        """Open a version for reading. A cache that cannot be used is read past, not reported."""
+        """Open a version for reading. A cache that cannot be used is read past, not reported.
+
+        Raises:
+            IntegrityError: its bytes, fetched whole twice, did not match its digest.
+        """
+        if self.rejections(version) > _REFETCHES:
+            raise IntegrityError(
+                f"{version.path}: the server keeps sending bytes that do not match its checksum"
+            )
         cached: CachedContent | None = None
         if self.store is not None:
             try:
@@ -95,6 +117,7 @@ class ContentReader(SegmentOwner):
         self._working = 0  # tasks that still use our segments
         self._closed = False
         self._stale: Stale | None = None
+        self.rejections = plane.rejections(version)
 
     async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
         """Give the bytes of *extent*, cut at the end of the file.
@@ -104,6 +127,7 @@ class ContentReader(SegmentOwner):
             A view that stays right until the caller's next checkpoint only, or bytes.
         Raises:
             Stale: the artifact was replaced; for every later READ too.
+            IntegrityError: what was read so far does not match the digest.
             DeadlineExceeded: the bytes did not come in time.
             RemoteError: the server failed, after retries.
         Cancellation: the fetch goes on; its bytes go to the cache.
@@ -113,6 +137,8 @@ class ContentReader(SegmentOwner):
             return b""
         if self._stale is not None:
             raise self._stale
+        if self._plane.rejections(self.version) != self.rejections:
+            raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
         plan = self._planner.observe(extent)
         segment = self._covering(extent)
         if segment is None and self._cached is not None:

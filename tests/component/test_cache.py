@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from jfs.cache import DiskBlockStore
 from jfs.cache.content import DiskContent
+from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
 from jfs.errors import CacheError
 from jfs.extents import Extent, ExtentSet, GiB, KiB, MiB
@@ -374,3 +376,19 @@ def test_a_directory_that_others_can_read_is_refused(open_store: Opener, tmp_pat
     assert (tmp_path / "made").exists() is False
     open_store(tmp_path / "made")
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_complete_content_is_verified_once_the_data_plane_rests(
+    open_store: Opener, tmp_path: Path
+) -> None:
+    data = content_of(MiB)
+    store = open_store()
+    cached = store.open(key_of(data))
+    cached.publish(0, memoryview(data))
+    verifier = Verifier(store.inspect, Metrics(), quiet_s=0)
+    verifier.submit(key_of(data))
+    deadline = time.monotonic() + 30
+    while not cached.blocks.verified:
+        assert time.monotonic() < deadline
+    verifier.close()
+    cached.close()

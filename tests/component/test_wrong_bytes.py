@@ -1,0 +1,96 @@
+"""A server that sends other bytes than its checksum says: found out, asked again, refused."""
+
+import hashlib
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.cache import DiskBlockStore
+from jfs.config import (
+    CacheSettings,
+    Credentials,
+    ReadSettings,
+    Secret,
+    ServerSettings,
+    TreeSettings,
+)
+from jfs.errors import IntegrityError
+from jfs.extents import Extent, MiB
+from jfs.metrics import Metrics
+from jfs.model import ContentKey, FolderInfo, RepoPath
+from jfs.server import EmbeddedServer
+from jfs.server.faults import Fault
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.inodes import ROOT
+from jfs.vfs.reader import DataPlane
+from tests.conftest import REPO
+
+DATA = random.Random(1).randbytes(MiB + 17)
+KEY = ContentKey(f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA))
+
+
+@asynccontextmanager
+async def mounted(server: EmbeddedServer, store: DiskBlockStore) -> AsyncIterator[Filesystem]:
+    settings = ServerSettings(server.url, Credentials(token=Secret(server.token)))
+    tree = TreeSettings(uid=0, gid=0)
+    client = ArtifactoryClient(settings, Metrics())
+    source = HttpRangeSource(settings, Metrics())
+    async with aclosing(client), trio.open_nursery() as nursery:
+        plane = DataPlane(source, store, ReadSettings(), Metrics(), nursery, fetches=2)
+        filesystem = Filesystem(client, plane, tree, FolderInfo(RepoPath(REPO), 0))
+        yield filesystem
+        await filesystem.close()
+    source.close()
+
+
+async def read(filesystem: Filesystem, handle: int) -> bytes:
+    got = bytearray()
+    while data := await filesystem.read(handle, Extent(len(got), len(got) + 256 * 1024)):
+        got += data
+    return bytes(got)
+
+
+async def completed(store: DiskBlockStore) -> None:
+    """Return when every block is on disk: that is behind the reader."""
+    content = store.inspect(KEY)
+    with trio.fail_after(30):
+        while content.missing(Extent(0, len(DATA))):
+            await trio.lowlevel.checkpoint()
+    content.close()
+
+
+@pytest.mark.parametrize("times", [1, None])
+async def test_wrong_bytes_are_found_out(
+    server: EmbeddedServer, tmp_path: Path, expected_logs: list[str], times: int | None
+) -> None:
+    expected_logs += ["does not match its checksum: dropped"]
+    server.deploy(REPO, "f", DATA)
+    server.faults.add(Fault.corrupt(f"/{REPO}/f", offset=5, method="GET", times=times))
+    store = DiskBlockStore(CacheSettings(tmp_path / "cache", free_floor_bytes=0), Metrics())
+    async with mounted(server, store) as filesystem:
+        ino = (await filesystem.lookup(ROOT, "f")).ino
+        handle = (await filesystem.open(ino, 0)).handle
+        assert await read(filesystem, handle) != DATA  # nobody can know yet
+        await completed(store)
+        assert not await trio.to_thread.run_sync(store.verify, KEY)
+        with pytest.raises(IntegrityError):
+            await filesystem.read(handle, Extent(0, 10))
+        again = await filesystem.open(ino, 0)
+        assert not again.keep_cache  # the kernel's pages are as wrong
+        if times is None:
+            await read(filesystem, again.handle)
+            await completed(store)
+            assert not await trio.to_thread.run_sync(store.verify, KEY)
+            with pytest.raises(IntegrityError, match="keeps sending"):
+                await filesystem.open(ino, 0)
+        else:
+            assert await read(filesystem, again.handle) == DATA
+            await completed(store)
+            assert await trio.to_thread.run_sync(store.verify, KEY)
+            assert (await filesystem.open(ino, 0)).keep_cache
+    store.close()
