@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 from cachetools import TTLCache
@@ -20,7 +21,9 @@ from jfs.artifactory.exchange import (
     redacted,
     tls_context,
 )
+from jfs.artifactory.parallelism import Parallelism
 from jfs.artifactory.transport import BodyStream, BulkTransport
+from jfs.artifactory.whole import WholeBodies, WholeBody
 from jfs.config import ServerSettings
 from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 # Signed locations live 30 s by default (artifactory-rest 3.4): reuse one well within that.
 _LOCATION_LIFE_S = 10.0
 _LOCATIONS_KEPT = 1024
+# A repository behind a proxy that does no ranges is asked for them again after so long.
+_RANGELESS_LIFE_S = 300.0
 _FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
 _ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40})"?')
 
@@ -53,10 +58,15 @@ class HttpRangeSource:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._locations: TTLCache[RepoPath, httpx.URL] = TTLCache(_LOCATIONS_KEPT, _LOCATION_LIFE_S)
+        self._rangeless: TTLCache[str, bool] = TTLCache(_LOCATIONS_KEPT, _RANGELESS_LIFE_S)
+        self._whole = WholeBodies(self._open_whole)
+        self._parallelism = Parallelism(settings.connections)
 
     def close(self) -> None:
         self._closed.set()
         self._transport.close()
+        self._whole.close()
+        self._parallelism.close()
 
     def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
         position = extent.start
@@ -65,7 +75,8 @@ class HttpRangeSource:
         while True:
             progress = _Progress(position, extent.stop, sink)
             try:
-                self._fetch_once(version, Extent(position, extent.stop), progress)
+                with self._parallelism.request():
+                    self._fetch_once(version, Extent(position, extent.stop), progress)
                 return
             except JfsError as error:
                 self._metrics.count("fetch_errors")
@@ -83,28 +94,54 @@ class HttpRangeSource:
             self._closed.wait(wait)
 
     def _fetch_once(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
-        response, direct = self._open(version, extent)
         try:
-            skip = self._check(response, version, extent, direct=direct)
+            if not self._is_rangeless(version):
+                self._fetch_range(version, extent, progress)
+            if progress.position < extent.stop:
+                with (
+                    mapped("GET", self._origin(version)),
+                    self._whole.at(version, progress.position) as whole,
+                ):
+                    progress.receive(whole.readinto)
+        finally:
+            self._metrics.count("received_bytes", progress.position - extent.start)
+
+    def _fetch_range(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
+        """Receive a range; nothing at all if it turns out that this server has none."""
+        response, direct = self._open(version, extent)
+        offered = False
+        try:
+            if not self._check(response, version, extent, direct=direct):
+                self._note_rangeless(version)
+                if response.status_code == 200:
+                    self._whole.offer(WholeBody(response, version))
+                    offered = True
+                return
             body = response.extensions["body"]
             assert isinstance(body, BodyStream)
             with mapped("GET", response.request.url):
-                _discard(body, skip)
-                # The first piece is small: somebody may wait for no more than its first page.
-                piece = _FIRST_PIECE
-                while progress.position < extent.stop:
-                    count = body.readinto(progress.sink.buffer()[:piece])
-                    if not count:
-                        raise Unavailable("the body ended too early")
-                    progress.advance(count)
-                    piece = _PIECE
+                progress.receive(body.readinto)
         finally:
-            self._metrics.count("received_bytes", progress.position - extent.start)
-            response.close()
+            if not offered:
+                response.close()
 
-    def _open(self, version: ArtifactVersion, extent: Extent) -> tuple[httpx.Response, bool]:
-        """Ask for the range; follow to signed storage. True: Artifactory itself answered."""
-        origin = httpx.URL(self._settings.url + wire.encode_path(version.path))
+    def _open_whole(self, version: ArtifactVersion) -> WholeBody:
+        response, direct = self._open(version, None)
+        try:
+            self._check(response, version, Extent(0, version.size), direct=direct)
+            if response.status_code != 200:
+                raise ProtocolViolation("a range that nobody asked for", method="GET")
+            return WholeBody(response, version)
+        except BaseException:
+            response.close()
+            raise
+
+    def _origin(self, version: ArtifactVersion) -> httpx.URL:
+        return httpx.URL(self._settings.url + wire.encode_path(version.path))
+
+    def _open(self, version: ArtifactVersion, extent: Extent | None) -> tuple[httpx.Response, bool]:
+        """Ask for the range, or all; follow to signed storage. True: Artifactory answered."""
+        origin = self._origin(version)
         kept = self._location(version.path)
         if kept is not None:
             response = self._send(kept, self._headers(extent, secret=False))
@@ -125,15 +162,16 @@ class HttpRangeSource:
                 response.close()
         raise ProtocolViolation("too many redirects", method="GET", url=redacted(origin))
 
-    def _headers(self, extent: Extent, *, secret: bool) -> dict[str, str]:
+    def _headers(self, extent: Extent | None, *, secret: bool) -> dict[str, str]:
         headers = {
-            "Range": f"bytes={extent.start}-{extent.stop - 1}",
             # A proxy that compresses would make ranges of something else.
             "Accept-Encoding": "identity",
             "Cache-Control": "no-transform",
             "User-Agent": USER_AGENT,
             "Accept": "*/*",
         }
+        if extent is not None:
+            headers["Range"] = f"bytes={extent.start}-{extent.stop - 1}"
         return {**headers, **self._authenticator.headers()} if secret else headers
 
     def _send(self, url: httpx.URL, headers: dict[str, str]) -> httpx.Response:
@@ -144,8 +182,8 @@ class HttpRangeSource:
 
     def _check(
         self, response: httpx.Response, version: ArtifactVersion, extent: Extent, *, direct: bool
-    ) -> int:
-        """Hold the head against what was asked; give the bytes to skip (a 200 has them all).
+    ) -> bool:
+        """Hold the head against what was asked; False: its body is not the range.
 
         Raises:
             Stale: the artifact has other content now.
@@ -164,10 +202,10 @@ class HttpRangeSource:
             raise error
         if direct:
             _same_content(response, version, url)
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding.lower() != "identity":
-            raise ProtocolViolation(f"Content-Encoding {encoding}", method="GET", url=url)
+        encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 206:
+            if encoded:
+                return False  # a part of something else: the whole can be decoded
             got, total = wire.parse_content_range(response.headers.get("Content-Range", ""))
             if total != version.size:
                 raise Stale(f"{total} bytes now", status=status, method="GET", url=url)
@@ -177,13 +215,23 @@ class HttpRangeSource:
                     method="GET",
                     url=url,
                 )
-            return 0
+            return True
         length = response.headers.get("Content-Length", "")
-        if length and length != str(version.size):
+        if length and not encoded and length != str(version.size):
             raise Stale(f"{length} bytes now", status=status, method="GET", url=url)
-        # The server does not do ranges for this file: what stands before is received in vain.
+        return not encoded and bool(length) and extent == Extent(0, version.size)
+
+    def _is_rangeless(self, version: ArtifactVersion) -> bool:
+        with self._lock:
+            return version.path.repo in self._rangeless
+
+    def _note_rangeless(self, version: ArtifactVersion) -> None:
         self._metrics.count("ranges_ignored")
-        return extent.start
+        with self._lock:
+            known = version.path.repo in self._rangeless
+            self._rangeless[version.path.repo] = True
+        if not known:
+            log.info("%s: is sent from the first byte only: ranges are ignored", version.path.repo)
 
     def _location(self, path: RepoPath) -> httpx.URL | None:
         with self._lock:
@@ -204,11 +252,19 @@ class _Progress:
     def __init__(self, position: int, stop: int, sink: Sink) -> None:
         self.position = position
         self._stop = stop
-        self.sink = sink
+        self._sink = sink
 
-    def advance(self, count: int) -> None:
-        self.sink.advance(count)
-        self.position += count
+    def receive(self, readinto: Callable[[memoryview], int]) -> None:
+        """Fill what is left of the extent."""
+        # The first piece is small: somebody may wait for no more than its first page.
+        piece = _FIRST_PIECE
+        while self.position < self._stop:
+            count = readinto(self._sink.buffer()[:piece])
+            if not count:
+                raise Unavailable("the body ended too early")
+            self._sink.advance(count)
+            self.position += count
+            piece = _PIECE
 
 
 def _same_content(response: httpx.Response, version: ArtifactVersion, url: str) -> None:
@@ -224,12 +280,3 @@ def _same_content(response: httpx.Response, version: ArtifactVersion, url: str) 
     for wanted, got in stated:
         if wanted is not None and got is not None and got.strip().lower() != wanted:
             raise Stale("other content now", status=response.status_code, method="GET", url=url)
-
-
-def _discard(body: BodyStream, count: int) -> None:
-    buffer = memoryview(bytearray(min(count, MiB)))
-    while count:
-        received = body.readinto(buffer[: min(count, len(buffer))])
-        if not received:
-            raise Unavailable("the body ended too early")
-        count -= received
