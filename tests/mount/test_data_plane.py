@@ -1,0 +1,159 @@
+"""Proofs on a real mount: kills while the cache fills, small disks, eviction, crowds of readers."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jfs.server import EmbeddedServer
+from tests.mount.conftest import Mounter
+from tests.mount.hammer import write_content
+from tests.mount.mounting import Mounted
+
+pytestmark = pytest.mark.fuse
+
+REPO = "ml-models-local"
+MiB = 1024 * 1024
+Scale = Callable[[int, int], int]
+_WATCHDOG_S = 300
+
+
+def digest(path: Path) -> str:
+    """Read a file from its start to its end, in a process of its own."""
+    done = subprocess.run(
+        ["sha256sum", str(path)], capture_output=True, text=True, check=True, timeout=_WATCHDOG_S
+    )
+    return done.stdout.split()[0].lstrip("\\")
+
+
+def mount(server: EmbeddedServer, mounter: Mounter, *options: str, name: str = "mnt") -> Mounted:
+    return mounter(f"{server.url}/{REPO}", *options, name=name, JF_ACCESS_TOKEN=server.token)
+
+
+def test_a_daemon_killed_while_it_fills_its_cache(
+    server: EmbeddedServer, mounter: Mounter, scale: Scale
+) -> None:
+    """Whatever a kill leaves behind, the next mount on that cache reads right bytes."""
+    choose = random.Random(11)
+    for _ in range(scale(3, 200)):
+        data = choose.randbytes(12 * MiB)
+        server.deploy(REPO, "f", data)
+        server.stats.reset()
+        victim = mount(server, mounter)
+        reader = subprocess.Popen(["cat", str(victim.root / "f")], stdout=subprocess.DEVNULL)
+        limit = choose.randrange(len(data))
+        while server.stats.bytes_sent < limit:
+            assert victim.process.poll() is None
+        victim.kill()
+        reader.wait(_WATCHDOG_S)
+        successor = mount(server, mounter)
+        assert digest(successor.root / "f") == hashlib.sha256(data).hexdigest()
+        successor.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_file_far_larger_than_the_cache_disk(
+    server: EmbeddedServer, mounter: Mounter, scale: Scale, small_disk: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "big"
+    write_content(path, scale(200, 1024) * MiB // 4096)
+    server.deploy(REPO, "big", path)
+    mounted = mount(server, mounter, "--cache-dir", str(small_disk / "cache"))
+    for _ in range(2):
+        assert digest(mounted.root / "big") == digest(path)
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+    mounted.stop(expected=["reading past the cache", "No space left"])
+
+
+def test_eviction_under_readers(
+    server: EmbeddedServer, mounter: Mounter, scale: Scale, tmp_path: Path
+) -> None:
+    """Four readers of four files, in a cache that holds one and a half of them."""
+    names = ["a", "b", "c", "d"]
+    expected = {}
+    for name in names:
+        data = random.Random(name).randbytes(16 * MiB)
+        expected[name] = hashlib.sha256(data).hexdigest()
+        server.deploy(REPO, name, data)
+    mounted = mount(server, mounter, "--cache-size", "24M")
+    wrong: list[str] = []
+
+    def reader(seed: int) -> None:
+        choose = random.Random(seed)
+        for _ in range(scale(3, 60)):
+            name = choose.choice(names)
+            if digest(mounted.root / name) != expected[name]:
+                wrong.append(name)
+            with (mounted.root / name).open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    threads = [threading.Thread(target=reader, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_WATCHDOG_S)
+        assert not thread.is_alive()
+    assert not wrong
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("cache/??/*"))
+    assert used <= 24 * MiB
+
+
+def test_no_two_readers_wait_for_each_other(
+    server: EmbeddedServer, mounter: Mounter, scale: Scale, tmp_path: Path
+) -> None:
+    """Map, read, re-open and drop the same file from many threads of several processes."""
+    path = tmp_path / "f"
+    write_content(path, 64 * MiB // 4096)
+    server.deploy(REPO, "f", path)
+    mounted = mount(server, mounter)
+    rounds = scale(40, 3000)
+    hammers = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.mount.hammer"),
+                *(str(mounted.root / "f"), str(rounds), str(seed)),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    try:
+        for hammer in hammers:
+            _, said = hammer.communicate(timeout=10 * _WATCHDOG_S)  # the watchdog
+            assert hammer.returncode == 0, said
+    finally:
+        for hammer in hammers:
+            hammer.kill()
+
+
+def test_a_crowd_costs_one_download(server: EmbeddedServer, mounter: Mounter) -> None:
+    """Eight readers through two mounts of one node: the server sends the file once."""
+    data = random.Random(2).randbytes(48 * MiB)
+    server.deploy(REPO, "f", data)
+    mounts = [mount(server, mounter, name=name) for name in ("one", "other")]
+    server.stats.reset()
+    readers = [
+        subprocess.Popen(["sha256sum", str(mounted.root / "f")], stdout=subprocess.PIPE, text=True)
+        for mounted in mounts
+        for _ in range(4)
+    ]
+    for reader in readers:
+        said, _ = reader.communicate(timeout=_WATCHDOG_S)
+        assert said.startswith(hashlib.sha256(data).hexdigest())
+    assert server.stats.bytes_sent <= 1.01 * len(data)
