@@ -18,6 +18,7 @@ from jfs.server import (
     deploy,
     properties_api,
     repositories_api,
+    search_api,
     storage_api,
     system_api,
     transfer,
@@ -53,6 +54,10 @@ _EXACT: Mapping[str, Mapping[str, Endpoint]] = {
     "api/storageinfo/calculate": {"POST": system_api.calculate},
     "api/v1/uploads/config": {"GET": system_api.uploads_config},
     "api/repositories": {"GET": repositories_api.listing},
+    "api/search/aql": {"POST": search_api.aql},
+    "api/search/artifact": {"GET": search_api.artifact},
+    "api/search/prop": {"GET": search_api.prop},
+    "api/search/checksum": {"GET": search_api.checksum},
 }
 _BELOW: Mapping[str, Mapping[str, Endpoint]] = {
     "api/repositories/": {

@@ -21,10 +21,13 @@ from typing import IO
 
 from jfs.errors import ConfigError
 from jfs.model import Checksums, Properties, RepoPath
+from jfs.server import search
 from jfs.server.access import ADMIN
 from jfs.server.answers import ApiError
+from jfs.server.aql import Query
 from jfs.server.catalogue import Catalogue, Downloads, Item, Usage
 from jfs.server.filestore import Blob, Filestore, Incoming, named_checksums
+from jfs.server.search import Result
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +188,12 @@ class Store:
             except OSError as error:
                 log.error("%s: its content cannot be read: %s", path, error)
                 raise ApiError(500, "The content of this artifact is damaged.") from None
+
+    def search(self, query: Query) -> Result:
+        """Answer an AQL query. Raises ApiError 400."""
+        with self._lock:
+            self._write_downloads()
+            return search.run(self.catalogue.db, query)
 
     def last_modified(self, path: RepoPath) -> Item:
         """Give what changed last, at or below *path*. Raises ApiError 404."""

@@ -16,7 +16,7 @@ from tests.mount.conftest import Mounter
 from tests.mount.hammer import write_content
 from tests.mount.mounting import Mounted
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]  # the whole proofs take minutes
 
 REPO = "ml-models-local"
 MiB = 1024 * 1024
