@@ -98,6 +98,16 @@ class ReadaheadPlanner:
         stream.ahead = max(start, stop)
         return ReadPlan(demand, Extent(start, max(start, stop)))
 
+    def retract(self, ahead: Extent, reached: int) -> None:
+        """Note that of a planned read-ahead only what is before *reached* is being fetched.
+
+        There was no memory for more. The next READ of that stream plans the rest again; else every
+        READ of it would find nothing under way and fetch for itself.
+        """
+        for stream in self._streams:
+            if stream.ahead == ahead.stop:
+                stream.ahead = max(reached, stream.position)
+
     def position(self) -> int:
         """Give the lowest position of the streams in use: bytes far before it are done with."""
         return min((stream.position for stream in self._streams), default=0)

@@ -144,10 +144,10 @@ class ContentReader(SegmentOwner):
         if segment is None and self._cached is not None:
             resident = self._cached.read_resident(extent)
             if resident is not None:
-                self._start_missing(plan.ahead, demand=False)
+                self._start_ahead(plan.ahead)
                 return resident
         self._start_missing(plan.demand, demand=True)
-        self._start_missing(plan.ahead, demand=False)
+        self._start_ahead(plan.ahead)
         try:
             with trio.fail_after(self._plane.settings.deadline_s):
                 return await self._serve(extent)
@@ -229,17 +229,27 @@ class ContentReader(SegmentOwner):
             position = stop
         return gaps
 
-    def _start_missing(self, extent: Extent, *, demand: bool) -> None:
-        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows."""
+    def _start_ahead(self, extent: Extent) -> None:
+        reached = self._start_missing(extent, demand=False)
+        if reached < extent.stop:
+            self._planner.retract(extent, reached)
+
+    def _start_missing(self, extent: Extent, *, demand: bool) -> int:
+        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows.
+
+        Returns:
+            Up to where everything of *extent* is there or under way.
+        """
         for gap in self._gaps(extent):
             for piece in gap.pieces(self._plane.settings.segment_bytes):
                 segment = self._plane.pool.allocate(piece, demand=demand)
                 if segment is None:
-                    return
+                    return piece.start
                 self._segments[piece.start] = segment
                 insort(self._starts, piece.start)
                 self._working += 1
                 self._plane.nursery.start_soon(self._work, segment, demand)
+        return extent.stop
 
     async def _work(self, segment: Segment, demand: bool) -> None:
         """Fill one segment and leave it to the pool."""

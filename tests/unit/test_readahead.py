@@ -126,3 +126,16 @@ def test_every_plan_covers_its_read_and_stays_in_the_file(reads: list[Extent], s
         assert plan.ahead.start >= plan.demand.start
         assert plan.ahead.start % BLOCK == 0 or not plan.ahead
         assert plan.ahead.size <= MiB + 2 * BLOCK
+
+
+def test_what_could_not_be_fetched_is_planned_again() -> None:
+    planner = ReadaheadPlanner(1024 * MiB, 64 * KiB, 32 * MiB)
+    place, plan = 0, None
+    while plan is None or not plan.ahead:
+        plan = planner.observe(Extent(place, place + MiB))
+        place += MiB
+    reached = plan.ahead.start + 64 * KiB
+    planner.retract(plan.ahead, reached)
+    while not (again := planner.observe(Extent(place, place + MiB))).ahead:
+        place += MiB
+    assert again.ahead.start <= max(reached, again.demand.stop)
