@@ -150,7 +150,9 @@ class Bench:
 
     def page_warm(self, name: str) -> Sample:
         with self.fresh_cache() as cache, self.mount(cache) as mounted:
-            self.measured([mounted], [command(mounted.root / name)])
+            # Twice: the second look at a page makes the kernel take it for one in use, once.
+            for _ in range(2):
+                self.measured([mounted], [command(mounted.root / name)])
             return self.measured([mounted], [command(mounted.root / name)])
 
     def listing(self) -> Sample:
@@ -171,7 +173,8 @@ def command(path: Path, *load: str) -> list[str]:
 
 def local(path: Path, *load: str, warm: bool) -> Sample:
     if warm:
-        timed(command(path, *load))
+        for _ in range(2):
+            timed(command(path, *load))
     else:
         forget_pages(path)
         touch_memory(path.stat().st_size * 2)
