@@ -86,6 +86,7 @@ class TreeSettings:
     entry_ttl_s: float = 10.0
     attr_ttl_s: float = 10.0
     negative_ttl_s: float = 5.0
+    read_only: bool = False  # properties too
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@
     └── NamespaceError
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
         ├── AlreadyExists EEXIST · InvalidName EINVAL · NameTooLong ENAMETOOLONG · BadHandle EBADF
-        └── NoAttribute ENODATA · Unsupported ENOTSUP · NotPermitted EPERM
+        └── NoAttribute ENODATA · Unsupported ENOTSUP · NotPermitted EPERM · InvalidProperty EINVAL
 
 429 when retries are exhausted is EIO, not EAGAIN: on a regular file many readers spin on EAGAIN.
 """
@@ -157,6 +157,13 @@ class AlreadyExists(NamespaceError):
 
 class InvalidName(NamespaceError):
     errno = errno.EINVAL
+
+
+class InvalidProperty(NamespaceError):
+    """A property that Artifactory cannot hold; logged, since EINVAL alone does not say why."""
+
+    errno = errno.EINVAL
+    log_level = logging.WARNING
 
 
 class NameTooLong(NamespaceError):

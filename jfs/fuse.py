@@ -12,18 +12,22 @@ Nothing is decided here. Trio thread only. What pyfuse3 demands:
   not cached at all.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
-from jfs.errors import JfsError, NoEntry, Unsupported, errno_of
+from jfs.errors import JfsError, NoEntry, ReadOnly, Unsupported, errno_of
 from jfs.extents import Extent, MiB, PiB
-from jfs.vfs.filesystem import Attributes, Filesystem
+from jfs.vfs.filesystem import REFRESH, Attributes, Filesystem, Remembered
 
 log = logging.getLogger(__name__)
+
+_READ_ONLY = ReadOnly("files cannot be written yet")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -92,6 +96,62 @@ class Operations(pyfuse3.Operations):
         except NoEntry:
             return self._negative()
 
+    # The structure of the tree is not ours to change yet: each of these is EROFS.
+
+    @_boundary
+    async def create(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        raise _READ_ONLY
+
+    @_boundary
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise _READ_ONLY
+
+    @_boundary
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise _READ_ONLY
+
+    @_boundary
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise _READ_ONLY
+
+    @_boundary
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        raise _READ_ONLY
+
+    @_boundary
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        raise _READ_ONLY
+
+    @_boundary
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise _READ_ONLY
+
     @_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
@@ -134,6 +194,31 @@ class Operations(pyfuse3.Operations):
         self._filesystem.releasedir(fh)
 
     @_boundary
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self._filesystem.readlink(inode).encode("utf-8")
+
+    @_boundary
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if name == REFRESH:
+            return await self._refresh(inode)
+        return await self._filesystem.getxattr(inode, name)
+
+    @_boundary
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return await self._filesystem.listxattr(inode)
+
+    @_boundary
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        # pyfuse3 itself asks getxattr first for XATTR_CREATE and XATTR_REPLACE.
+        await self._filesystem.setxattr(inode, name, value)
+
+    @_boundary
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._filesystem.removexattr(inode, name)
+
+    @_boundary
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         # The server tells its free space to admins only, and `df` must not wait for it: plenty,
         # so that tools which look before they write do write.
@@ -149,11 +234,35 @@ class Operations(pyfuse3.Operations):
         # Reached only without default_permissions, which mount.py always sets.
         raise Unsupported("access is the kernel's to decide")
 
+    async def _refresh(self, inode: int) -> bytes:
+        """Make the kernel forget names and attributes at and below an inode.
+
+        Asked for by reading an attribute, since GETXATTR is answered under no lock of the inode:
+        FUSE_NOTIFY_INVAL_ENTRY takes the folder's lock, which SETXATTR would hold. In a thread,
+        because whoever holds that lock may wait for an answer of this loop. Pages stay: an open
+        file keeps its version, and the next open decides about them.
+        """
+        remembered = await self._filesystem.refresh(inode)
+        return str(await trio.to_thread.run_sync(_invalidate, remembered)).encode()
+
     def _negative(self) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
         entry.entry_timeout = self._filesystem.negative_ttl_s
         return entry
+
+
+def _invalidate(remembered: Remembered) -> int:
+    """Tell the kernel; what it does not know (ENOENT) needs no telling. Gives how many it knew."""
+    known = 0
+    for parent, name in remembered.entries:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_entry(parent, name.encode("utf-8"))
+            known += 1
+    for ino in remembered.inodes:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(ino, attr_only=True)
+    return known
 
 
 def _decode(name: bytes) -> str:

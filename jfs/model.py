@@ -115,6 +115,37 @@ EntryInfo = FileInfo | FolderInfo
 
 
 @dataclass(frozen=True, slots=True)
+class Criteria:
+    """What to search for below *scope*; all of it must hold.
+
+    Attributes:
+        properties: key and value pairs; ``*`` and ``?`` in a value are wildcards.
+        name: glob on the last component.
+        kind: ``file``, ``folder`` or ``any``.
+        newer_ns, older_ns: modified after, before; ns since the epoch.
+        direct: only what lies directly in *scope*.
+        tagged: only what has properties at all.
+    """
+
+    scope: RepoPath
+    properties: tuple[tuple[str, str], ...] = ()
+    name: str | None = None
+    kind: str = "file"
+    newer_ns: int | None = None
+    older_ns: int | None = None
+    direct: bool = False
+    tagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One result of a search."""
+
+    info: EntryInfo
+    properties: Properties
+
+
+@dataclass(frozen=True, slots=True)
 class Repository:
     """One row of ``api/repositories``; *kind* is lower-case: local, remote, virtual, federated."""
 

@@ -185,7 +185,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             nursery,
             fetches=settings.server.connections,
         )
-        filesystem = Filesystem(client, plane, settings.tree, root)
+        filesystem = Filesystem(client, plane, settings.tree, root, address=settings.server.url)
         async with _mounted(settings, filesystem):
             await _serve(settings, source, ready)
         nursery.cancel_scope.cancel()

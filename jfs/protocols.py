@@ -5,12 +5,21 @@
 server or of the disk; ``mount.py`` decides what stands behind each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from jfs.extents import Extent
-from jfs.model import ArtifactVersion, ContentKey, EntryInfo, RepoPath, Repository
+from jfs.model import (
+    ArtifactVersion,
+    ContentKey,
+    Criteria,
+    EntryInfo,
+    Match,
+    Properties,
+    RepoPath,
+    Repository,
+)
 
 
 class ArtifactStore(Protocol):
@@ -30,6 +39,27 @@ class ArtifactStore(Protocol):
 
         Names that cannot be a Linux directory entry are left out, with one warning.
         """
+
+    async def properties(self, path: RepoPath) -> Properties:
+        """Give the properties of one item; none is an empty mapping."""
+
+    async def set_properties(
+        self, path: RepoPath, change: Mapping[str, tuple[str, ...] | None]
+    ) -> None:
+        """Set keys of one item, or remove those that are None; others stay.
+
+        A folder's properties touch that folder alone.
+        """
+
+    async def search(self, criteria: Criteria) -> Sequence[Match]:
+        """Find items with their properties, in one request.
+
+        Raises:
+            InvalidName: a value that the query language cannot express.
+        """
+
+    async def downloads(self, path: RepoPath) -> int:
+        """Give how often an artifact was downloaded."""
 
 
 class Sink(Protocol):

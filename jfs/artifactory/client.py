@@ -2,14 +2,16 @@
 
 import contextlib
 import errno
+import json
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import trio
 
-from jfs.artifactory import retry, wire
+from jfs.artifactory import aql, retry, wire
 from jfs.artifactory.auth import Authenticator
 from jfs.artifactory.exchange import (
     MAX_HOPS,
@@ -32,9 +34,19 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.metrics import Metrics
-from jfs.model import EntryInfo, FolderInfo, RepoPath, Repository
+from jfs.model import (
+    Criteria,
+    EntryInfo,
+    FolderInfo,
+    Match,
+    Properties,
+    RepoPath,
+    Repository,
+)
 
 _PARALLEL_STATS = 16
+_PARALLEL_PER_REPOSITORY = 16
+_CACHE = "-cache"
 
 
 class ArtifactoryClient:
@@ -47,11 +59,13 @@ class ArtifactoryClient:
         self._client = httpx.AsyncClient(
             verify=tls_context(settings),
             timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
-            limits=httpx.Limits(max_connections=32, max_keepalive_connections=16),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
             follow_redirects=False,
             headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
         )
         self._without_list: set[str] = set()  # repositories whose `?list` was refused
+        self._kinds: dict[str, str] = {}  # of the repositories, as last listed
+        self._limits: dict[str, trio.CapacityLimiter] = {}
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -68,7 +82,7 @@ class ArtifactoryClient:
             body = await self._get("/api/system/ping", retries=False)
             if body.strip() != b"OK":
                 raise ConfigError(f"{url}: something answers, but it is not an Artifactory")
-            await self._get("/api/repositories", retries=False)
+            self._learn(await self._get("/api/repositories", retries=False))
         except AccessDenied as error:
             if error.status is None:
                 raise ConfigError(str(error)) from None
@@ -88,33 +102,141 @@ class ArtifactoryClient:
             raise ConfigError(f"{url}: {_explain(error)}") from None
 
     async def repositories(self) -> Sequence[Repository]:
-        return wire.parse_repositories(await self._json("/api/repositories"))
+        return self._learn(await self._get("/api/repositories"))
+
+    def _learn(self, body: bytes) -> Sequence[Repository]:
+        rows = wire.parse_repositories(wire.parse_json(body, "/api/repositories"))
+        self._kinds = {row.key: row.kind for row in rows}
+        return rows
 
     async def stat(self, path: RepoPath) -> EntryInfo:
         if not path.repo:
             return FolderInfo(path, 0)
-        return wire.parse_info(await self._json(f"/api/storage{wire.encode_path(path)}"), path)
+        try:
+            return wire.parse_info(await self._json(_storage(await self._kept(path))), path)
+        except NotFound:
+            if not await self._is_remote(path.repo):
+                raise
+        return await self._stat_upstream(path)
 
     async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
         if not path.repo:
             return [FolderInfo(RepoPath(row.key), 0) for row in await self.repositories()]
+        kept = await self._kept(path)
         if path.repo not in self._without_list:
-            address = f"/api/storage{wire.encode_path(path)}?list&deep=0&listFolders=1"
+            address = f"{_storage(kept)}?list&deep=0&listFolders=1"
             try:
                 return wire.parse_list(await self._json(address), path)
             except RemoteError as error:
                 # Refused to anonymous users, without a Pro licence, or for a remote repository.
                 if error.status not in (400, 403, 404):
                     raise
-                children = await self._stat_children(path)  # raises what is really wrong
+                children = await self._stat_children(path, kept)  # raises what is really wrong
                 self._without_list.add(path.repo)
                 return children
-        return await self._stat_children(path)
+        return await self._stat_children(path, kept)
 
-    async def _stat_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def properties(self, path: RepoPath) -> Properties:
+        if not path.repo:
+            return {}
+        try:
+            kept = await self._kept(path)
+            return wire.parse_properties(await self._json(f"{_storage(kept)}?properties"))
+        except NotFound:
+            return {}  # the usual answer for an item without any (artifactory-rest 17.3)
+
+    async def set_properties(
+        self,
+        path: RepoPath,
+        change: Mapping[str, tuple[str, ...] | None],
+        *,
+        recursive: bool = False,
+    ) -> None:
+        """As the protocol has it; *recursive*: and everything below a folder.
+
+        PATCH, since nothing has to be escaped in it (artifactory-rest 7.3).
+        """
+        kept = await self._kept(path)
+        props = {key: None if values is None else list(values) for key, values in change.items()}
+        query = f"?recursiveProperties={int(recursive)}&atomicProperties=1"
+        await self._request(
+            "PATCH",
+            f"/api/metadata{wire.encode_path(kept)}{query}",
+            content=json.dumps({"props": props}).encode(),
+            content_type="application/json",
+            repo=path.repo,
+        )
+
+    async def search(self, criteria: Criteria) -> Sequence[Match]:
+        scope = criteria.scope
+        if not scope.repo and not self._kinds:
+            await self.repositories()
+        kept = await self._kept(scope)
+        body = await self._request(
+            "POST",
+            "/api/search/aql",
+            content=aql.find(criteria, kept.repo).encode(),
+            content_type="text/plain",
+            repo=scope.repo,
+        )
+        found = wire.parse_matches(await _decoded(body, "/api/search/aql"))
+        return [match for each in found if (match := self._shown(each, scope)) is not None]
+
+    async def downloads(self, path: RepoPath) -> int:
+        return wire.parse_downloads(await self._json(f"{_storage(await self._kept(path))}?stats"))
+
+    def _shown(self, match: Match, scope: RepoPath) -> Match | None:
+        """Give a row under the name that the mount shows; None if it is none of ours.
+
+        Rows carry the repository that holds the item: a member of a virtual one, the cache of a
+        remote one (artifactory-rest 10.1).
+        """
+        path = match.info.path
+        repo = scope.repo
+        if not repo:
+            base = path.repo.removesuffix(_CACHE)
+            repo = base if self._kinds.get(base) == "remote" else path.repo
+            if repo not in self._kinds:
+                return None
+        if scope.path and not path.path.startswith(f"{scope.path}/"):
+            return None  # the folder itself, or a neighbour that a wildcard let in
+        if path.repo == repo:
+            return match
+        return replace(match, info=replace(match.info, path=RepoPath(repo, path.path)))
+
+    async def _kept(self, path: RepoPath) -> RepoPath:
+        """Give where the server keeps an item: a remote repository's lie in its cache.
+
+        Asking for them there never makes the server download (artifactory-rest 9.2).
+        """
+        if await self._is_remote(path.repo):
+            return RepoPath(path.repo + _CACHE, path.path)
+        return path
+
+    async def _is_remote(self, repo: str) -> bool:
+        if repo and repo not in self._kinds:
+            with contextlib.suppress(JfsError):  # then what is asked next says what is wrong
+                await self.repositories()
+                self._kinds.setdefault(repo, "unknown")
+        return self._kinds.get(repo) == "remote"
+
+    async def _stat_upstream(self, path: RepoPath) -> EntryInfo:
+        """Resolve a name that a remote repository has not cached.
+
+        HEAD may make the server download the file: that is for who asks for it by name, never for
+        a listing.
+        """
+        try:
+            return wire.parse_info(await self._json(_storage(path)), path)
+        except RemoteError as error:
+            if error.status not in (400, 404):
+                raise
+        response = await self._exchange("HEAD", wire.encode_path(path), repo=path.repo)
+        return wire.info_of_headers(path, response.headers)
+
+    async def _stat_children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
         """List without ``?list``: names in one request, then one for each file."""
-        address = f"/api/storage{wire.encode_path(path)}"
-        names = wire.parse_children_names(await self._json(address), path)
+        names = wire.parse_children_names(await self._json(_storage(kept)), path)
         entries: list[EntryInfo] = []
         limit = trio.CapacityLimiter(_PARALLEL_STATS)
 
@@ -142,20 +264,51 @@ class ArtifactoryClient:
         return entries
 
     async def _json(self, address: str) -> Any:
-        body = await self._get(address)
-        # A listing of 100,000 files takes a second to parse: not on the event loop.
-        if len(body) > 100_000:
-            return await trio.to_thread.run_sync(wire.parse_json, body, address)
-        return wire.parse_json(body, address)
+        return await _decoded(await self._get(address), address)
 
     async def _get(self, address: str, *, retries: bool = True) -> bytes:
-        """GET below the service, with retries, within the deadline."""
+        return await self._request("GET", address, retries=retries)
+
+    async def _request(
+        self,
+        method: str,
+        address: str,
+        *,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        repo: str = "",
+        retries: bool = True,
+    ) -> bytes:
+        response = await self._exchange(
+            method, address, content, content_type, repo=repo, retries=retries
+        )
+        return response.content
+
+    async def _exchange(
+        self,
+        method: str,
+        address: str,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        *,
+        repo: str = "",
+        retries: bool = True,
+    ) -> httpx.Response:
+        """Ask below the service, with retries, within the deadline.
+
+        What is asked must be safe to ask twice.
+        """
         deadline = trio.current_time() + self._settings.request_deadline_s
+        url = httpx.URL(self._settings.url + address)
+        headers = {"Content-Type": content_type} if content_type else {}
+        # A repository that hangs keeps its own requests waiting, and no others.
+        limit = self._limits.setdefault(repo or _repo_of(address), _new_limit())
         for delay in retry.delays():
             left = deadline - trio.current_time()
             try:
                 with trio.fail_after(max(0.0, left)):
-                    return await self._get_once(httpx.URL(self._settings.url + address))
+                    async with limit:
+                        return await self._exchange_once(method, url, content, headers)
             except trio.TooSlowError:
                 raise DeadlineExceeded(f"no answer in time: {address}") from None
             except JfsError as error:
@@ -166,20 +319,44 @@ class ArtifactoryClient:
             await trio.sleep(wait)
         raise AssertionError("delays never end")
 
-    async def _get_once(self, url: httpx.URL) -> bytes:
-        headers = self._authenticator.headers()
+    async def _exchange_once(
+        self, method: str, url: httpx.URL, content: bytes | None, headers: dict[str, str]
+    ) -> httpx.Response:
+        headers = {**headers, **self._authenticator.headers()}
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")
-            with mapped("GET", url):
-                response = await self._client.get(url, headers=headers)
-            if response.status_code == 200:
-                return response.content
-            if response.status_code not in REDIRECTS:
+            with mapped(method, url):
+                response = await self._client.request(method, url, content=content, headers=headers)
+            if 200 <= response.status_code < 300:
+                return response
+            # Only reads are sent elsewhere: a redirected write would become another request.
+            if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
                 raise failure(response, response.content)
             url, headers = next_hop(response, headers)
         raise ProtocolViolation(
-            "too many redirects", method="GET", url=str(url.copy_with(query=None))
+            "too many redirects", method=method, url=str(url.copy_with(query=None))
         )
+
+
+def _storage(path: RepoPath) -> str:
+    return f"/api/storage{wire.encode_path(path)}"
+
+
+def _repo_of(address: str) -> str:
+    """Give the repository that an address is about; empty for those about none."""
+    parts = address.partition("?")[0].split("/")
+    return parts[3].removesuffix(_CACHE) if parts[1:3] == ["api", "storage"] else ""
+
+
+def _new_limit() -> trio.CapacityLimiter:
+    return trio.CapacityLimiter(_PARALLEL_PER_REPOSITORY)
+
+
+async def _decoded(body: bytes, address: str) -> Any:
+    # A listing of 100,000 files takes a second to parse: not on the event loop.
+    if len(body) > 100_000:
+        return await trio.to_thread.run_sync(wire.parse_json, body, address)
+    return wire.parse_json(body, address)
 
 
 def _explain(error: RemoteError) -> str:

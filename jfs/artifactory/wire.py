@@ -7,8 +7,9 @@ ProtocolViolation naming the field.
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +25,16 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.extents import Extent
-from jfs.model import Checksums, EntryInfo, FileInfo, FolderInfo, RepoPath, Repository
+from jfs.model import (
+    Checksums,
+    EntryInfo,
+    FileInfo,
+    FolderInfo,
+    Match,
+    Properties,
+    RepoPath,
+    Repository,
+)
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +158,81 @@ def parse_list(document: Any, path: RepoPath) -> list[EntryInfo]:
             sums = parse_checksums({"sha1": row.get("sha1"), "sha256": row.get("sha2")})
             entries.append(FileInfo(path.child(name), _size(row), sums, modified))
     return entries
+
+
+def parse_properties(document: Any) -> Properties:
+    """Read ``?properties`` (artifactory-rest 6.3)."""
+    found = document.get("properties") if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise ProtocolViolation("properties is not an object")
+    properties: dict[str, tuple[str, ...]] = {}
+    for key, values in found.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ProtocolViolation(f"the values of property {key!r:.80} are not strings")
+        properties[key] = tuple(values)
+    return properties
+
+
+def parse_matches(document: Any) -> list[Match]:
+    """Read the answer to an AQL query on items (artifactory-rest 10.1)."""
+    if not isinstance(document, dict):
+        raise ProtocolViolation("the answer to the query is not an object")
+    matches = []
+    hidden = []
+    for row in _list(document.get("results"), "results"):
+        repo, folder, name = _string(row, "repo"), _string(row, "path"), _string(row, "name")
+        parts = [part for part in (*folder.split("/"), name) if part != "."]
+        if problem := next((p for part in parts if (p := problem_with(part)) is not None), None):
+            hidden.append(f"{name!r:.80} {problem}")
+            continue
+        properties: dict[str, tuple[str, ...]] = {}
+        for pair in _list(row.get("properties", []), "properties"):
+            key = _string(pair, "key")
+            value = pair.get("value", "")
+            if not isinstance(value, str):
+                raise ProtocolViolation(f"the value of property {key!r:.80} is not a string")
+            properties[key] = (*properties.get(key, ()), value)
+        matches.append(Match(_row_info(row, RepoPath(repo, "/".join(parts))), properties))
+    if hidden:
+        log.warning("%d results are hidden: %s", len(hidden), "; ".join(hidden[:3]))
+    return matches
+
+
+def _row_info(row: Any, path: RepoPath) -> EntryInfo:
+    modified = _time(row, "modified", default=0) or 0
+    created = _time(row, "created", default=None)
+    if row.get("type") == "folder":
+        return FolderInfo(path, modified, created)
+    sums = {name: row.get(f"actual_{name}") for name in ("md5", "sha1")}
+    return FileInfo(
+        path,
+        _size(row),
+        parse_checksums({**sums, "sha256": row.get("sha256")}),
+        modified,
+        created,
+        _optional(row, "created_by"),
+        _optional(row, "modified_by"),
+    )
+
+
+def parse_downloads(document: Any) -> int:
+    """Read ``?stats`` (artifactory-rest 6.4)."""
+    count = document.get("downloadCount") if isinstance(document, dict) else None
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise ProtocolViolation(f"downloadCount {count!r}")
+    return count
+
+
+def info_of_headers(path: RepoPath, headers: Mapping[str, str]) -> FileInfo:
+    """Describe an artifact from the headers of its content (artifactory-rest 3.1)."""
+    sums = {name: headers.get(f"X-Checksum-{name.capitalize()}") for name in _HEX}
+    modified = headers.get("Last-Modified")
+    try:
+        seconds = int(parsedate_to_datetime(modified).timestamp()) if modified else 0
+    except (ValueError, TypeError):
+        raise ProtocolViolation(f"Last-Modified {modified!r}") from None
+    size = _size({"size": headers.get("Content-Length", "")})
+    return FileInfo(path, size, parse_checksums(sums), seconds * 1_000_000_000)
 
 
 def parse_checksums(document: Any) -> Checksums:

@@ -12,7 +12,11 @@ from jfs.errors import ConfigError, JfsError
 _COMMANDS = {
     "cache": "jfs.cli.cache",
     "demo": "jfs.cli.demo",
+    "find": "jfs.cli.find",
+    "ls": "jfs.cli.ls",
     "mount": "jfs.cli.mount",
+    "props": "jfs.cli.props",
+    "refresh": "jfs.cli.refresh",
     "serve": "jfs.cli.serve",
     "umount": "jfs.cli.umount",
     "warm": "jfs.cli.warm",

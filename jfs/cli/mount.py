@@ -35,6 +35,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--gid", type=click.IntRange(0), help="Group of everything.  [default: who mounts]")
 @click.option("--umask", type=Umask(), default="022", show_default=True, help="Bits to take away.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
+@click.option("--read-only", is_flag=True, help="Set no properties either.")
 @click.option(
     "-o",
     "listed",
@@ -59,7 +60,13 @@ _PATH = click.Path(path_type=Path)
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long names, sizes and times are believed.",
+    help="How long sizes, times and properties are believed.",
+)
+@click.option(
+    "--entry-ttl",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long names and listings are believed.  [default: as --attr-ttl]",
 )
 @click.option(
     "--negative-ttl",
@@ -97,6 +104,7 @@ def command(
     gid: int | None,
     umask: int,
     allow_other: bool,
+    read_only: bool,
     listed: ListedOptions,
     background: bool,
     log_file: Path | None,
@@ -104,6 +112,7 @@ def command(
     cache_dir: Path | None,
     cache_size: int,
     attr_ttl: float,
+    entry_ttl: float | None,
     negative_ttl: float,
     connections: int,
     read_ahead: int,
@@ -146,12 +155,13 @@ def command(
             uid=os.getuid() if uid is None else uid,
             gid=os.getgid() if gid is None else gid,
             umask=umask,
-            entry_ttl_s=attr_ttl,
+            entry_ttl_s=attr_ttl if entry_ttl is None else entry_ttl,
             attr_ttl_s=attr_ttl,
             negative_ttl_s=negative_ttl,
+            read_only=read_only or "ro" in listed.kernel,
         ),
         read=ReadSettings(window_bytes=read_ahead),
-        fuse_options=listed.kernel | {"ro"} | _sharing(allow_other),
+        fuse_options=listed.kernel | ({"ro"} if read_only else set()) | _sharing(allow_other),
         nonempty=listed.nonempty,
     )
     level = logging.DEBUG if verbose else logging.INFO

@@ -19,16 +19,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jfs import logs, mount, warming
+from jfs import logs, warming
+from jfs.cli import connection as server
+from jfs.cli.connection import Connection
 from jfs.cli.options import Size
-from jfs.config import (
-    CacheSettings,
-    ServerSettings,
-    Source,
-    default_cache_directory,
-    parse_source,
-)
-from jfs.errors import ConfigError
+from jfs.config import CacheSettings, default_cache_directory
 from jfs.model import RepoPath
 
 _PATH = click.Path(path_type=Path)
@@ -37,9 +32,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("warm")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option("--check", is_flag=True, help="Verify every content against its checksum too.")
-@click.option("--token-file", type=_PATH, help="Access token; read again when it changes.")
-@click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM.")
-@click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
+@server.options
 @click.option(
     "--cache-dir", type=_PATH, help="Block cache.  [default: /var/cache/jfs, ~/.cache/jfs]"
 )
@@ -55,13 +48,11 @@ _PATH = click.Path(path_type=Path)
 def command(
     paths: Sequence[str],
     check: bool,
-    token_file: Path | None,
-    ca_file: Path | None,
-    insecure: bool,
     cache_dir: Path | None,
     cache_size: int,
     connections: int,
     as_json: bool,
+    connection: Connection,
 ) -> None:
     """Bring the files at or below every PATH into the block cache, whole.
 
@@ -77,9 +68,7 @@ def command(
     Exit codes: 0 everything is cached (--check: and verified), 1 something is not, 2 wrong use.
     """
     logs.set_up(logging.WARNING)
-    if ca_file is not None and not ca_file.is_file():
-        raise ConfigError(f"--ca-file {ca_file}: no such file")
-    sources = [_source(path, token_file) for path in paths]
+    sources = [connection.place(path).source for path in paths]
     cache = CacheSettings(
         (cache_dir or default_cache_directory(os.environ)).absolute(), budget_bytes=cache_size
     )
@@ -95,16 +84,10 @@ def command(
             progress.advance(task, size)
 
         for source in sources:
-            server = ServerSettings(
-                url=source.server_url,
-                credentials=source.credentials,
-                ca_file=ca_file.absolute() if ca_file else None,
-                verify_tls=not insecure,
-                connections=connections,
-            )
+            settings = connection.settings(source, connections=connections)
             results.append(
                 warming.warm(
-                    server, cache, [source.path], verify=check, found=found, advanced=advanced
+                    settings, cache, [source.path], verify=check, found=found, advanced=advanced
                 )
             )
     seconds = time.monotonic() - start
@@ -133,27 +116,6 @@ def command(
         click.echo(f"jfs: {path}: {text}", err=True)
     if failures:
         raise click.exceptions.Exit(1)
-
-
-def _source(text: str, token_file: Path | None) -> Source:
-    """Understand a path below a mount as the place that the mount shows there."""
-    place = Path(text).absolute()
-    entry = None if "://" in text else _mount_above(place)
-    if entry is None:
-        return parse_source(text, os.environ, token_file=token_file)
-    inside = place.relative_to(entry.mountpoint)
-    mounted = parse_source(entry.source, os.environ, token_file=token_file)
-    parts = [part for part in (str(mounted.path), *inside.parts) if part]
-    return Source(mounted.server_url, RepoPath.parse("/".join(parts)), mounted.credentials)
-
-
-def _mount_above(place: Path) -> mount.MountEntry | None:
-    # By name alone: a look at the path itself would ask a daemon that may be stuck.
-    for folder in (place, *place.parents):
-        entry = next((e for e in reversed(mount.mounts()) if e.mountpoint == str(folder)), None)
-        if entry is not None:
-            return entry if entry.fstype == mount.FSTYPE else None
-    return None
 
 
 def _progress(*, quiet: bool) -> Progress:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from jfs.errors import NoEntry
-from jfs.model import EntryInfo, FileInfo, RepoPath
+from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath
 
 ROOT = 1  # FUSE_ROOT_ID
 _MASK = (1 << 63) - 1  # ino_t is unsigned, but plenty of programs print and parse it signed
@@ -29,11 +29,14 @@ class Inode:
         complete_until: until when *children* is the whole listing; 0.0 means it is not.
         missing: names that the server said are not there, each with the time it is believed until.
         lookup_count: held by the kernel; changed by ``InodeTable`` only.
+        properties: of the artifact, believed until *properties_until*; None: not asked for yet.
+        computed: what a folder or link shows that is no entry of the server; None for real ones.
     """
 
     __slots__ = (
         "children",
         "complete_until",
+        "computed",
         "fresh_until",
         "info",
         "ino",
@@ -41,6 +44,8 @@ class Inode:
         "missing",
         "name",
         "parent",
+        "properties",
+        "properties_until",
     )
 
     def __init__(
@@ -55,6 +60,9 @@ class Inode:
         self.complete_until = 0.0
         self.missing: dict[str, float] | None = None
         self.lookup_count = 0
+        self.properties: Properties | None = None
+        self.properties_until = 0.0
+        self.computed: object | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -81,6 +89,7 @@ class InodeTable:
         self.root = Inode(ROOT, None, "", root, fresh_until)
         self.root.lookup_count = 1  # the kernel never looks the root up, nor forgets it
         self._inodes = {ROOT: self.root}
+        self._computed: dict[str, Inode] = {}
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -109,10 +118,36 @@ class InodeTable:
                 inode.fresh_until = fresh_until
                 return inode
             self.unlink(inode)
-        inode = Inode(self._number(info.path), parent, name, info, fresh_until)
+        inode = Inode(self._number(str(info.path)), parent, name, info, fresh_until)
         self._inodes[inode.ino] = inode
         children[name] = inode
         return inode
+
+    def compute(self, key: str, info: EntryInfo, computed: object) -> Inode:
+        """Give the inode of an entry that is computed, made or brought up to date.
+
+        It has no dentry: it is in no listing of the server, and lives while the kernel holds it.
+
+        Args:
+            key: what it is known by, and its number made of; no path of the server.
+        """
+        inode = self._computed.get(key)
+        if inode is None:
+            inode = Inode(self._number(key), None, key, info, 0.0)
+            inode.children = None if not isinstance(info, FolderInfo) else {}
+            self._inodes[inode.ino] = inode
+            self._computed[key] = inode
+        inode.info = info
+        inode.computed = computed
+        return inode
+
+    def lives(self, inode: Inode) -> bool:
+        """Whether the inode can still be found by its number."""
+        return self._inodes.get(inode.ino) is inode
+
+    def settle(self, inode: Inode) -> None:
+        """Drop an inode that was made for somebody who in the end did not take it."""
+        self._settle(inode)
 
     def unlink(self, inode: Inode) -> None:
         """Take the dentry away; the inode itself lives on while the kernel holds it."""
@@ -173,9 +208,11 @@ class InodeTable:
     def _drop(self, inode: Inode) -> None:
         if self._inodes.get(inode.ino) is inode:
             del self._inodes[inode.ino]
+        if inode.computed is not None and self._computed.get(inode.name) is inode:
+            del self._computed[inode.name]
 
-    def _number(self, path: RepoPath) -> int:
-        digest = blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    def _number(self, key: str) -> int:
+        digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         ino = int.from_bytes(digest) & _MASK
         # Two living inodes may want one number: an unlinked one that is still open and its
         # successor, or (once in 2**63) two paths of one hash.

@@ -1,7 +1,7 @@
 """The namespace: resolve names and list folders, from memory while it is fresh, else the server.
 
-Trio thread only. One lock per folder keeps the same question from being asked twice at a time
-(single-flight); no lock is held while another is taken.
+Trio thread only. A lock per folder, and one per name that is asked for by itself, keep the same
+question from being asked twice at a time (single-flight); no lock is held while another is taken.
 """
 
 import logging
@@ -11,7 +11,7 @@ import trio
 
 from jfs.config import TreeSettings
 from jfs.errors import NoEntry, NotADirectory, NotFound, Unavailable
-from jfs.model import FolderInfo
+from jfs.model import EntryInfo, FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.inodes import Inode, InodeTable
 
@@ -32,7 +32,7 @@ class Tree:
     def __init__(self, store: ArtifactStore, settings: TreeSettings, root: FolderInfo) -> None:
         self._store = store
         self._settings = settings
-        self._locks: dict[Inode, trio.Lock] = {}
+        self._locks: dict[_LockKey, trio.Lock] = {}
         self._lookups: dict[Inode, int] = {}
         self.inodes = InodeTable(root, trio.current_time() + settings.attr_ttl_s)
 
@@ -51,6 +51,8 @@ class Tree:
         """
         if inode is self.inodes.root or inode.fresh_until > trio.current_time():
             return
+        if inode.computed is not None:
+            return  # made anew by every lookup
         async with self._lock(inode):
             if inode.fresh_until > trio.current_time():
                 return
@@ -81,18 +83,20 @@ class Tree:
         found = self._from_memory(parent, name)
         if found is not None:
             return found
-        async with self._lock(parent):
+        lookups = self._lookups.get(parent, 0)
+        # Repositories are known by their list alone: one that hangs must not be asked for its name.
+        if lookups >= _LOOKUPS_BEFORE_LISTING or not parent.path.repo:
+            await self.children(parent)
             found = self._from_memory(parent, name)
             if found is not None:
                 return found
-            lookups = self._lookups.get(parent, 0) + 1
-            if lookups > _LOOKUPS_BEFORE_LISTING:
-                await self._list(parent)
-                found = self._from_memory(parent, name)
-                if found is not None:
-                    return found
-                raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
-            self._lookups[parent] = lookups
+            raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
+        # The lock is that of the name: one that the server is slow about keeps no other waiting.
+        async with self._lock(parent, name):
+            found = self._from_memory(parent, name)
+            if found is not None:
+                return found
+            self._lookups[parent] = lookups + 1
             return await self._ask(parent, name)
 
     async def children(self, folder: Inode) -> Sequence[Inode]:
@@ -107,6 +111,47 @@ class Tree:
                 if folder.complete_until <= trio.current_time():
                     await self._list(folder)
         return [inode for _, inode in sorted(folder.dentries.items())]
+
+    def adopt(self, info: EntryInfo) -> Inode | None:
+        """Give the inode of an item that the server described out of turn, in a query.
+
+        Its folders get their dentries too, without a question: what is not known of them is asked
+        when somebody looks. None: it lies outside of the mount.
+        """
+        root = self.inodes.root
+        parts = below(root.path, info.path)
+        if not parts:
+            return None
+        now = trio.current_time()
+        parent = root
+        for part in parts[:-1]:
+            child = parent.dentries.get(part)
+            if child is None:
+                child = self.inodes.link(parent, part, FolderInfo(parent.path.child(part), 0), 0.0)
+            if not child.is_folder:
+                return None
+            parent = child
+        known = parent.dentries.get(parts[-1])
+        if known is not None and known.fresh_until > now:
+            return known
+        return self.inodes.link(parent, parts[-1], info, now + self._settings.attr_ttl_s)
+
+    async def walk(self, parts: Sequence[str]) -> Inode:
+        """Resolve a path from the root of the mount. Raises as ``lookup`` does."""
+        inode = self.inodes.root
+        for part in parts:
+            inode = await self.lookup(inode, part)
+        return inode
+
+    def forget_below(self, inode: Inode) -> None:
+        """Believe nothing at or below the inode any more; the next use asks the server."""
+        self.expire(inode)
+        inode.properties_until = 0.0
+        inode.complete_until = 0.0
+        inode.missing = None
+        self._lookups.pop(inode, None)
+        for child in inode.dentries.values():
+            self.forget_below(child)
 
     def expire(self, inode: Inode) -> None:
         """Believe nothing about the inode any more; the next use asks the server."""
@@ -182,22 +227,35 @@ class Tree:
         if not inode.is_folder:
             raise NotADirectory(f"{inode.path} is a file")
 
-    def _lock(self, inode: Inode) -> "_FolderLock":
-        return _FolderLock(self._locks, inode)
+    def _lock(self, inode: Inode, name: str = "") -> "_Lock":
+        return _Lock(self._locks, (inode, name))
 
 
-class _FolderLock:
+def below(folder: RepoPath, path: RepoPath) -> tuple[str, ...]:
+    """Give the names that lead from *folder* to *path*; none if it does not lie below."""
+    parts, base = _parts(path), _parts(folder)
+    return parts[len(base) :] if parts[: len(base)] == base else ()
+
+
+def _parts(path: RepoPath) -> tuple[str, ...]:
+    return tuple(part for part in (path.repo, *path.path.split("/")) if part)
+
+
+_LockKey = tuple[Inode, str]  # an inode, or a name in a folder
+
+
+class _Lock:
     """A lock that exists only while somebody wants it: a million inodes cost no lock each."""
 
-    def __init__(self, locks: dict[Inode, trio.Lock], inode: Inode) -> None:
+    def __init__(self, locks: dict[_LockKey, trio.Lock], key: _LockKey) -> None:
         self._locks = locks
-        self._inode = inode
+        self._key = key
 
     async def __aenter__(self) -> None:
-        self._lock = self._locks.setdefault(self._inode, trio.Lock())
+        self._lock = self._locks.setdefault(self._key, trio.Lock())
         await self._lock.acquire()
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()
         if not self._lock.statistics().tasks_waiting and not self._lock.locked():
-            self._locks.pop(self._inode, None)
+            self._locks.pop(self._key, None)

@@ -2,50 +2,24 @@
 
 import hashlib
 import random
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
-from jfs.config import (
-    CacheSettings,
-    Credentials,
-    ReadSettings,
-    Secret,
-    ServerSettings,
-    TreeSettings,
-)
 from jfs.errors import IntegrityError
 from jfs.extents import Extent, MiB
-from jfs.metrics import Metrics
-from jfs.model import ContentKey, FolderInfo, RepoPath
+from jfs.model import ContentKey
 from jfs.server import EmbeddedServer
 from jfs.server.faults import Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.inodes import ROOT
-from jfs.vfs.reader import DataPlane
+from tests.component.composed import block_store, composed
 from tests.conftest import REPO
 
 DATA = random.Random(1).randbytes(MiB + 17)
 KEY = ContentKey(f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA))
-
-
-@asynccontextmanager
-async def mounted(server: EmbeddedServer, store: DiskBlockStore) -> AsyncIterator[Filesystem]:
-    settings = ServerSettings(server.url, Credentials(token=Secret(server.token)))
-    tree = TreeSettings(uid=0, gid=0)
-    client = ArtifactoryClient(settings, Metrics())
-    source = HttpRangeSource(settings, Metrics())
-    async with aclosing(client), trio.open_nursery() as nursery:
-        plane = DataPlane(source, store, ReadSettings(), Metrics(), nursery, fetches=2)
-        filesystem = Filesystem(client, plane, tree, FolderInfo(RepoPath(REPO), 0))
-        yield filesystem
-        await filesystem.close()
-    source.close()
 
 
 async def read(filesystem: Filesystem, handle: int) -> bytes:
@@ -71,8 +45,8 @@ async def test_wrong_bytes_are_found_out(
     expected_logs += ["does not match its checksum: dropped"]
     server.deploy(REPO, "f", DATA)
     server.faults.add(Fault.corrupt(f"/{REPO}/f", offset=5, method="GET", times=times))
-    store = DiskBlockStore(CacheSettings(tmp_path / "cache", free_floor_bytes=0), Metrics())
-    async with mounted(server, store) as filesystem:
+    store = block_store(tmp_path / "cache")
+    async with composed(server, REPO, store=store) as filesystem:
         ino = (await filesystem.lookup(ROOT, "f")).ino
         handle = (await filesystem.open(ino, 0)).handle
         assert await read(filesystem, handle) != DATA  # nobody can know yet

@@ -1,0 +1,65 @@
+"""Write queries in AQL, the Artifactory Query Language. Pure.
+
+Source: artifactory-rest 2.4 and 10.1. There is no escape for ``"`` (nor could such a name exist),
+and none for ``*`` and ``?``, which are wildcards only under ``$match``.
+"""
+
+from datetime import UTC, datetime
+
+from jfs.errors import InvalidName
+from jfs.model import Criteria
+
+_INCLUDE = (
+    *("repo", "path", "name", "type", "size", "created", "created_by", "modified", "modified_by"),
+    *("actual_md5", "actual_sha1", "sha256", "property"),
+)
+
+
+def find(criteria: Criteria, repo: str) -> str:
+    """Give the query for *criteria*; *repo* is where the server keeps the items, or empty.
+
+    Raises:
+        InvalidName: a value that cannot be expressed.
+    """
+    wanted = [f'"type":"{criteria.kind}"']
+    if repo:
+        wanted.append(f'"repo":{_quoted(repo)}')
+    if criteria.direct:
+        wanted.append(f'"path":{_quoted(criteria.scope.path or ".")}')
+        if not criteria.scope.path and criteria.kind != "file":
+            wanted.append('"name":{"$ne":"."}')  # the repository itself is "." in "."
+    elif criteria.scope.path:
+        folder = criteria.scope.path
+        # A folder whose own name holds a wildcard would match its neighbours too: the rows are
+        # held against the scope once more when they are read.
+        below = '{"path":{"$match":' + _quoted(f"{folder}/*") + "}}"
+        wanted.append('"$or":[{"path":' + _quoted(folder) + "}," + below + "]")
+    for key, value in criteria.properties:
+        wanted.append('"$and":[{' + f"{_quoted('@' + key)}:{_value(value)}" + "}]")
+    if criteria.tagged:
+        wanted.append('"@*":{"$match":"*"}')
+    if criteria.name is not None:
+        wanted.append(f'"name":{_value(criteria.name)}')
+    if criteria.newer_ns is not None:
+        wanted.append('"modified":{"$gt":' + _quoted(_moment(criteria.newer_ns)) + "}")
+    if criteria.older_ns is not None:
+        wanted.append('"modified":{"$lt":' + _quoted(_moment(criteria.older_ns)) + "}")
+    include = ",".join(f'"{name}"' for name in _INCLUDE)
+    return "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
+
+
+def _value(text: str) -> str:
+    if "*" in text or "?" in text:
+        return '{"$match":' + _quoted(text) + "}"
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    if '"' in text or any(ord(letter) < 32 for letter in text):
+        raise InvalidName(f"{text!r:.100}: a query cannot hold quotes or control characters")
+    return f'"{text}"'
+
+
+def _moment(time_ns: int) -> str:
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1_000_000 % 1000:03}Z"

@@ -1,0 +1,128 @@
+"""Which server, and which place on it: options and paths that several commands share.
+
+A PATH is a file or folder inside a mount of jfs, or a place on a server as ``jfs mount`` takes it.
+"""
+
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from jfs import mount
+from jfs.artifactory import ArtifactoryClient
+from jfs.config import ServerSettings, Source, parse_source
+from jfs.errors import ConfigError
+from jfs.metrics import Metrics
+from jfs.model import RepoPath
+from jfs.vfs.filesystem import REFRESH
+
+_T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place on a server, and how its user wrote it: below *shown* is what lies below it."""
+
+    source: Source
+    shown: str
+
+    def show(self, path: RepoPath) -> str:
+        """Give a path at or below this place as its user would write it."""
+        base, text = str(self.source.path), str(path)
+        rest = text[len(base) :].lstrip("/") if text.startswith(base) else text
+        if not rest:
+            return self.shown
+        return f"{self.shown.rstrip('/')}/{rest}" if self.shown else text
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What the options say about the way to a server."""
+
+    token_file: Path | None
+    ca_file: Path | None
+    insecure: bool
+
+    def place(self, text: str) -> Place:
+        """Understand a PATH; one below a mount is the place that the mount shows there.
+
+        Raises:
+            ConfigError: what is wrong with it.
+        """
+        where = Path(text).absolute()
+        entry = None if "://" in text else mount_above(where)
+        if entry is None:
+            return Place(parse_source(text, os.environ, token_file=self.token_file), text)
+        inside = where.relative_to(entry.mountpoint)
+        mounted = parse_source(entry.source, os.environ, token_file=self.token_file)
+        parts = [part for part in (str(mounted.path), *inside.parts) if part]
+        source = Source(mounted.server_url, RepoPath.parse("/".join(parts)), mounted.credentials)
+        return Place(source, text)
+
+    def settings(self, source: Source, *, connections: int = 4) -> ServerSettings:
+        return ServerSettings(
+            url=source.server_url,
+            credentials=source.credentials,
+            ca_file=self.ca_file.absolute() if self.ca_file else None,
+            verify_tls=not self.insecure,
+            connections=connections,
+        )
+
+    def ask(self, source: Source, question: Callable[[ArtifactoryClient], Awaitable[_T]]) -> _T:
+        """Ask a server something, within an event loop of its own.
+
+        Raises:
+            JfsError: what the server answered instead.
+        """
+
+        async def run() -> _T:
+            async with aclosing(ArtifactoryClient(self.settings(source), Metrics())) as client:
+                return await question(client)
+
+        return trio.run(run)
+
+
+def options(command: _F) -> _F:
+    """Give a command the options of a connection, and its parameter ``connection``."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        ca_file = kwargs.pop("ca_file")
+        if ca_file is not None and not ca_file.is_file():
+            raise ConfigError(f"--ca-file {ca_file}: no such file")
+        connection = Connection(kwargs.pop("token_file"), ca_file, kwargs.pop("insecure"))
+        return command(*args, connection=connection, **kwargs)
+
+    for option in (
+        click.option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
+        click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM."),
+        click.option("--token-file", type=_PATH, help="Access token; read again when it changes."),
+    ):
+        option(wrapped)
+    return wrapped  # type: ignore[return-value]  # the same command, with other parameters
+
+
+def mount_above(place: Path) -> mount.MountEntry | None:
+    """Give the mount of jfs that a path lies in, by name alone.
+
+    A look at the path itself would ask a daemon that may be stuck.
+    """
+    for folder in (place, *place.parents):
+        entry = next((e for e in reversed(mount.mounts()) if e.mountpoint == str(folder)), None)
+        if entry is not None:
+            return entry if entry.fstype == mount.FSTYPE else None
+    return None
+
+
+def refresh(path: str) -> None:
+    """Let a mount forget what it knew at and below a path; elsewhere, nothing. Raises OSError."""
+    if "://" not in path and mount_above(Path(path).absolute()) is not None:
+        os.getxattr(path, REFRESH)

@@ -1,0 +1,99 @@
+"""The filesystem facade on a real server, as ``mount.py`` composes it, without a kernel."""
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.cache import DiskBlockStore
+from jfs.config import (
+    CacheSettings,
+    Credentials,
+    ReadSettings,
+    Secret,
+    ServerSettings,
+    TreeSettings,
+)
+from jfs.extents import Extent
+from jfs.metrics import Metrics
+from jfs.model import FolderInfo, RepoPath
+from jfs.server import EmbeddedServer
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.inodes import ROOT
+from jfs.vfs.reader import DataPlane
+
+TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
+
+
+def server_settings(server: EmbeddedServer, deadline_s: float = 60) -> ServerSettings:
+    credentials = Credentials(token=Secret(server.token))
+    return ServerSettings(server.url, credentials, request_deadline_s=deadline_s)
+
+
+@asynccontextmanager
+async def composed(
+    server: EmbeddedServer,
+    source: str,
+    *,
+    store: DiskBlockStore | None = None,
+    tree: TreeSettings = TREE,
+    deadline_s: float = 60,
+) -> AsyncIterator[Filesystem]:
+    """Give the filesystem of *source*, ``repo/path`` or empty for every repository."""
+    settings = server_settings(server, deadline_s)
+    ranges = HttpRangeSource(settings, Metrics())
+    async with (
+        aclosing(ArtifactoryClient(settings, Metrics())) as client,
+        trio.open_nursery() as nursery,
+    ):
+        await client.check()
+        await client.repositories()
+        plane = DataPlane(ranges, store, ReadSettings(), Metrics(), nursery, fetches=2)
+        root = FolderInfo(RepoPath.parse(source), 0)
+        filesystem = Filesystem(client, plane, tree, root, address=server.url)
+        yield filesystem
+        await filesystem.close()
+    ranges.close()
+
+
+def block_store(directory: Path) -> DiskBlockStore:
+    return DiskBlockStore(CacheSettings(directory, free_floor_bytes=0), Metrics())
+
+
+async def find(filesystem: Filesystem, path: str) -> int:
+    """Walk to *path* as the kernel does, through links; give the inode number."""
+    trail = [ROOT]
+    waiting = [part for part in reversed(path.split("/")) if part]
+    while waiting:
+        attributes = await filesystem.lookup(trail[-1], waiting.pop())
+        if stat.S_ISLNK(attributes.mode):
+            target = filesystem.readlink(attributes.ino)
+            waiting += reversed(target.split("/"))
+        else:
+            trail.append(attributes.ino)
+    return trail[-1]
+
+
+async def names(filesystem: Filesystem, path: str) -> dict[str, int]:
+    """List a folder: names and inode numbers."""
+    handle = await filesystem.opendir(await find(filesystem, path))
+    found: dict[str, int] = {}
+    position = 0
+    while entries := filesystem.readdir(handle, position):
+        for name, attributes, position in entries:  # noqa: B007 - the next position
+            filesystem.remember(attributes.ino)
+            found[name] = attributes.ino
+    filesystem.releasedir(handle)
+    return found
+
+
+async def content(filesystem: Filesystem, path: str) -> bytes:
+    handle = (await filesystem.open(await find(filesystem, path), 0)).handle
+    got = bytearray()
+    while data := await filesystem.read(handle, Extent(len(got), len(got) + 256 * 1024)):
+        got += data
+    await filesystem.release(handle)
+    return bytes(got)
