@@ -5,6 +5,37 @@ from dataclasses import dataclass
 
 Properties = Mapping[str, tuple[str, ...]]
 
+_NAME_MAX = 255  # bytes, Linux NAME_MAX
+_FORBIDDEN = frozenset('\\|*?"')
+_CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
+
+
+def problem_with_name(name: str) -> str | None:
+    """Say why *name* cannot be both an entry of a directory and of a repository; None if it can.
+
+    Linux forbids slash, NUL, ``.``, ``..`` and more than 255 bytes; Artifactory what its
+    PathValidator lists (artifactory-rest 2.1), and takes names of checksum files for questions
+    about another file (3.6).
+    """
+    if not name.strip("."):
+        return "is not a name"
+    if "/" in name or "\0" in name:
+        return "holds a slash or a NUL"
+    try:
+        if len(name.encode("utf-8")) > _NAME_MAX:
+            return f"is longer than {_NAME_MAX} bytes"
+    except UnicodeEncodeError:
+        return "is not Unicode text"
+    if bad := _FORBIDDEN.intersection(name):
+        return f"holds {min(bad)!r}, which Artifactory forbids"
+    if name != name.strip():
+        return "begins or ends with white space, which Artifactory forbids"
+    if name == "&":
+        return "is '&', which Artifactory forbids"
+    if name.endswith(_CHECKSUM_FILES):
+        return "is the name of a checksum file, which Artifactory answers itself"
+    return None
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class RepoPath:

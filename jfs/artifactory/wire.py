@@ -34,11 +34,11 @@ from jfs.model import (
     Properties,
     RepoPath,
     Repository,
+    problem_with_name,
 )
 
 log = logging.getLogger(__name__)
 
-_NAME_MAX = 255  # bytes, Linux NAME_MAX
 _HEX = {
     "sha256": re.compile(r"[0-9a-f]{64}"),
     "sha1": re.compile(r"[0-9a-f]{40}"),
@@ -103,7 +103,7 @@ def parse_repositories(document: Any) -> list[Repository]:
     rows = []
     for row in _list(document, "repositories"):
         key = _string(row, "key")
-        if problem_with(key) is None:
+        if problem_with_name(key) is None:
             kind = _string(row, "type").lower()
             rows.append(Repository(key, kind, str(row.get("packageType", "")).lower()))
     return rows
@@ -182,7 +182,9 @@ def parse_matches(document: Any) -> list[Match]:
     for row in _list(document.get("results"), "results"):
         repo, folder, name = _string(row, "repo"), _string(row, "path"), _string(row, "name")
         parts = [part for part in (*folder.split("/"), name) if part != "."]
-        if problem := next((p for part in parts if (p := problem_with(part)) is not None), None):
+        if problem := next(
+            (p for part in parts if (p := problem_with_name(part)) is not None), None
+        ):
             hidden.append(f"{name!r:.80} {problem}")
             continue
         properties: dict[str, tuple[str, ...]] = {}
@@ -267,25 +269,11 @@ def parse_time_ns(text: str) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
-def problem_with(name: str) -> str | None:
-    """Say why *name* cannot be a directory entry of Linux; None if it can."""
-    if name in ("", ".", ".."):
-        return "is not a name"
-    if "/" in name or "\0" in name:
-        return "holds a slash or a NUL"
-    try:
-        if len(name.encode("utf-8")) > _NAME_MAX:
-            return f"is longer than {_NAME_MAX} bytes"
-    except UnicodeEncodeError:
-        return "is not Unicode text"
-    return None
-
-
 def shown(names: Iterable[str], folder: RepoPath) -> Sequence[str]:
     """Keep the names that can be shown; one warning for all that cannot."""
     kept, hidden = [], []
     for name in names:
-        problem = problem_with(name)
+        problem = problem_with_name(name)
         if problem is None:
             kept.append(name)
         else:

@@ -11,7 +11,7 @@ import trio
 
 from jfs.config import TreeSettings
 from jfs.errors import NoEntry, NotADirectory, NotFound, Unavailable
-from jfs.model import EntryInfo, FolderInfo, RepoPath
+from jfs.model import EntryInfo, FolderInfo, RepoPath, problem_with_name
 from jfs.protocols import ArtifactStore
 from jfs.vfs.inodes import Inode, InodeTable
 
@@ -83,6 +83,8 @@ class Tree:
         found = self._from_memory(parent, name)
         if found is not None:
             return found
+        if (problem := problem_with_name(name)) is not None:
+            raise NoEntry(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
         lookups = self._lookups.get(parent, 0)
         # Repositories are known by their list alone: one that hangs must not be asked for its name.
         if lookups >= _LOOKUPS_BEFORE_LISTING or not parent.path.repo:
