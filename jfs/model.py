@@ -156,6 +156,7 @@ class Criteria:
         newer_ns, older_ns: modified after, before; ns since the epoch.
         direct: only what lies directly in *scope*.
         tagged: only what has properties at all.
+        plain: results without their properties, for many of them.
     """
 
     scope: RepoPath
@@ -166,6 +167,7 @@ class Criteria:
     older_ns: int | None = None
     direct: bool = False
     tagged: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,8 @@ from datetime import UTC, datetime
 from jfs.errors import InvalidName
 from jfs.model import Criteria
 
-_INCLUDE = (
-    *("repo", "path", "name", "type", "size", "created", "created_by", "modified", "modified_by"),
-    *("actual_md5", "actual_sha1", "sha256", "property"),
-)
+_PLAIN = ("repo", "path", "name", "type", "size", "modified", "actual_sha1", "sha256")
+_FULL = (*_PLAIN, "created", "created_by", "modified_by", "actual_md5", "property")
 
 
 def find(criteria: Criteria, repo: str) -> str:
@@ -44,7 +42,7 @@ def find(criteria: Criteria, repo: str) -> str:
         wanted.append('"modified":{"$gt":' + _quoted(_moment(criteria.newer_ns)) + "}")
     if criteria.older_ns is not None:
         wanted.append('"modified":{"$lt":' + _quoted(_moment(criteria.older_ns)) + "}")
-    include = ",".join(f'"{name}"' for name in _INCLUDE)
+    include = ",".join(f'"{name}"' for name in (_PLAIN if criteria.plain else _FULL))
     return "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
 
 

@@ -138,7 +138,9 @@ class Queries:
                 return known
             scope = self._tree.inodes.root.path
             try:
-                matches = await self._store.search(Criteria(scope, criteria, kind="any"))
+                matches = await self._store.search(
+                    Criteria(scope, criteria, kind="any", plain=True)
+                )
             except InvalidName as error:
                 raise NoEntry(str(error)) from None
             result = _Folder()

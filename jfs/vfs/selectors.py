@@ -65,7 +65,7 @@ class Selectors:
             raise NoEntry(f"{folder.path}/{name}: neither an entry nor a selector")
         try:
             matches = await self._store.search(
-                Criteria(folder.path, properties=(criterion,), kind="any")
+                Criteria(folder.path, properties=(criterion,), kind="any", plain=True)
             )
         except InvalidName as error:
             raise NoEntry(str(error)) from None
