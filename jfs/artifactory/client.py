@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +48,8 @@ from jfs.model import (
 _PARALLEL_STATS = 16
 _PARALLEL_PER_REPOSITORY = 16
 _CACHE = "-cache"
+# The end of a file's name: config.json, but not Llama-3.1-8B nor v1.5.
+_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,11}$")
 
 
 class ArtifactoryClient:
@@ -123,6 +126,14 @@ class ArtifactoryClient:
         if not path.repo:
             return [FolderInfo(RepoPath(row.key), 0) for row in await self.repositories()]
         kept = await self._kept(path)
+        if kept != path:
+            try:
+                return await self._list_kept(path, kept)
+            except NotFound:
+                return []  # nothing of it is cached yet
+        return await self._list_kept(path, kept)
+
+    async def _list_kept(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
         if path.repo not in self._without_list:
             address = f"{_storage(kept)}?list&deep=0&listFolders=1"
             try:
@@ -231,7 +242,14 @@ class ArtifactoryClient:
         except RemoteError as error:
             if error.status not in (400, 404):
                 raise
-        response = await self._exchange("HEAD", wire.encode_path(path), repo=path.repo)
+        try:
+            response = await self._exchange("HEAD", wire.encode_path(path), repo=path.repo)
+        except NotFound:
+            # Upstream cannot be asked for a folder: a name that does not look like a file's is
+            # taken for one, or nothing below it could ever be reached.
+            if _LIKE_A_FILE.search(path.name):
+                raise
+            return FolderInfo(path, 0)
         return wire.info_of_headers(path, response.headers)
 
     async def _stat_children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:

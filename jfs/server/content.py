@@ -26,7 +26,11 @@ SIDE_FILES = ("sha1", "sha256", "md5")
 
 async def read(call: Call) -> Answer:
     """Answer GET and HEAD ``<ctx>/R/P``, and below ``list/`` and ``simple/``, which browse it."""
-    target = parse_target(call.rest)
+    return await read_target(call, parse_target(call.rest))
+
+
+async def read_target(call: Call, target: Target) -> Answer:
+    """Answer GET and HEAD of an item that is here."""
     try:
         found, file = await _open(call, target.path)
     except ApiError as error:

@@ -5,6 +5,7 @@ import json
 from jfs.server.answers import ApiError
 from jfs.server.exchange import Answer, Call, json_answer, text_answer
 from jfs.server.paths import parse_target
+from jfs.server.remote import check_upstream
 
 _MAX_CONFIG_BYTES = 1 << 20
 _DEFAULTS = {
@@ -38,7 +39,7 @@ async def listing(call: Call) -> Answer:
         row = {"key": key}
         if config.get("description"):
             row["description"] = str(config["description"])
-        row |= {"type": kind.upper(), "url": f"{call.base}/{key}"}
+        row |= {"type": kind.upper(), "url": str(config.get("url") or f"{call.base}/{key}")}
         rows.append({**row, "packageType": package.capitalize()})
     return json_answer(rows)
 
@@ -49,7 +50,8 @@ async def get(call: Call) -> Answer:
     config = (await call.run(call.store.repositories)).get(key)
     if config is None:
         raise ApiError(400, f"Repository '{key}' does not exist.")
-    return json_answer({"key": key, **_DEFAULTS, **config})
+    shown = {name: value for name, value in config.items() if name != "password"}
+    return json_answer({"key": key, **_DEFAULTS, **shown})
 
 
 async def create(call: Call) -> Answer:
@@ -60,7 +62,8 @@ async def create(call: Call) -> Answer:
     known = await call.run(call.store.repositories)
     if key.lower() in (each.lower() for each in known):
         raise ApiError(400, f"Case insensitive repository key already exists: {key}", plain=True)
-    await call.run(lambda: call.store.put_repository(key, config))
+    settled = _settled(config)
+    await call.run(lambda: call.store.put_repository(key, settled))
     return text_answer(f"Successfully created repository '{key}' \n")
 
 
@@ -72,7 +75,10 @@ async def update(call: Call) -> Answer:
     old = (await call.run(call.store.repositories)).get(key)
     if old is None:
         raise ApiError(400, f"Repository '{key}' does not exist.", plain=True)
-    await call.run(lambda: call.store.put_repository(key, {**old, **config}))
+    if str(config.get("rclass", old["rclass"])).lower() != old["rclass"]:
+        raise ApiError(400, f"The kind of repository '{key}' cannot be changed.", plain=True)
+    settled = _settled({**old, **config})
+    await call.run(lambda: call.store.put_repository(key, settled))
     return text_answer(f"Repository {key} update successfully.\n")
 
 
@@ -103,10 +109,22 @@ def _config(key: str, body: bytes) -> dict[str, object]:
     if config.get("key", key) != key:
         raise ApiError(400, f"The body is about '{config['key']}', not '{key}'.", plain=True)
     read = {str(name): value for name, value in config.items() if name != "key"}
-    for name, only in (("rclass", "local"), ("packageType", "generic")):
-        if name in read and str(read[name]).lower() != only:
-            raise ApiError(
-                400, f"This server has {only} repositories only: {name} '{read[name]}'.", plain=True
-            )
-        read.pop(name, None)
     return read
+
+
+def _settled(config: dict[str, object]) -> dict[str, object]:
+    """Check what a whole configuration says. Raises ApiError 400."""
+    kind = str(config.get("rclass", "local")).lower()
+    if kind not in ("local", "remote"):
+        raise ApiError(
+            400, f"This server has local and remote repositories only, no {kind} ones.", plain=True
+        )
+    package = str(config.get("packageType", "generic")).lower()
+    if package != "generic":
+        raise ApiError(
+            400, f"This server has generic repositories only: packageType '{package}'.", plain=True
+        )
+    settled = {**config, "rclass": kind, "packageType": package}
+    if kind == "remote":
+        settled["url"] = check_upstream(config.get("url"))
+    return settled

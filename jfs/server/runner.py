@@ -23,6 +23,7 @@ from jfs.server.answers import ApiError
 from jfs.server.catalogue import Item
 from jfs.server.faults import FaultPlan
 from jfs.server.paths import check_path, check_properties
+from jfs.server.remote import check_upstream
 from jfs.server.service import CONTEXT, Service
 from jfs.server.signed import SignedStorage
 from jfs.server.stats import ServerStats
@@ -163,13 +164,18 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
-    def create_repository(self, key: str) -> None:
-        """Make a local repository; harmless if it exists. Any thread. Raises ConfigError."""
+    def create_repository(self, key: str, *, upstream: str | None = None) -> None:
+        """Make a local repository, or a remote one; harmless if it exists. Any thread.
+
+        Raises:
+            ConfigError: not a key, or not the URL of an upstream.
+        """
         store = self._opened()
         if key in store.repositories():
             return
         try:
-            store.put_repository(key)
+            remote = {"rclass": "remote", "url": check_upstream(upstream)} if upstream else None
+            store.put_repository(key, remote)
         except ApiError as error:
             raise ConfigError(error.message) from None
 
@@ -279,6 +285,7 @@ class EmbeddedServer:
                 signed = SignedStorage(store, executor, self.stats, self.faults, listen_signed)
                 access = Access(self.token, anonymous=self._anonymous)
                 service = Service(store, executor, access, self.faults, self.stats, signed)
+                stack.push_async_callback(service.aclose)
                 server = web.Server(
                     service.handle,
                     access_log=None,

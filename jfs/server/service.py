@@ -7,6 +7,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -37,6 +38,7 @@ from jfs.server.exchange import (
 )
 from jfs.server.faults import Fault, FaultPlan, Kind
 from jfs.server.paths import parse_query, parse_target, split_target
+from jfs.server.remote import Upstreams
 from jfs.server.signed import SignedStorage
 from jfs.server.stats import ServerStats
 from jfs.server.store import Store
@@ -115,6 +117,11 @@ class Service:
         self._faults = faults
         self._stats = stats
         self._signed = signed
+        self._upstreams = Upstreams()
+
+    async def aclose(self) -> None:
+        """End what is fetched from upstream."""
+        await self._upstreams.aclose()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; an aiohttp handler."""
@@ -170,6 +177,8 @@ class Service:
             answer = None
             if fault is not None and fault.kind is Kind.REDIRECT and route.name == "content":
                 answer = await self._redirect(call, fault)
+            if answer is None and route.name in ("content", "list", "simple"):
+                answer = await self._remote(call)
             if answer is None:
                 answer = await route.endpoint(call)
             if self._store.downloads_pending:
@@ -188,6 +197,16 @@ class Service:
             log.exception("%s %s failed", request.method, raw)
             answer = error_answer(ApiError(500, "Internal error; the server's log says more."))
         return name, answer
+
+    async def _remote(self, call: Call) -> Answer | None:
+        """Answer a read below a remote repository; None for any other request."""
+        if call.request.method not in ("GET", "HEAD"):
+            return None
+        target = parse_target(call.rest)
+        if self._store.remote(target.path.repo) is None:
+            return None
+        kept = await self._upstreams.keep(call, target.path)
+        return await content.read_target(call, replace(target, path=kept))
 
     async def _redirect(self, call: Call, fault: Fault) -> Answer | None:
         """Redirect a download of a file, as real servers do: nothing but GET of what exists."""

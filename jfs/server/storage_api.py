@@ -16,6 +16,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 async def get(call: Call) -> Answer:
     """Answer by the selector that comes first in the order of section 6."""
     path = parse_target(call.rest).path
+    if call.store.remote(path.repo) is not None:
+        path = RepoPath(f"{path.repo}-cache", path.path)  # what it has fetched, and no more
     query = call.query
     if "list" in query:
         return await _list(call, path)

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = frozenset(["api", "ui", "webapp", "list", "simple", "jfs"])
 _LOCAL = {"rclass": "local", "packageType": "generic"}
+_CACHE = "cache"  # rclass of what a remote repository has fetched
 _DOWNLOADS_KEPT = 1000  # items whose downloads are counted in memory before they are written
 _LOOKUPS_KEPT = 10_000
 
@@ -102,6 +103,8 @@ class Store:
         self._downloads: dict[int, Downloads] = {}
         self._downloads_lock = threading.Lock()  # the innermost: nothing is called under it
         self._lookups: dict[RepoPath, Found] = {}
+        self._remotes: dict[str, dict[str, object]] = {}
+        self._learn_remotes()
         if removed := self.files.sweep(lambda name: self.catalogue.blob(sha256=name) is not None):
             log.info("%s: removed %d files that nothing names", directory, removed)
 
@@ -115,27 +118,47 @@ class Store:
     # repositories
 
     def repositories(self) -> dict[str, dict[str, object]]:
-        """Give every repository's configuration, by key."""
+        """Give every repository's configuration, by key; the caches of remote ones are none."""
         with self._lock:
-            return self.catalogue.repositories()
+            known = self.catalogue.repositories()
+            return {key: config for key, config in known.items() if config["rclass"] != _CACHE}
+
+    def remote(self, key: str) -> dict[str, object] | None:
+        """Give the configuration of a remote repository; None for any other. Never blocks."""
+        return self._remotes.get(key)
 
     def put_repository(self, key: str, config: Mapping[str, object] | None = None) -> None:
-        """Make a repository, or change its configuration. Raises ApiError 400."""
+        """Make a repository, or change its configuration. Raises ApiError 400.
+
+        A remote one keeps what it fetches in a repository of its own, ``KEY-cache``.
+        """
         if not _REPOSITORY_KEY.fullmatch(key) or key.endswith("-cache") or key in _RESERVED:
             raise ApiError(400, f"Invalid repository key '{key}'.", plain=True)
+        chosen = {**_LOCAL, **(config or {})}
         with self.transaction():
-            self.catalogue.put_repository(key, {**_LOCAL, **(config or {})})
-            if self.catalogue.find(RepoPath(key)) is None:
-                self.catalogue.insert(RepoPath(key), None, now_ms(), ADMIN)
+            self.catalogue.put_repository(key, chosen)
+            root = RepoPath(key)
+            if chosen["rclass"] == "remote":
+                root = RepoPath(f"{key}-cache")
+                self.catalogue.put_repository(root.repo, {**_LOCAL, "rclass": _CACHE})
+            if self.catalogue.find(root) is None:
+                self.catalogue.insert(root, None, now_ms(), ADMIN)
+        self._learn_remotes()
 
     def delete_repository(self, key: str) -> bool:
         """Remove a repository and everything in it; False if there is none."""
         with self.transaction() as unused:
-            if self.catalogue.find(RepoPath(key)) is None:
+            if key not in self.repositories():
                 return False
-            unused += self.catalogue.digests(RepoPath(key))
-            self.catalogue.delete_repository(key)
-            return True
+            for each in (key, f"{key}-cache") if key in self._remotes else (key,):
+                unused += self.catalogue.digests(RepoPath(each))
+                self.catalogue.delete_repository(each)
+        self._learn_remotes()
+        return True
+
+    def _learn_remotes(self) -> None:
+        known = self.repositories().items()
+        self._remotes = {key: config for key, config in known if config["rclass"] == "remote"}
 
     def usage(self) -> tuple[dict[str, Usage], tuple[int, int]]:
         """Give what each repository holds, and how many contents of how many bytes there are."""
@@ -234,8 +257,10 @@ class Store:
         with self._lock:
             self._check_deploy(path)
 
-    def deploy_received(self, path: RepoPath, incoming: Incoming, deployment: Deployment) -> Item:
-        """Publish received content at *path*.
+    def deploy_received(
+        self, path: RepoPath, incoming: Incoming, deployment: Deployment, *, cache: bool = False
+    ) -> Item:
+        """Publish received content at *path*; in the *cache* of a remote repository.
 
         Raises:
             ApiError: 404 no such repository; 409 a declared checksum differs, or a folder or file
@@ -250,7 +275,7 @@ class Store:
                     f"'{path.repo}:{path.path}'. Checksums info: {name}: original='{declared}', "
                     f"actual='{blob.known[name]}'",
                 )
-        return self.deploy(path, blob, deployment, temporary=incoming.path)
+        return self.deploy(path, blob, deployment, temporary=incoming.path, cache=cache)
 
     def deploy_known(self, path: RepoPath, deployment: Deployment) -> Item:
         """Deploy stored content, named by ``original``. Raises ApiError 404, 409."""
@@ -272,6 +297,7 @@ class Store:
         deployment: Deployment,
         *,
         temporary: Path | None = None,
+        cache: bool = False,
     ) -> Item:
         """Make content the artifact at *path*, with its parents, in one step.
 
@@ -282,7 +308,7 @@ class Store:
         """
         now = now_ms()
         with self.transaction() as unused:
-            self._check_deploy(path)
+            self._check_deploy(path, cache=cache)
             known = self.catalogue.blob(sha256=blob.sha256)
             if known is not None and known.size != blob.size:
                 raise ApiError(409, f"Content with sha256 {blob.sha256} has another size.")
@@ -416,9 +442,10 @@ class Store:
             self.catalogue.insert(each, None, now, user)
         return len(missing)
 
-    def require_local(self, path: RepoPath) -> None:
+    def require_local(self, path: RepoPath, *, cache: bool = False) -> None:
         """Raises ApiError 404: nothing can be written there."""
-        if self.catalogue.find(RepoPath(path.repo)) is None:
+        of_remote = path.repo.removesuffix("-cache") in self._remotes
+        if of_remote is not cache or self.catalogue.find(RepoPath(path.repo)) is None:
             raise ApiError(
                 404, f"Could not find a local repository named {path.repo} to deploy to."
             )
@@ -429,8 +456,8 @@ class Store:
             self.catalogue.set_property(item, key, values)
         self.catalogue.update(item, properties_changed=now)
 
-    def _check_deploy(self, path: RepoPath) -> None:
-        self.require_local(path)
+    def _check_deploy(self, path: RepoPath, *, cache: bool = False) -> None:
+        self.require_local(path, cache=cache)
         item = self.catalogue.find(path)
         if item is not None and item.is_folder:
             raise _in_the_way(path, "folder")
