@@ -23,6 +23,12 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--anonymous", is_flag=True, help="Let everybody who connects read and write.")
 @click.option("--repo", multiple=True, metavar="NAME", help="Create this repository if missing.")
+@click.option(
+    "--remote",
+    multiple=True,
+    metavar="NAME=URL",
+    help="Create this repository, which fetches from URL and keeps.",
+)
 @click.option("--samples", "with_samples", is_flag=True, help="Fill empty repositories: jfs demo.")
 @click.option("--tls-cert", type=_PATH, help="Certificate chain, PEM: serve https.")
 @click.option("--tls-key", type=_PATH, help="Its key, PEM.")
@@ -36,6 +42,7 @@ def command(
     port: int,
     anonymous: bool,
     repo: tuple[str, ...],
+    remote: tuple[str, ...],
     with_samples: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -51,7 +58,7 @@ def command(
 
     \b
     Example:
-      jfs serve /srv/models --repo ml-models-local
+      jfs serve /srv/models --repo ml-models-local --remote hf=https://huggingface.co
       export JF_ACCESS_TOKEN=$(cat /srv/models/admin.token)
       jfs mount http://127.0.0.1:8081/artifactory/ml-models-local /models
 
@@ -77,6 +84,11 @@ def command(
             server.create_repository(name)
             if with_samples and server.is_empty(name):
                 samples.seed(server, name)
+        for pair in remote:
+            name, equals, upstream = pair.partition("=")
+            if not equals:
+                raise ConfigError(f"--remote {pair}: give NAME=URL")
+            server.create_repository(name, upstream=upstream)
         server.start()
         token = directory.absolute() / "admin.token"
         if as_json:

@@ -16,6 +16,7 @@ from jfs.errors import NoEntry
 from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath
 
 ROOT = 1  # FUSE_ROOT_ID
+_WORTH_SHRINKING = 4096
 _MASK = (1 << 63) - 1  # ino_t is unsigned, but plenty of programs print and parse it signed
 
 
@@ -90,6 +91,7 @@ class InodeTable:
         self.root.lookup_count = 1  # the kernel never looks the root up, nor forgets it
         self._inodes = {ROOT: self.root}
         self._computed: dict[str, Inode] = {}
+        self._most = 1  # inodes at a time since the table was last shrunk
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -207,7 +209,12 @@ class InodeTable:
 
     def _drop(self, inode: Inode) -> None:
         if self._inodes.get(inode.ino) is inode:
+            self._most = max(self._most, len(self._inodes))
             del self._inodes[inode.ino]
+            if len(self._inodes) < self._most // 8 and self._most > _WORTH_SHRINKING:
+                # A dict keeps the memory of its largest size; a copy has that of its own.
+                self._inodes = dict(self._inodes)
+                self._most = len(self._inodes)
         if inode.computed is not None and self._computed.get(inode.name) is inode:
             del self._computed[inode.name]
 

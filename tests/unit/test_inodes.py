@@ -1,5 +1,8 @@
 """Lookup counts and inode numbers."""
 
+import gc
+import tracemalloc
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -116,3 +119,32 @@ class Lookups(RuleBasedStateMachine):
 
 
 TestLookups = Lookups.TestCase
+
+
+def test_an_artifact_costs_at_most_1_kib_and_gives_it_back() -> None:
+    """A walk of a million artifacts must fit into a gibibyte."""
+    count = 20_000
+    table = InodeTable(FolderInfo(RepoPath("r"), 0), 0.0)
+    gc.collect()
+    tracemalloc.start()
+    empty, _ = tracemalloc.get_traced_memory()
+    inodes = []
+    for number in range(count):
+        name = f"model-{number:06}.safetensors"
+        path = RepoPath("r", f"domain/model/{name}")
+        sums = Checksums(sha256=f"{number:064x}", sha1=f"{number:040x}")
+        inode = table.link(table.root, name, FileInfo(path, number, sums, number), 1.0)
+        table.remember(inode)
+        inodes.append(inode.ino)
+    full, _ = tracemalloc.get_traced_memory()
+    assert (full - empty) / count <= 1024
+    for ino in inodes:
+        table.forget(ino, 1)
+    inodes.clear()
+    del inode, path, sums, name
+    gc.collect()
+    left, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == 1
+    # The root's own dict of children keeps its room for as long as the root lives: 40 bytes each.
+    assert left - empty < count * 50
