@@ -24,6 +24,7 @@ class Step:
     title: str
     command: str
     expected: str
+    of_mount: bool = False  # what only a mount can show, no copy of the files
 
 
 def _have(*modules: str) -> bool:
@@ -63,6 +64,29 @@ def steps(root: Path, sha256_of_digits: str, *, have: Callable[..., bool] = _hav
             "Read at any place, without the rest",
             f"tail -c 3 {place('tabular/breast-cancer/1.0.0/config.json')}",
             "}",
+        ),
+        Step(
+            "The production model, without knowing its version",
+            f"readlink {place('vision/digits-mlp/@env=production')}",
+            "1.0.0",
+            of_mount=True,
+        ),
+        Step(
+            "Everything that is approved for production",
+            f"find {place('.by/env=production/approved-by=ml-review')} -type f | sort",
+            str(root / ".by/env=production/approved-by=ml-review" / CANCER),
+            of_mount=True,
+        ),
+        Step(
+            "Tag a model (setfattr -n user.reviewed -v yes FILE does the same)",
+            _program(
+                "import os",
+                f"p = {_literal(root / DIGITS)}",
+                'os.setxattr(p, "user.reviewed", b"yes")',
+                "print(*os.listxattr(p))",
+            ),
+            "user.reviewed",
+            of_mount=True,
         ),
     ]
 

@@ -21,6 +21,8 @@ ROOT = Path(str(files("jfs.server.samples")))
 async def test_the_tour_holds_on_the_samples_themselves(libraries: bool) -> None:
     digest = hashlib.sha256((ROOT / tour.DIGITS).read_bytes()).hexdigest()
     steps = tour.steps(ROOT, digest, have=lambda *modules: libraries)
+    assert len(steps) == 10
+    steps = [step for step in steps if not step.of_mount]  # those are tried in tests/mount
     assert len(steps) == 7
     for step in steps:
         code, output = await children.run(step.command, within_s=60)
@@ -46,6 +48,8 @@ async def test_the_tour_holds_in_a_strange_place(tmp_path: Path, libraries: bool
     root.symlink_to(ROOT)
     digest = hashlib.sha256((ROOT / tour.DIGITS).read_bytes()).hexdigest()
     for step in tour.steps(root, digest, have=lambda *modules: libraries):
+        if step.of_mount:
+            continue
         code, output = await children.run(step.command, within_s=60)
         assert code == 0, output
         assert step.expected in output
