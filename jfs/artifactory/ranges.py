@@ -60,13 +60,16 @@ class HttpRangeSource:
         self._locations: TTLCache[RepoPath, httpx.URL] = TTLCache(_LOCATIONS_KEPT, _LOCATION_LIFE_S)
         self._rangeless: TTLCache[str, bool] = TTLCache(_LOCATIONS_KEPT, _RANGELESS_LIFE_S)
         self._whole = WholeBodies(self._open_whole)
-        self._parallelism = Parallelism(settings.connections)
+        self._parallelism: dict[str, Parallelism] = {}  # by repository
 
     def close(self) -> None:
         self._closed.set()
         self._transport.close()
         self._whole.close()
-        self._parallelism.close()
+        with self._lock:
+            gates = list(self._parallelism.values())
+        for gate in gates:
+            gate.close()
 
     def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
         position = extent.start
@@ -75,7 +78,7 @@ class HttpRangeSource:
         while True:
             progress = _Progress(position, extent.stop, sink)
             try:
-                with self._parallelism.request():
+                with self._gate(version.path.repo).request():
                     self._fetch_once(version, Extent(position, extent.stop), progress)
                 return
             except JfsError as error:
@@ -232,6 +235,15 @@ class HttpRangeSource:
             self._rangeless[version.path.repo] = True
         if not known:
             log.info("%s: is sent from the first byte only: ranges are ignored", version.path.repo)
+
+    def _gate(self, repo: str) -> Parallelism:
+        with self._lock:
+            gate = self._parallelism.get(repo)
+            if gate is None:
+                gate = self._parallelism[repo] = Parallelism(self._settings.connections)
+                if self._closed.is_set():
+                    gate.close()
+            return gate
 
     def _location(self, path: RepoPath) -> httpx.URL | None:
         with self._lock:

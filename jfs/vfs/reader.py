@@ -12,6 +12,7 @@ must be no checkpoint: see ``segments``.
 import logging
 from bisect import bisect_right, insort
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import trio
 
@@ -47,12 +48,24 @@ _REFETCHES = 1
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Worker threads that receive at a time.
+
+    Read-ahead never takes the last worker: a READ that somebody waits for is not queued behind
+    bytes that nobody has asked for.
+    """
+
+    demand: trio.CapacityLimiter
+    ahead: trio.CapacityLimiter
+
+
 class DataPlane:
     """What all readers of one mount share: the source, the cache, memory and worker threads.
 
     Args:
         nursery: fetches run in it; cancelling it ends them at their next checkpoint.
-        fetches: worker threads that receive at a time.
+        fetches: worker threads that receive at a time, from each repository.
     """
 
     def __init__(
@@ -71,11 +84,19 @@ class DataPlane:
         self.metrics = metrics
         self.nursery = nursery
         self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
-        # Read-ahead never takes the last worker: a READ that somebody waits for is not queued
-        # behind bytes that nobody has asked for.
-        self.demand_limit = trio.CapacityLimiter(fetches)
         self.disk_limit = trio.CapacityLimiter(_DISK_WRITERS)
-        self.ahead_limit = trio.CapacityLimiter(max(1, fetches - 1))
+        self._fetches = fetches
+        self._limits: dict[str, _Limits] = {}
+
+    def limits(self, repo: str) -> "_Limits":
+        """Give the workers of a repository: one that hangs keeps only its own readers waiting."""
+        limits = self._limits.get(repo)
+        if limits is None:
+            limits = self._limits[repo] = _Limits(
+                trio.CapacityLimiter(self._fetches),
+                trio.CapacityLimiter(max(1, self._fetches - 1)),
+            )
+        return limits
 
     def rejections(self, version: ArtifactVersion) -> int:
         """How often what was read of *version* turned out to be wrong."""
@@ -269,7 +290,8 @@ class ContentReader(SegmentOwner):
     async def _fill(self, segment: Segment, demand: bool) -> None:
         """Fill one segment. A failure ends in the segment, never in the nursery."""
         error: BaseException | None = None
-        limit = self._plane.demand_limit if demand else self._plane.ahead_limit
+        limits = self._plane.limits(self.version.path.repo)
+        limit = limits.demand if demand else limits.ahead
         try:
             await self._fill_claimed(segment, limit)
         except trio.Cancelled:

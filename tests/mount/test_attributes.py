@@ -167,6 +167,8 @@ def test_one_broken_repository_never_hurts_the_others(
     server.create_repository("broken-local")
     server.deploy(REPO, "a/good", b"good")
     server.deploy("broken-local", "bad", b"bad")
+    for number in range(8):
+        server.deploy("broken-local", f"worse{number}", b"bad" * (number + 2))
     hang = server.faults.add(Fault.stall("/api/storage/broken-local*"))
     mount = mounter(server.url, JF_ACCESS_TOKEN=server.token)
     stuck = [
@@ -176,10 +178,20 @@ def test_one_broken_repository_never_hurts_the_others(
         for number in range(40)
     ]
     hang.wait_hit()
+    server.faults.clear()
+    silent = server.faults.add(Fault.stall("/broken-local/*"))
+    hang.release()
+    stuck += [
+        subprocess.Popen(
+            ["cat", str(mount.root / "broken-local" / name)], stdout=subprocess.DEVNULL
+        )
+        for name in ("bad", *(f"worse{number}" for number in range(8)))
+    ]
+    silent.wait_hit()
     assert (mount.root / REPO / "a" / "good").read_bytes() == b"good"
     assert sorted(os.listdir(mount.root)) == ["broken-local", REPO]
     server.faults.clear()
-    hang.release()
+    silent.release()
     for process in stuck:
         process.wait(60)
     assert (mount.root / "broken-local" / "bad").read_bytes() == b"bad"
