@@ -21,8 +21,17 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from jfs.errors import JfsError, NoEntry, ReadOnly, Unsupported, errno_of
+from jfs.errors import (
+    InvalidName,
+    JfsError,
+    NamespaceError,
+    NoEntry,
+    ReadOnly,
+    Unsupported,
+    errno_of,
+)
 from jfs.extents import Extent, MiB, PiB
+from jfs.model import problem_with_name
 from jfs.vfs.filesystem import REFRESH, Attributes, Filesystem, Remembered
 
 log = logging.getLogger(__name__)
@@ -96,7 +105,8 @@ class Operations(pyfuse3.Operations):
         except NoEntry:
             return self._negative()
 
-    # The structure of the tree is not ours to change yet: each of these is EROFS.
+    # The structure of the tree is not ours to change yet: each of these is EROFS, or EINVAL for a
+    # new name that Artifactory cannot hold.
 
     @_boundary
     async def create(
@@ -107,13 +117,13 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        raise _READ_ONLY
+        raise _refused(name)
 
     @_boundary
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        raise _READ_ONLY
+        raise _refused(name)
 
     @_boundary
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -133,7 +143,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        raise _READ_ONLY
+        raise _refused(name_new)
 
     @_boundary
     async def setattr(
@@ -150,7 +160,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        raise _READ_ONLY
+        raise _refused(name)
 
     @_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -263,6 +273,15 @@ def _invalidate(remembered: Remembered) -> int:
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(ino, attr_only=True)
     return known
+
+
+def _refused(name: bytes) -> NamespaceError | ReadOnly:
+    """Give the reason why an entry of this name cannot be made."""
+    try:
+        problem = problem_with_name(name.decode("utf-8"))
+    except UnicodeDecodeError:
+        problem = "is not UTF-8"
+    return InvalidName(f"{name!r} {problem}") if problem is not None else _READ_ONLY
 
 
 def _decode(name: bytes) -> str:

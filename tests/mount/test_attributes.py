@@ -84,6 +84,15 @@ def test_large_and_many_values(model: Path) -> None:
     assert os.getxattr(model, "user.many") == values
 
 
+@pytest.mark.parametrize("name", [b"a*b", b"a?b", b'a"b', b" a", b"a ", b"m.sha256", b"\xff"])
+def test_a_name_that_artifactory_forbids_is_refused(mounted: MountedServer, name: bytes) -> None:
+    place = os.fsencode(mounted.root) + b"/" + name
+    for make in (os.mkdir, lambda path: os.symlink(b"x", path), _touch):
+        with pytest.raises(OSError, match="Invalid argument"):
+            make(place)
+    assert not os.path.exists(place)
+
+
 def test_a_read_only_mount(mounter: Mounter, mounted: MountedServer, model: Path) -> None:
     mount = mounter(
         f"{mounted.server.url}/{REPO}",
@@ -196,6 +205,10 @@ def test_one_broken_repository_never_hurts_the_others(
         process.wait(60)
     assert (mount.root / "broken-local" / "bad").read_bytes() == b"bad"
     mount.stop(expected=[".*"])
+
+
+def _touch(path: bytes) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
 
 
 def _jfs(*arguments: str) -> tuple[str, ...]:
