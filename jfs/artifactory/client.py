@@ -5,9 +5,9 @@ import errno
 import json
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import trio
@@ -44,6 +44,8 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+
+_T = TypeVar("_T")
 
 _PARALLEL_STATS = 16
 _PARALLEL_PER_REPOSITORY = 16
@@ -116,7 +118,9 @@ class ArtifactoryClient:
         if not path.repo:
             return FolderInfo(path, 0)
         try:
-            return wire.parse_info(await self._json(_storage(await self._kept(path))), path)
+            return await self._json(
+                _storage(await self._kept(path)), lambda document: wire.parse_info(document, path)
+            )
         except NotFound:
             if not await self._is_remote(path.repo):
                 raise
@@ -137,7 +141,7 @@ class ArtifactoryClient:
         if path.repo not in self._without_list:
             address = f"{_storage(kept)}?list&deep=0&listFolders=1"
             try:
-                return wire.parse_list(await self._json(address), path)
+                return await self._json(address, lambda document: wire.parse_list(document, path))
             except RemoteError as error:
                 # Refused to anonymous users, without a Pro licence, or for a remote repository.
                 if error.status not in (400, 403, 404):
@@ -152,7 +156,7 @@ class ArtifactoryClient:
             return {}
         try:
             kept = await self._kept(path)
-            return wire.parse_properties(await self._json(f"{_storage(kept)}?properties"))
+            return await self._json(f"{_storage(kept)}?properties", wire.parse_properties)
         except NotFound:
             return {}  # the usual answer for an item without any (artifactory-rest 17.3)
 
@@ -170,7 +174,7 @@ class ArtifactoryClient:
         kept = await self._kept(path)
         props = {key: None if values is None else list(values) for key, values in change.items()}
         query = f"?recursiveProperties={int(recursive)}&atomicProperties=1"
-        await self._request(
+        await self._exchange(
             "PATCH",
             f"/api/metadata{wire.encode_path(kept)}{query}",
             content=json.dumps({"props": props}).encode(),
@@ -183,18 +187,22 @@ class ArtifactoryClient:
         if not scope.repo and not self._kinds:
             await self.repositories()
         kept = await self._kept(scope)
-        body = await self._request(
+        response = await self._exchange(
             "POST",
             "/api/search/aql",
             content=aql.find(criteria, kept.repo).encode(),
             content_type="text/plain",
             repo=scope.repo,
         )
-        found = wire.parse_matches(await _decoded(body, "/api/search/aql"))
-        return [match for each in found if (match := self._shown(each, scope)) is not None]
+
+        def matches(document: Any) -> list[Match]:
+            found = wire.parse_matches(document)
+            return [match for each in found if (match := self._shown(each, scope)) is not None]
+
+        return await _parsed(response.content, "/api/search/aql", matches)
 
     async def downloads(self, path: RepoPath) -> int:
-        return wire.parse_downloads(await self._json(f"{_storage(await self._kept(path))}?stats"))
+        return await self._json(f"{_storage(await self._kept(path))}?stats", wire.parse_downloads)
 
     def _shown(self, match: Match, scope: RepoPath) -> Match | None:
         """Give a row under the name that the mount shows; None if it is none of ours.
@@ -238,7 +246,9 @@ class ArtifactoryClient:
         a listing.
         """
         try:
-            return wire.parse_info(await self._json(_storage(path)), path)
+            return await self._json(
+                _storage(path), lambda document: wire.parse_info(document, path)
+            )
         except RemoteError as error:
             if error.status not in (400, 404):
                 raise
@@ -254,7 +264,9 @@ class ArtifactoryClient:
 
     async def _stat_children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
         """List without ``?list``: names in one request, then one for each file."""
-        names = wire.parse_children_names(await self._json(_storage(kept)), path)
+        names = await self._json(
+            _storage(kept), lambda document: wire.parse_children_names(document, path)
+        )
         entries: list[EntryInfo] = []
         limit = trio.CapacityLimiter(_PARALLEL_STATS)
 
@@ -281,26 +293,11 @@ class ArtifactoryClient:
             raise failures[0]
         return entries
 
-    async def _json(self, address: str) -> Any:
-        return await _decoded(await self._get(address), address)
+    async def _json(self, address: str, parse: Callable[[Any], _T]) -> _T:
+        return await _parsed(await self._get(address), address, parse)
 
     async def _get(self, address: str, *, retries: bool = True) -> bytes:
-        return await self._request("GET", address, retries=retries)
-
-    async def _request(
-        self,
-        method: str,
-        address: str,
-        *,
-        content: bytes | None = None,
-        content_type: str | None = None,
-        repo: str = "",
-        retries: bool = True,
-    ) -> bytes:
-        response = await self._exchange(
-            method, address, content, content_type, repo=repo, retries=retries
-        )
-        return response.content
+        return (await self._exchange("GET", address, retries=retries)).content
 
     async def _exchange(
         self,
@@ -370,11 +367,14 @@ def _new_limit() -> trio.CapacityLimiter:
     return trio.CapacityLimiter(_PARALLEL_PER_REPOSITORY)
 
 
-async def _decoded(body: bytes, address: str) -> Any:
-    # A listing of 100,000 files takes a second to parse: not on the event loop.
+async def _parsed(body: bytes, address: str, parse: Callable[[Any], _T]) -> _T:
+    """Decode an answer and read it; a large one not on the event loop.
+
+    A listing of 100,000 files takes a second.
+    """
     if len(body) > 100_000:
-        return await trio.to_thread.run_sync(wire.parse_json, body, address)
-    return wire.parse_json(body, address)
+        return await trio.to_thread.run_sync(lambda: parse(wire.parse_json(body, address)))
+    return parse(wire.parse_json(body, address))
 
 
 def _explain(error: RemoteError) -> str:

@@ -9,6 +9,7 @@ Inode numbers are a hash of the path, so that they are the same after ``forget``
 and in another mount: tools that remember them (``rsync``, ``tar``, ``find``) stay right.
 """
 
+import math
 from collections.abc import Iterator
 from hashlib import blake2b
 
@@ -17,6 +18,7 @@ from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath
 
 ROOT = 1  # FUSE_ROOT_ID
 _WORTH_SHRINKING = 4096
+_NEVER = -math.inf  # one float for a million inodes
 _MASK = (1 << 63) - 1  # ino_t is unsigned, but plenty of programs print and parse it signed
 
 
@@ -31,6 +33,7 @@ class Inode:
         missing: names that the server said are not there, each with the time it is believed until.
         lookup_count: held by the kernel; changed by ``InodeTable`` only.
         properties: of the artifact, believed until *properties_until*; None: not asked for yet.
+        sibling_asked: of a folder: when the properties of one of its children were asked for.
         computed: what a folder or link shows that is no entry of the server; None for real ones.
     """
 
@@ -47,6 +50,7 @@ class Inode:
         "parent",
         "properties",
         "properties_until",
+        "sibling_asked",
     )
 
     def __init__(
@@ -63,6 +67,7 @@ class Inode:
         self.lookup_count = 0
         self.properties: Properties | None = None
         self.properties_until = 0.0
+        self.sibling_asked = _NEVER
         self.computed: object | None = None
 
     @property

@@ -6,7 +6,8 @@ somebody knows the path of costs one small request. Trio thread only.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -32,7 +33,6 @@ class PropertyTable:
     def __init__(self, store: ArtifactStore, ttl_s: float) -> None:
         self._store = store
         self._ttl_s = ttl_s
-        self._asked: dict[Inode, float] = {}  # folders, with when the first of them was asked about
         self._locks: dict[Inode, trio.Lock] = {}
         self._refused_until = 0.0
 
@@ -41,15 +41,9 @@ class PropertyTable:
         if inode.computed is not None or not inode.path.repo:
             return {}
         if self._fresh(inode) is None:
-            key = inode.parent or inode
-            lock = self._locks.setdefault(key, trio.Lock())
-            try:
-                async with lock:
-                    if self._fresh(inode) is None:
-                        await self._ask(inode)
-            finally:
-                if not lock.locked():
-                    self._locks.pop(key, None)
+            async with self._lock(inode):
+                if self._fresh(inode) is None:
+                    await self._ask(inode)
         return inode.properties or {}
 
     async def change(self, inode: Inode, change: Mapping[str, tuple[str, ...] | None]) -> None:
@@ -66,13 +60,27 @@ class PropertyTable:
             for key, values in change.items():
                 if values is None and key not in known:
                     raise NoAttribute(f"{inode.path}: has no property {key}")
-        await self._store.set_properties(inode.path, change)
-        # no checkpoint: what the server has accepted is what is seen from now on
-        if self._fresh(inode) is not None:
-            changed = {**(inode.properties or {}), **change}
-            inode.properties = {
-                key: values for key, values in changed.items() if values is not None
-            }
+        # Under the lock of who asks: an answer that was on its way, from before the change, must
+        # not come after it.
+        async with self._lock(inode):
+            await self._store.set_properties(inode.path, change)
+            if self._fresh(inode) is not None:
+                changed = {**(inode.properties or {}), **change}
+                inode.properties = {
+                    key: values for key, values in changed.items() if values is not None
+                }
+
+    @asynccontextmanager
+    async def _lock(self, inode: Inode) -> AsyncIterator[None]:
+        """Hold the lock of an item's folder, which exists only while somebody wants it."""
+        key = inode.parent or inode
+        lock = self._locks.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
 
     def _fresh(self, inode: Inode) -> Properties | None:
         if inode.properties is not None and inode.properties_until > trio.current_time():
@@ -83,9 +91,8 @@ class PropertyTable:
         now = trio.current_time()
         folder = inode.parent
         if folder is not None and folder.path.repo and now >= self._refused_until:
-            asked = self._asked.pop(folder, None)
             listed = folder.complete_until > now  # somebody walks: they will ask about the rest
-            if listed or (asked is not None and now - asked < self._ttl_s):
+            if listed or now - folder.sibling_asked < self._ttl_s:
                 try:
                     await self._ask_folder(folder)
                     if self._fresh(inode) is not None:
@@ -93,9 +100,7 @@ class PropertyTable:
                 except AccessDenied as error:
                     log.info("%s: no queries, asking item by item: %s", folder.path, error)
                     self._refused_until = now + _REFUSED_S
-            else:
-                self._asked = {each: at for each, at in self._asked.items() if now - at < 60.0}
-            self._asked[folder] = now
+            folder.sibling_asked = now
         await self._ask_item(inode)
 
     async def _ask_item(self, inode: Inode) -> None:

@@ -108,10 +108,6 @@ class ReadaheadPlanner:
             if stream.ahead == ahead.stop:
                 stream.ahead = max(reached, stream.position)
 
-    def position(self) -> int:
-        """Give the lowest position of the streams in use: bytes far before it are done with."""
-        return min((stream.position for stream in self._streams), default=0)
-
     def _find(self, extent: Extent) -> _Stream | None:
         best: _Stream | None = None
         for stream in self._streams:

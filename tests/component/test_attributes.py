@@ -4,6 +4,8 @@ import contextlib
 import re
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,6 +145,19 @@ async def test_a_walk_costs_one_query_a_folder(server: EmbeddedServer) -> None:
                 assert await fs.listxattr(child) == [b"user.n"]
     # The root and three folders are listed, and each of the four is queried once.
     assert server.stats.requests == 8
+
+
+async def test_an_answer_from_before_a_change_does_not_come_after_it(ask: Requests) -> None:
+    async with composed(ask.server, REPO) as fs:
+        inodes = await names(fs, "nlp/bert/2.0")
+        stall = ask.server.faults.add(Fault.stall("/api/search/aql"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.getxattr, inodes["model.bin"], b"user.env")
+            await trio.to_thread.run_sync(stall.wait_hit)  # the answer is made, and held back
+            nursery.start_soon(fs.setxattr, inodes["model.bin"], b"user.env", b"retired")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            stall.release()
+        assert await fs.getxattr(inodes["model.bin"], b"user.env") == b"retired"
 
 
 async def test_a_single_file_costs_no_query_of_its_folder(ask: Requests) -> None:
