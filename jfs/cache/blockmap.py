@@ -74,7 +74,7 @@ class BlockMap:
         wanted = _HEADER.pack(_MAGIC, block_size, 0, content.size, content.digest.encode())
         found = bytearray(os.pread(file, _HEADER.size, 0))
         found[_FLAGS_AT : _FLAGS_AT + 4] = bytes(4)
-        length = _length(content, block_size)
+        length = map_length(content, block_size)
         # Longer than its words, or a load beyond the end is SIGBUS.
         if bytes(found) != wanted or os.fstat(file).st_size != length:
             raise CacheError(f"the map of {content} is damaged")
@@ -166,7 +166,7 @@ def read_key(path: Path) -> tuple[ContentKey, int]:
         raise CacheError(f"{path} is not a map") from None
 
 
-def _length(content: ContentKey, block_size: int) -> int:
+def map_length(content: ContentKey, block_size: int) -> int:
     return _WORDS_AT + 8 * -(-content.size // block_size)
 
 
@@ -175,7 +175,7 @@ def _create(path: Path, content: ContentKey, block_size: int) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     file, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
-        length = _length(content, block_size)
+        length = map_length(content, block_size)
         # Backed by disk before it is mapped: a store into a hole of a full disk is SIGBUS.
         os.posix_fallocate(file, 0, length)
         os.pwrite(

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from jfs.cache import eviction
-from jfs.cache.blockmap import BlockMap
+from jfs.cache.blockmap import BlockMap, map_length
 from jfs.cache.content import DiskContent
 from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
@@ -97,6 +97,9 @@ class DiskBlockStore:
     ) -> DiskContent | None:
         """Open an entry; None when it was evicted between two of our steps."""
         map_path, data_path = paths
+        if not map_path.exists():
+            # A map is a part of the budget too; without room for it the blocks find none either.
+            self._room(map_length(content, self.block_size))
         try:
             blocks = BlockMap.open(map_path, content, self.block_size)
         except FileNotFoundError:

@@ -23,11 +23,11 @@ from jfs.server import answers
 from jfs.server.access import ADMIN
 from jfs.server.answers import ApiError
 from jfs.server.exchange import Call
+from jfs.server.repositories import CACHE
 from jfs.server.store import Deployment
 
 log = logging.getLogger(__name__)
 
-CACHE = "-cache"
 _MISSED_S = 1800.0  # missedRetrievalCachePeriodSecs, its default
 _MISSED_KEPT = 10_000
 _CONNECT_S, _IDLE_S = 15.0, 60.0
@@ -54,7 +54,7 @@ class Upstreams:
         Raises:
             ApiError: 404 upstream has no such file; 502 it fails, and nothing is kept.
         """
-        config = call.store.remote(path.repo)
+        config = call.store.repositories.remote(path.repo)
         if config is None:
             return path
         kept = RepoPath(path.repo + CACHE, path.path)

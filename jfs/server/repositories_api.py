@@ -30,7 +30,7 @@ _DEFAULTS = {
 async def listing(call: Call) -> Answer:
     """Answer GET ``api/repositories[?type=][&packageType=]``."""
     rows = []
-    for key, config in (await call.run(call.store.repositories)).items():
+    for key, config in (await call.run(call.store.repositories.all)).items():
         kind, package = str(config["rclass"]), str(config["packageType"])
         wanted_kind = call.query.get("type") or kind
         wanted_package = call.query.get("packageType") or package
@@ -47,7 +47,7 @@ async def listing(call: Call) -> Answer:
 async def get(call: Call) -> Answer:
     """Answer GET and HEAD ``api/repositories/R``."""
     key = _key(call)
-    config = (await call.run(call.store.repositories)).get(key)
+    config = (await call.run(call.store.repositories.all)).get(key)
     if config is None:
         raise ApiError(400, f"Repository '{key}' does not exist.")
     shown = {name: value for name, value in config.items() if name != "password"}
@@ -59,11 +59,11 @@ async def create(call: Call) -> Answer:
     call.require_admin()
     key = _key(call)
     config = _config(key, await call.body(_MAX_CONFIG_BYTES))
-    known = await call.run(call.store.repositories)
+    known = await call.run(call.store.repositories.all)
     if key.lower() in (each.lower() for each in known):
         raise ApiError(400, f"Case insensitive repository key already exists: {key}", plain=True)
     settled = _settled(config)
-    await call.run(lambda: call.store.put_repository(key, settled))
+    await call.run(lambda: call.store.repositories.put(key, settled))
     return text_answer(f"Successfully created repository '{key}' \n")
 
 
@@ -72,13 +72,13 @@ async def update(call: Call) -> Answer:
     call.require_admin()
     key = _key(call)
     config = _config(key, await call.body(_MAX_CONFIG_BYTES))
-    old = (await call.run(call.store.repositories)).get(key)
+    old = (await call.run(call.store.repositories.all)).get(key)
     if old is None:
         raise ApiError(400, f"Repository '{key}' does not exist.", plain=True)
     if str(config.get("rclass", old["rclass"])).lower() != old["rclass"]:
         raise ApiError(400, f"The kind of repository '{key}' cannot be changed.", plain=True)
     settled = _settled({**old, **config})
-    await call.run(lambda: call.store.put_repository(key, settled))
+    await call.run(lambda: call.store.repositories.put(key, settled))
     return text_answer(f"Repository {key} update successfully.\n")
 
 
@@ -86,7 +86,7 @@ async def delete(call: Call) -> Answer:
     """Answer DELETE: the repository goes with everything in it."""
     call.require_admin()
     key = _key(call)
-    if not await call.run(lambda: call.store.delete_repository(key)):
+    if not await call.run(lambda: call.store.repositories.delete(key)):
         raise ApiError(404, f"Repository '{key}' does not exist.", plain=True)
     return text_answer(f"Repository {key} and all its content have been removed successfully.\n")
 

@@ -171,11 +171,11 @@ class EmbeddedServer:
             ConfigError: not a key, or not the URL of an upstream.
         """
         store = self._opened()
-        if key in store.repositories():
+        if key in store.repositories.all():
             return
         try:
             remote = {"rclass": "remote", "url": check_upstream(upstream)} if upstream else None
-            store.put_repository(key, remote)
+            store.repositories.put(key, remote)
         except ApiError as error:
             raise ConfigError(error.message) from None
 

@@ -203,7 +203,7 @@ class Service:
         if call.request.method not in ("GET", "HEAD"):
             return None
         target = parse_target(call.rest)
-        if self._store.remote(target.path.repo) is None:
+        if self._store.repositories.remote(target.path.repo) is None:
             return None
         kept = await self._upstreams.keep(call, target.path)
         return await content.read_target(call, replace(target, path=kept))

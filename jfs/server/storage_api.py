@@ -8,6 +8,7 @@ from jfs.server.catalogue import Downloads, Item
 from jfs.server.content import link, properties_answer
 from jfs.server.exchange import Answer, Call, json_answer
 from jfs.server.paths import parse_target
+from jfs.server.repositories import CACHE
 from jfs.server.store import now_ms
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -16,8 +17,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 async def get(call: Call) -> Answer:
     """Answer by the selector that comes first in the order of section 6."""
     path = parse_target(call.rest).path
-    if call.store.remote(path.repo) is not None:
-        path = RepoPath(f"{path.repo}-cache", path.path)  # what it has fetched, and no more
+    if call.store.repositories.remote(path.repo) is not None:
+        path = RepoPath(path.repo + CACHE, path.path)  # what it has fetched, and no more
     query = call.query
     if "list" in query:
         return await _list(call, path)

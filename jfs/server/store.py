@@ -9,7 +9,6 @@ forgets it. Readers keep what they opened, also when it is deleted meanwhile.
 import fcntl
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,14 +26,11 @@ from jfs.server.answers import ApiError
 from jfs.server.aql import Query
 from jfs.server.catalogue import Catalogue, Downloads, Item, Usage
 from jfs.server.filestore import Blob, Filestore, Incoming, named_checksums
+from jfs.server.repositories import Repositories
 from jfs.server.search import Result
 
 log = logging.getLogger(__name__)
 
-_REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED = frozenset(["api", "ui", "webapp", "list", "simple", "jfs"])
-_LOCAL = {"rclass": "local", "packageType": "generic"}
-_CACHE = "cache"  # rclass of what a remote repository has fetched
 _DOWNLOADS_KEPT = 1000  # items whose downloads are counted in memory before they are written
 _LOOKUPS_KEPT = 10_000
 
@@ -103,8 +99,7 @@ class Store:
         self._downloads: dict[int, Downloads] = {}
         self._downloads_lock = threading.Lock()  # the innermost: nothing is called under it
         self._lookups: dict[RepoPath, Found] = {}
-        self._remotes: dict[str, dict[str, object]] = {}
-        self._learn_remotes()
+        self.repositories = Repositories(self.catalogue, self._lock, self.transaction, now_ms)
         if removed := self.files.sweep(lambda name: self.catalogue.blob(sha256=name) is not None):
             log.info("%s: removed %d files that nothing names", directory, removed)
 
@@ -114,51 +109,6 @@ class Store:
             self.catalogue.close()
             self.files.close()
         self._lock_file.close()
-
-    # repositories
-
-    def repositories(self) -> dict[str, dict[str, object]]:
-        """Give every repository's configuration, by key; the caches of remote ones are none."""
-        with self._lock:
-            known = self.catalogue.repositories()
-            return {key: config for key, config in known.items() if config["rclass"] != _CACHE}
-
-    def remote(self, key: str) -> dict[str, object] | None:
-        """Give the configuration of a remote repository; None for any other. Never blocks."""
-        return self._remotes.get(key)
-
-    def put_repository(self, key: str, config: Mapping[str, object] | None = None) -> None:
-        """Make a repository, or change its configuration. Raises ApiError 400.
-
-        A remote one keeps what it fetches in a repository of its own, ``KEY-cache``.
-        """
-        if not _REPOSITORY_KEY.fullmatch(key) or key.endswith("-cache") or key in _RESERVED:
-            raise ApiError(400, f"Invalid repository key '{key}'.", plain=True)
-        chosen = {**_LOCAL, **(config or {})}
-        with self.transaction():
-            self.catalogue.put_repository(key, chosen)
-            root = RepoPath(key)
-            if chosen["rclass"] == "remote":
-                root = RepoPath(f"{key}-cache")
-                self.catalogue.put_repository(root.repo, {**_LOCAL, "rclass": _CACHE})
-            if self.catalogue.find(root) is None:
-                self.catalogue.insert(root, None, now_ms(), ADMIN)
-        self._learn_remotes()
-
-    def delete_repository(self, key: str) -> bool:
-        """Remove a repository and everything in it; False if there is none."""
-        with self.transaction() as unused:
-            if key not in self.repositories():
-                return False
-            for each in (key, f"{key}-cache") if key in self._remotes else (key,):
-                unused += self.catalogue.digests(RepoPath(each))
-                self.catalogue.delete_repository(each)
-        self._learn_remotes()
-        return True
-
-    def _learn_remotes(self) -> None:
-        known = self.repositories().items()
-        self._remotes = {key: config for key, config in known if config["rclass"] == "remote"}
 
     def usage(self) -> tuple[dict[str, Usage], tuple[int, int]]:
         """Give what each repository holds, and how many contents of how many bytes there are."""
@@ -444,8 +394,10 @@ class Store:
 
     def require_local(self, path: RepoPath, *, cache: bool = False) -> None:
         """Raises ApiError 404: nothing can be written there."""
-        of_remote = path.repo.removesuffix("-cache") in self._remotes
-        if of_remote is not cache or self.catalogue.find(RepoPath(path.repo)) is None:
+        if (
+            self.repositories.is_of_remote(path.repo) is not cache
+            or self.catalogue.find(RepoPath(path.repo)) is None
+        ):
             raise ApiError(
                 404, f"Could not find a local repository named {path.repo} to deploy to."
             )
