@@ -30,6 +30,7 @@ class DiskContent:
     Args:
         data, direct: the same file, opened for the page cache and past it (-1: impossible).
         room: asked before bytes are written; False: there is no room for so many.
+        written: told after that: the room that was given is used, or not wanted.
         failed: told about an error of the disk.
         completed: told once when the last missing block was published through us.
         is_use: whether eviction should take it for used lately; verification is no use.
@@ -44,6 +45,7 @@ class DiskContent:
         metrics: Metrics,
         *,
         room: Callable[[int], bool],
+        written: Callable[[int], None],
         failed: Callable[[OSError], None],
         completed: Callable[["DiskContent"], None],
         is_use: bool,
@@ -54,6 +56,7 @@ class DiskContent:
         self._direct = direct
         self._metrics = metrics
         self._room = room
+        self._written = written
         self._failed = failed
         self._completed = completed
         self._is_use = is_use
@@ -116,6 +119,8 @@ class DiskContent:
             except OSError as error:
                 self._failed(error)
                 return False
+            finally:
+                self._written(len(data))
             size = self.blocks.block_size
             fresh = 0
             for offset in range(0, len(data), size):

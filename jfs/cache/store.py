@@ -49,6 +49,7 @@ class DiskBlockStore:
         self._lock = threading.Lock()
         self._paused_until = 0.0
         self._used = 0
+        self._pending = 0  # bytes that were given room and may not be on disk yet
         self._since_scan = _RESCAN_BYTES  # the first write looks
         self._verifier = Verifier(self.inspect, metrics)
 
@@ -97,9 +98,9 @@ class DiskBlockStore:
     ) -> DiskContent | None:
         """Open an entry; None when it was evicted between two of our steps."""
         map_path, data_path = paths
-        if not map_path.exists():
-            # A map is a part of the budget too; without room for it the blocks find none either.
-            self._room(map_length(content, self.block_size))
+        # A map is a part of the budget too; without room for it the blocks find none either.
+        length = 0 if map_path.exists() else map_length(content, self.block_size)
+        charged = length if length and self._room(length) else 0
         try:
             blocks = BlockMap.open(map_path, content, self.block_size)
         except FileNotFoundError:
@@ -108,6 +109,8 @@ class DiskBlockStore:
             log.warning("%s: made anew", error)
             map_path.unlink(missing_ok=True)
             return None
+        finally:
+            self._written(charged)
         try:
             fcntl.flock(blocks.fd, fcntl.LOCK_SH)
             if not _is_at(blocks.fd, map_path):
@@ -130,6 +133,7 @@ class DiskBlockStore:
             direct,
             self._metrics,
             room=self._room,
+            written=self._written,
             failed=self._failed,
             completed=self._completed,
             is_use=is_use,
@@ -154,20 +158,29 @@ class DiskBlockStore:
                     self._used = eviction.make_room(
                         self._directory,
                         settings.budget_bytes,
-                        size,
+                        # What others are writing now is on no scan.
+                        self._pending + size,
                         at_least=max(0, lacking),
                     )
                     self._since_scan = 0
-                    self._used += size
+                    self._used += self._pending + size
                     if self._used > settings.budget_bytes:
+                        self._used -= size
                         return False
+                self._pending += size
             if lacking > 0:
                 status = os.statvfs(self._directory)
-                return status.f_bavail * status.f_frsize >= settings.free_floor_bytes + size
+                if status.f_bavail * status.f_frsize < settings.free_floor_bytes + size:
+                    self._written(size)
+                    return False
         except OSError as error:
             self._failed(error)
             return False
         return True
+
+    def _written(self, size: int) -> None:
+        with self._lock:
+            self._pending -= size
 
     def _failed(self, error: OSError) -> None:
         """Leave the disk alone for a while."""
