@@ -7,7 +7,7 @@
     ├── RemoteError               the server's answer or its absence
     │   ├── NotFound              ENOENT     404, and only a real 404
     │   ├── AccessDenied          EACCES     401, 403
-    │   ├── ReadOnly              EROFS      405, or a read-only mount
+    │   ├── ReadOnly              EROFS      405, no local repository there, a read-only mount
     │   ├── QuotaExceeded         ENOSPC     413, 507
     │   ├── Conflict              EBUSY      409
     │   ├── Stale                 ESTALE     the artifact was replaced since it was opened
@@ -22,6 +22,7 @@
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
         ├── AlreadyExists EEXIST · InvalidName EINVAL · NameTooLong ENAMETOOLONG · BadHandle EBADF
         └── NoAttribute ENODATA · Unsupported ENOTSUP · NotPermitted EPERM · InvalidProperty EINVAL
+            InvalidArgument EINVAL · FileTooLarge EFBIG
 
 429 when retries are exhausted is EIO, not EAGAIN: on a regular file many readers spin on EAGAIN.
 """
@@ -183,17 +184,31 @@ class Unsupported(NamespaceError):
 
 
 class NotPermitted(NamespaceError):
+    """An operation that a mode of the mount, or Artifactory's nature, forbids; logged: say why."""
+
     errno = errno.EPERM
+    log_level = logging.INFO
+
+
+class InvalidArgument(NamespaceError):
+    errno = errno.EINVAL
+
+
+class FileTooLarge(NamespaceError):
+    errno = errno.EFBIG
+
+
+_OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
 def errno_of(error: BaseException) -> int:
     """Give the errno that a system call reports for *error*.
 
-    An ``OSError`` of the local disk keeps ENOSPC and EDQUOT, which a user can act on; everything
-    else that is not ours is EIO.
+    An ``OSError`` of the local disk keeps ENOSPC, EDQUOT and EFBIG, which a user can act on;
+    everything else that is not ours is EIO.
     """
     if isinstance(error, JfsError):
         return error.errno
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return error.errno
     return errno.EIO

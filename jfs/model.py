@@ -1,7 +1,7 @@
 """The values that every part speaks of: paths, checksums, versions, entries, properties. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Properties = Mapping[str, tuple[str, ...]]
 
@@ -109,7 +109,11 @@ class ArtifactVersion:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """An artifact as the server lists it. Times are nanoseconds since the epoch."""
+    """An artifact as the server lists it. Times are nanoseconds since the epoch.
+
+    *link_target* is what a symbolic link points to: the ``jf`` client stores one as an empty file
+    with the property ``symlink.dest`` (artifactory-rest 12.2).
+    """
 
     path: RepoPath
     size: int
@@ -119,6 +123,7 @@ class FileInfo:
     created_by: str | None = None
     modified_by: str | None = None
     mime_type: str | None = None
+    link_target: str | None = None
 
     @property
     def version(self) -> ArtifactVersion | None:
@@ -143,6 +148,26 @@ class FolderInfo:
 
 
 EntryInfo = FileInfo | FolderInfo
+
+SYMLINK_TARGET = "symlink.dest"  # the property that makes an empty artifact a symbolic link
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What shall become the artifact at *path*.
+
+    Attributes:
+        size: bytes.
+        checksums: of the content; sha256 must be known.
+        properties: the whole set that it shall have; none: what the server keeps.
+        modified_ns: its lastModified, if somebody set one; the server keeps whole seconds.
+    """
+
+    path: RepoPath
+    size: int
+    checksums: Checksums
+    properties: Properties = field(default_factory=dict)
+    modified_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ server or of the disk; ``mount.py`` decides what stands behind each.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from jfs.extents import Extent
@@ -14,7 +15,9 @@ from jfs.model import (
     ArtifactVersion,
     ContentKey,
     Criteria,
+    Deployment,
     EntryInfo,
+    FileInfo,
     Match,
     Properties,
     RepoPath,
@@ -60,6 +63,42 @@ class ArtifactStore(Protocol):
 
     async def downloads(self, path: RepoPath) -> int:
         """Give how often an artifact was downloaded."""
+
+    # changes; each raises AccessDenied without the right, ReadOnly where nothing can be written
+
+    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+        """Make content the artifact at a path: by its checksum if the server has it, else whole.
+
+        Retries what is worth retrying. The answer's checksums have been compared with ours.
+
+        Args:
+            file: descriptor of the content; it is read by position and must not change meanwhile.
+        Raises:
+            QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
+        Cancellation: the connection is cut; nothing half-done becomes visible.
+        """
+
+    async def make_folder(self, path: RepoPath) -> None:
+        """Make a folder and its parents; harmless if it exists."""
+
+    async def is_empty(self, path: RepoPath) -> bool:
+        """Whether a folder holds nothing at all, names that cannot be shown included."""
+
+    async def delete(self, path: RepoPath) -> None:
+        """Remove an item; a folder goes with everything in it. Raises NotFound."""
+
+    async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+        """Move an item, over a file that is at *target*. No bytes move; a *tree* may take minutes.
+
+        A *target* that is a folder would get the item inside (artifactory-rest 8): the caller
+        makes sure that there is none.
+        """
+
+    async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+        """Copy an item, as ``move``."""
+
+    def is_writable(self, repo: str) -> bool:
+        """Whether a repository takes deploys, as far as its kind tells. Never asks."""
 
 
 class Sink(Protocol):
@@ -146,6 +185,13 @@ class BlockStore(Protocol):
 
         Raises:
             CacheError: the disk is unusable; read straight through.
+        """
+
+    def adopt(self, content: ContentKey, staged: Path) -> bool:
+        """Take a file with exactly this content in, by a rename; its bytes are believed.
+
+        Returns False, and leaves *staged* alone, when there is no room or the disk refuses.
+        Nobody may write to the file any more.
         """
 
     def rejections(self, content: ContentKey) -> int:

@@ -9,20 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import httpx
 import trio
 
-from jfs.artifactory import aql, retry, wire
-from jfs.artifactory.auth import Authenticator
-from jfs.artifactory.exchange import (
-    MAX_HOPS,
-    REDIRECTS,
-    USER_AGENT,
-    failure,
-    mapped,
-    next_hop,
-    tls_context,
-)
+from jfs.artifactory import aql, changes, deploys, wire
+from jfs.artifactory.deploys import Deploys
+from jfs.artifactory.session import CACHE, Session
 from jfs.config import Credentials, ServerSettings
 from jfs.errors import (
     AccessDenied,
@@ -37,7 +28,9 @@ from jfs.errors import (
 from jfs.metrics import Metrics
 from jfs.model import (
     Criteria,
+    Deployment,
     EntryInfo,
+    FileInfo,
     FolderInfo,
     Match,
     Properties,
@@ -48,8 +41,6 @@ from jfs.model import (
 _T = TypeVar("_T")
 
 _PARALLEL_STATS = 16
-_PARALLEL_PER_REPOSITORY = 16
-_CACHE = "-cache"
 # The end of a file's name: config.json, but not Llama-3.1-8B nor v1.5.
 _LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,11}$")
 
@@ -59,22 +50,19 @@ class ArtifactoryClient:
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
-        self._metrics = metrics
-        self._authenticator = Authenticator(settings.credentials)
-        self._client = httpx.AsyncClient(
-            verify=tls_context(settings),
-            timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
-            follow_redirects=False,
-            headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
-        )
+        self._session = Session(settings, metrics)
+        self._deploys = Deploys(self._session, metrics)
         self._without_list: set[str] = set()  # repositories whose `?list` was refused
         self._kinds: dict[str, str] = {}  # of the repositories, as last listed
-        self._limits: dict[str, trio.CapacityLimiter] = {}
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        self._deploys.close()
+        await self._session.aclose()
+
+    def cut_uploads(self) -> None:
+        """Cut the uploads that are under way; they fail soon. Any thread."""
+        self._deploys.close()
 
     async def check(self) -> None:
         """Make sure that an Artifactory answers and lets us in.
@@ -84,10 +72,10 @@ class ArtifactoryClient:
         """
         url = self._settings.url
         try:
-            body = await self._get("/api/system/ping", retries=False)
+            body = await self._session.get("/api/system/ping", retries=False)
             if body.strip() != b"OK":
                 raise ConfigError(f"{url}: something answers, but it is not an Artifactory")
-            self._learn(await self._get("/api/repositories", retries=False))
+            self._learn(await self._session.get("/api/repositories", retries=False))
         except AccessDenied as error:
             if error.status is None:
                 raise ConfigError(str(error)) from None
@@ -107,7 +95,7 @@ class ArtifactoryClient:
             raise ConfigError(f"{url}: {_explain(error)}") from None
 
     async def repositories(self) -> Sequence[Repository]:
-        return self._learn(await self._get("/api/repositories"))
+        return self._learn(await self._session.get("/api/repositories"))
 
     def _learn(self, body: bytes) -> Sequence[Repository]:
         rows = wire.parse_repositories(wire.parse_json(body, "/api/repositories"))
@@ -174,11 +162,11 @@ class ArtifactoryClient:
         kept = await self._kept(path)
         props = {key: None if values is None else list(values) for key, values in change.items()}
         query = f"?recursiveProperties={int(recursive)}&atomicProperties=1"
-        await self._exchange(
+        await self._session.exchange(
             "PATCH",
             f"/api/metadata{wire.encode_path(kept)}{query}",
             content=json.dumps({"props": props}).encode(),
-            content_type="application/json",
+            headers={"Content-Type": "application/json"},
             repo=path.repo,
         )
 
@@ -187,11 +175,11 @@ class ArtifactoryClient:
         if not scope.repo and not self._kinds:
             await self.repositories()
         kept = await self._kept(scope)
-        response = await self._exchange(
+        response = await self._session.exchange(
             "POST",
             "/api/search/aql",
             content=aql.find(criteria, kept.repo).encode(),
-            content_type="text/plain",
+            headers={"Content-Type": "text/plain"},
             repo=scope.repo,
         )
 
@@ -204,6 +192,40 @@ class ArtifactoryClient:
     async def downloads(self, path: RepoPath) -> int:
         return await self._json(f"{_storage(await self._kept(path))}?stats", wire.parse_downloads)
 
+    async def is_empty(self, path: RepoPath) -> bool:
+        return await self._json(_storage(path), wire.parse_is_empty)
+
+    # changes: what is asked, and how often, is the room of ``changes`` and ``deploys``
+
+    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+        info = await self._deploys.deploy(deployment, file)
+        late = deploys.set_afterwards(deployment.properties)
+        if late:
+            await self.set_properties(deployment.path, late)
+        return info
+
+    async def make_folder(self, path: RepoPath) -> None:
+        await changes.make_folder(self._session, path)
+
+    async def delete(self, path: RepoPath) -> None:
+        await changes.delete(self._session, path)
+
+    async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+        await changes.transfer(self._session, "move", source, target, self._exists, tree=tree)
+
+    async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+        await changes.transfer(self._session, "copy", source, target, self._exists, tree=tree)
+
+    def is_writable(self, repo: str) -> bool:
+        return self._kinds.get(repo) != "remote" and bool(repo)
+
+    async def _exists(self, path: RepoPath) -> bool:
+        try:
+            await self._json(_storage(path), lambda document: wire.parse_info(document, path))
+        except NotFound:
+            return False
+        return True
+
     def _shown(self, match: Match, scope: RepoPath) -> Match | None:
         """Give a row under the name that the mount shows; None if it is none of ours.
 
@@ -213,7 +235,7 @@ class ArtifactoryClient:
         path = match.info.path
         repo = scope.repo
         if not repo:
-            base = path.repo.removesuffix(_CACHE)
+            base = path.repo.removesuffix(CACHE)
             repo = base if self._kinds.get(base) == "remote" else path.repo
             if repo not in self._kinds:
                 return None
@@ -229,7 +251,7 @@ class ArtifactoryClient:
         Asking for them there never makes the server download (artifactory-rest 9.2).
         """
         if await self._is_remote(path.repo):
-            return RepoPath(path.repo + _CACHE, path.path)
+            return RepoPath(path.repo + CACHE, path.path)
         return path
 
     async def _is_remote(self, repo: str) -> bool:
@@ -253,7 +275,7 @@ class ArtifactoryClient:
             if error.status not in (400, 404):
                 raise
         try:
-            response = await self._exchange("HEAD", wire.encode_path(path), repo=path.repo)
+            response = await self._session.exchange("HEAD", wire.encode_path(path), repo=path.repo)
         except NotFound:
             # Upstream cannot be asked for a folder: a name that does not look like a file's is
             # taken for one, or nothing below it could ever be reached.
@@ -294,77 +316,11 @@ class ArtifactoryClient:
         return entries
 
     async def _json(self, address: str, parse: Callable[[Any], _T]) -> _T:
-        return await _parsed(await self._get(address), address, parse)
-
-    async def _get(self, address: str, *, retries: bool = True) -> bytes:
-        return (await self._exchange("GET", address, retries=retries)).content
-
-    async def _exchange(
-        self,
-        method: str,
-        address: str,
-        content: bytes | None = None,
-        content_type: str | None = None,
-        *,
-        repo: str = "",
-        retries: bool = True,
-    ) -> httpx.Response:
-        """Ask below the service, with retries, within the deadline.
-
-        What is asked must be safe to ask twice.
-        """
-        deadline = trio.current_time() + self._settings.request_deadline_s
-        url = httpx.URL(self._settings.url + address)
-        headers = {"Content-Type": content_type} if content_type else {}
-        # A repository that hangs keeps its own requests waiting, and no others.
-        limit = self._limits.setdefault(repo or _repo_of(address), _new_limit())
-        for delay in retry.delays():
-            left = deadline - trio.current_time()
-            try:
-                with trio.fail_after(max(0.0, left)):
-                    async with limit:
-                        return await self._exchange_once(method, url, content, headers)
-            except trio.TooSlowError:
-                raise DeadlineExceeded(f"no answer in time: {address}") from None
-            except JfsError as error:
-                self._metrics.count("request_errors")
-                wait = retry.wait_before_retry(error, delay, deadline - trio.current_time())
-                if wait is None or not retries:
-                    raise
-            await trio.sleep(wait)
-        raise AssertionError("delays never end")
-
-    async def _exchange_once(
-        self, method: str, url: httpx.URL, content: bytes | None, headers: dict[str, str]
-    ) -> httpx.Response:
-        headers = {**headers, **self._authenticator.headers()}
-        for _ in range(MAX_HOPS):
-            self._metrics.count("requests")
-            with mapped(method, url):
-                response = await self._client.request(method, url, content=content, headers=headers)
-            if 200 <= response.status_code < 300:
-                return response
-            # Only reads are sent elsewhere: a redirected write would become another request.
-            if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
-                raise failure(response, response.content)
-            url, headers = next_hop(response, headers)
-        raise ProtocolViolation(
-            "too many redirects", method=method, url=str(url.copy_with(query=None))
-        )
+        return await _parsed(await self._session.get(address), address, parse)
 
 
 def _storage(path: RepoPath) -> str:
     return f"/api/storage{wire.encode_path(path)}"
-
-
-def _repo_of(address: str) -> str:
-    """Give the repository that an address is about; empty for those about none."""
-    parts = address.partition("?")[0].split("/")
-    return parts[3].removesuffix(_CACHE) if parts[1:3] == ["api", "storage"] else ""
-
-
-def _new_limit() -> trio.CapacityLimiter:
-    return trio.CapacityLimiter(_PARALLEL_PER_REPOSITORY)
 
 
 async def _parsed(body: bytes, address: str, parse: Callable[[Any], _T]) -> _T:

@@ -10,6 +10,7 @@ thread and cuts every socket, so that a blocked receive fails at once.
 
 import base64
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import h11
 import httpx
 
+from jfs.artifactory.filebody import FileBody
 from jfs.extents import KiB
 
 _HEAD_CHUNK = 16 * KiB
@@ -146,9 +148,10 @@ class BulkTransport(httpx.BaseTransport):
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send *request* (without a body) and receive the head of its answer.
+        """Send *request* and receive the head of its answer.
 
-        The body is ``response.extensions["body"]``, a ``BodyStream``.
+        It has no body, or a ``FileBody`` as its stream. The answer's body is
+        ``response.extensions["body"]``, a ``BodyStream``.
 
         Raises:
             httpx.TransportError: of the class that httpx itself would raise.
@@ -160,7 +163,8 @@ class BulkTransport(httpx.BaseTransport):
             try:
                 return self._exchange(connection, request)
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                # The server closed it while it was idle: not an answer to this request.
+                # The server closed it while it was idle: not an answer to this request. (A deploy
+                # may be asked twice: it makes the same content the artifact.)
                 self.discard(connection)
                 if self._closed:
                     raise
@@ -239,11 +243,8 @@ class BulkTransport(httpx.BaseTransport):
                 # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
                 # and costs a poll for every receive; the kernel's does neither.
                 sock.settimeout(None)
-                seconds = int(self._idle_timeout_s)
-                fraction = int((self._idle_timeout_s - seconds) * 1_000_000)
-                timeout = struct.pack("@ll", seconds, fraction)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+                _set_timeout(sock, socket.SO_RCVTIMEO, self._idle_timeout_s)
+                _set_timeout(sock, socket.SO_SNDTIMEO, self._idle_timeout_s)
             except BaseException:
                 sock.close()
                 raise
@@ -268,11 +269,16 @@ class BulkTransport(httpx.BaseTransport):
             authorization = _proxy_authorization(proxy)
             if authorization:
                 headers.append((b"Proxy-Authorization", authorization))
+        body = request.stream if isinstance(request.stream, FileBody) else None
         with _mapped():
             head = h11.Request(method=request.method.encode(), target=target, headers=headers)
-            data = protocol.send(head)
-            end = protocol.send(h11.EndOfMessage())
-            connection.sock.sendall((data or b"") + (end or b""))
+            data = protocol.send(head) or b""
+            if body is None:
+                data += protocol.send(h11.EndOfMessage()) or b""
+            connection.sock.sendall(data)
+        if body is not None:
+            self._send_body(connection, body)
+        with _mapped():
             while True:
                 event = protocol.next_event()
                 if event is h11.NEED_DATA:
@@ -290,20 +296,39 @@ class BulkTransport(httpx.BaseTransport):
         keep = event.http_version == b"1.1" and not any(
             name == b"connection" and b"close" in value.lower() for name, value in event.headers
         )
-        body = BodyStream(self, connection, protocol, length, leftover, reusable=keep)
+        if body is not None:
+            body.bind(None)
+            _set_timeout(connection.sock, socket.SO_RCVTIMEO, self._idle_timeout_s)
+            keep = keep and body.sent == body.size
+        answer = BodyStream(self, connection, protocol, length, leftover, reusable=keep)
         return httpx.Response(
             event.status_code,
             headers=event.headers.raw_items(),
-            stream=body,
-            extensions={"body": body, "http_version": b"HTTP/" + event.http_version},
+            stream=answer,
+            extensions={"body": answer, "http_version": b"HTTP/" + event.http_version},
         )
+
+    def _send_body(self, connection: _Connection, body: FileBody) -> None:
+        sock = connection.sock
+        body.bind(sock)
+        try:
+            with _mapped(writing=True):
+                body.send(sock)
+        except httpx.WriteError:
+            # A server that refuses may hang up at once; its answer is here all the same.
+            poll = select.poll()
+            poll.register(sock, select.POLLIN)
+            if not poll.poll(0):
+                raise
+        _set_timeout(sock, socket.SO_RCVTIMEO, body.answer_s)
 
 
 class _mapped:
     """Raise what httpx raises for the errors of sockets, TLS and h11."""
 
-    def __init__(self, *, connecting: bool = False) -> None:
+    def __init__(self, *, connecting: bool = False, writing: bool = False) -> None:
         self._connecting = connecting
+        self._writing = writing
 
     def __enter__(self) -> None:
         pass
@@ -318,11 +343,21 @@ class _mapped:
         if isinstance(error, TimeoutError | BlockingIOError | ssl.SSLWantReadError):
             if self._connecting:
                 raise httpx.ConnectTimeout("no connection in time") from error
+            if self._writing:
+                raise httpx.WriteTimeout("the server takes no more") from error
             raise httpx.ReadTimeout("the server is silent") from error
         if isinstance(error, OSError):
             if self._connecting:
                 raise httpx.ConnectError(str(error)) from error
+            if self._writing:
+                raise httpx.WriteError(str(error)) from error
             raise httpx.ReadError(str(error)) from error
+
+
+def _set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    whole = int(seconds)
+    value = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def _body_length(request: httpx.Request, response: h11.Response) -> int | None:

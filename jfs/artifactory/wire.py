@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -79,12 +79,13 @@ def error_of(status: int, body: bytes, *, method: str, url: str) -> RemoteError:
 def error_message(status: int, body: bytes) -> str:
     """Find the server's own words; gateways send HTML, some answers are empty or plain text."""
     text = body[:4096].decode("utf-8", "replace").strip()
-    try:
-        message = json.loads(body)["errors"][0]["message"]
-        if isinstance(message, str):
-            return _one_line(message)
-    except (ValueError, KeyError, IndexError, TypeError):
-        pass
+    for shape in ("errors", "messages"):  # copy and move answer in the second (8)
+        try:
+            message = json.loads(body)[shape][0]["message"]
+            if isinstance(message, str):
+                return _one_line(message)
+        except (ValueError, KeyError, IndexError, TypeError):
+            pass
     if not text or text.startswith("<"):
         return f"the server answered {status}"
     return _one_line(text)
@@ -138,6 +139,22 @@ def parse_children_names(document: Any, path: RepoPath) -> list[tuple[str, bool]
         for row in _list(document.get("children"), "children")
     ]
     return [row for row in rows if row[0] in set(shown((name for name, _ in rows), path))]
+
+
+def parse_is_empty(document: Any) -> bool:
+    """Read whether a folder's plain info names no child."""
+    children = document.get("children") if isinstance(document, dict) else None
+    if not isinstance(children, list):
+        raise ProtocolViolation("children is not a list")
+    return not children
+
+
+def parse_deployed(document: Any, path: RepoPath) -> FileInfo:
+    """Read the answer to a deploy (artifactory-rest 4.1); it names no lastModified."""
+    info = parse_info(document, path)
+    if not isinstance(info, FileInfo):
+        raise ProtocolViolation(f"{path}: the answer to a deploy describes a folder")
+    return info
 
 
 def parse_list(document: Any, path: RepoPath) -> list[EntryInfo]:
@@ -267,6 +284,11 @@ def parse_time_ns(text: str) -> int:
         moment = moment.replace(tzinfo=UTC)
     # Integer arithmetic: a float of ns loses the last digits.
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def http_date(time_ns: int) -> str:
+    """Give an HTTP date (RFC 9110 section 5.6.7), of whole seconds."""
+    return formatdate(time_ns // 1_000_000_000, usegmt=True)
 
 
 def shown(names: Iterable[str], folder: RepoPath) -> Sequence[str]:

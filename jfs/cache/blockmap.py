@@ -88,6 +88,15 @@ class BlockMap:
             os.close(self.fd)
             self.fd = -1
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this map is still the one at *path*: eviction may have taken it away."""
+        try:
+            there = path.stat()
+        except FileNotFoundError:
+            return False
+        here = os.fstat(self.fd)
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
     def blocks(self, extent: Extent) -> range:
         """Give the numbers of the blocks that *extent* touches."""
         return range(extent.start // self.block_size, -(-extent.stop // self.block_size))

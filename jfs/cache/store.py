@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from jfs.cache import eviction
+from jfs.cache import adoption, eviction
 from jfs.cache.blockmap import BlockMap, map_length
 from jfs.cache.content import DiskContent
 from jfs.cache.verification import Verifier
@@ -83,6 +83,21 @@ class DiskBlockStore:
     def close(self) -> None:
         self._verifier.close()
 
+    def adopt(self, content: ContentKey, staged: Path) -> bool:
+        paths = self._paths(content)
+        if not self._room(content.size):
+            return False
+        try:
+            if adoption.install(paths, content, self.block_size, staged):
+                return True
+            adoption.fill(self.inspect(content), staged)
+            return False
+        except (OSError, CacheError) as error:
+            log.info("%s: not taken in: %s", staged, error)
+            return False
+        finally:
+            self._written(content.size)
+
     def _paths(self, content: ContentKey) -> tuple[Path, Path]:
         if not _DIGEST.fullmatch(content.digest) or content.size <= 0:
             raise CacheError(f"{content.digest!r:.100} is not a digest")
@@ -113,7 +128,7 @@ class DiskBlockStore:
             self._written(charged)
         try:
             fcntl.flock(blocks.fd, fcntl.LOCK_SH)
-            if not _is_at(blocks.fd, map_path):
+            if not blocks.is_at(map_path):
                 blocks.close()
                 return None
             data = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -228,13 +243,3 @@ def _open_direct(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return -1
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is still the one at *path*."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(file)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

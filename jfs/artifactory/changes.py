@@ -1,0 +1,91 @@
+"""Changes of names on the server: folders, deletes, moves, copies. Trio thread only.
+
+What cannot be asked twice is not asked twice blindly: after an answer that was lost, the server's
+state says whether it was carried out.
+"""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import trio
+
+from jfs.artifactory import retry, wire
+from jfs.artifactory.session import Session
+from jfs.errors import NotFound, ReadOnly, RemoteError, Unavailable
+from jfs.model import RepoPath
+
+# A move or copy costs the server some milliseconds an item; a tree of 100,000 takes minutes.
+_TRANSFER_S = 600.0
+_TRIES = 4
+
+
+async def make_folder(session: Session, path: RepoPath) -> None:
+    """See ``ArtifactStore``; the server answers 201 whether it was there or not (4.6)."""
+    try:
+        await session.exchange("PUT", f"{wire.encode_path(path)}/", repo=path.repo)
+    except NotFound as error:
+        raise not_local(error) from None
+
+
+async def delete(session: Session, path: RepoPath) -> None:
+    """See ``ArtifactStore``. A 404 after an answer that was lost means that it was carried out."""
+    lost = False
+    for delay in retry.delays():
+        try:
+            await session.exchange("DELETE", wire.encode_path(path), repo=path.repo, retries=False)
+            return
+        except NotFound:
+            if lost:
+                return
+            raise
+        except Unavailable:
+            if delay > 1.0:  # about the fifth try
+                raise
+            lost = True
+        await trio.sleep(delay)
+
+
+async def transfer(
+    session: Session,
+    verb: str,
+    source: RepoPath,
+    target: RepoPath,
+    exists: Callable[[RepoPath], Awaitable[bool]],
+    *,
+    tree: bool,
+) -> None:
+    """Ask for ``api/move`` or ``api/copy`` (artifactory-rest 8); *tree*: a folder may take long.
+
+    Asked again after a lost answer a folder would nest into the one that the first try made: so
+    the source of a move, and the target of a copy, are looked at first.
+    """
+    to = quote(f"/{target}", safe="/")
+    address = f"/api/{verb}{wire.encode_path(source)}?to={to}&suppressLayouts=1&failFast=1"
+    before = await exists(target) if verb == "copy" else False
+    patience_s = _TRANSFER_S if tree else 0.0
+    delays = retry.delays()
+    for attempt in range(1, _TRIES + 1):
+        try:
+            await session.exchange(
+                "POST", address, repo=source.repo, retries=False, patience_s=patience_s
+            )
+            return
+        except NotFound as error:
+            if await exists(source):
+                raise not_local(error) from None
+            raise
+        except RemoteError as error:
+            if error.status == 400 and "repositor" in error.message.lower():
+                raise not_local(error) from None
+            if not error.retryable or attempt == _TRIES:
+                raise
+            await trio.sleep(next(delays))
+            if verb == "move" and not await exists(source) and await exists(target):
+                return
+            if verb == "copy" and not before and await exists(target):
+                return
+
+
+def not_local(error: RemoteError) -> RemoteError:
+    """Make of *error* that nothing can be written there (4.8: remote, virtual, unknown)."""
+    return ReadOnly(error.message, status=error.status, method=error.method, url=error.url)

@@ -1,0 +1,126 @@
+"""Ask an Artifactory: authentication, deadlines, retries, redirects. Trio thread only."""
+
+import httpx
+import trio
+
+from jfs.artifactory import retry
+from jfs.artifactory.auth import Authenticator
+from jfs.artifactory.exchange import (
+    MAX_HOPS,
+    REDIRECTS,
+    USER_AGENT,
+    failure,
+    mapped,
+    next_hop,
+    tls_context,
+)
+from jfs.config import ServerSettings
+from jfs.errors import DeadlineExceeded, JfsError, ProtocolViolation
+from jfs.metrics import Metrics
+
+_PARALLEL_PER_REPOSITORY = 16
+CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
+
+
+class Session:
+    """One server, asked over httpx. Close it with ``aclose``."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.authenticator = Authenticator(settings.credentials)
+        self._metrics = metrics
+        self._client = httpx.AsyncClient(
+            verify=tls_context(settings),
+            timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+            follow_redirects=False,
+            headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
+        )
+        self._limits: dict[str, trio.CapacityLimiter] = {}
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def get(self, address: str, *, retries: bool = True) -> bytes:
+        """Give the body of an answer."""
+        return (await self.exchange("GET", address, retries=retries)).content
+
+    async def exchange(
+        self,
+        method: str,
+        address: str,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        repo: str = "",
+        retries: bool = True,
+        patience_s: float = 0.0,
+    ) -> httpx.Response:
+        """Ask below the service, with retries, within the deadline.
+
+        Args:
+            address: path and query below the service, encoded.
+            repo: whose turn it is; read from the address of a storage request.
+            retries: whether what is asked is safe to ask twice.
+            patience_s: for how long an answer may take, where that is longer than usual.
+        Raises:
+            RemoteError: the answer, or that there was none.
+        """
+        deadline = trio.current_time() + max(self.settings.request_deadline_s, patience_s)
+        url = httpx.URL(self.settings.url + address)
+        # A repository that hangs keeps its own requests waiting, and no others.
+        limit = self._limits.setdefault(repo or _repo_of(address), _new_limit())
+        for delay in retry.delays():
+            left = deadline - trio.current_time()
+            try:
+                with trio.fail_after(max(0.0, left)):
+                    async with limit:
+                        return await self._once(method, url, content, headers or {}, patience_s)
+            except trio.TooSlowError:
+                raise DeadlineExceeded(f"no answer in time: {address}") from None
+            except JfsError as error:
+                self._metrics.count("request_errors")
+                wait = retry.wait_before_retry(error, delay, deadline - trio.current_time())
+                if wait is None or not retries:
+                    raise
+            await trio.sleep(wait)
+        raise AssertionError("delays never end")
+
+    async def _once(
+        self,
+        method: str,
+        url: httpx.URL,
+        content: bytes | None,
+        headers: dict[str, str],
+        patience_s: float,
+    ) -> httpx.Response:
+        headers = {**headers, **self.authenticator.headers()}
+        timeout = httpx.Timeout(
+            max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
+        )
+        for _ in range(MAX_HOPS):
+            self._metrics.count("requests")
+            with mapped(method, url):
+                response = await self._client.request(
+                    method, url, content=content, headers=headers, timeout=timeout
+                )
+            if 200 <= response.status_code < 300:
+                return response
+            # Only reads are sent elsewhere: a redirected write would become another request.
+            if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
+                raise failure(response, response.content)
+            url, headers = next_hop(response, headers)
+        raise ProtocolViolation(
+            "too many redirects", method=method, url=str(url.copy_with(query=None))
+        )
+
+
+def _repo_of(address: str) -> str:
+    """Give the repository that an address is about; empty for those about none."""
+    parts = address.partition("?")[0].split("/")
+    return parts[3].removesuffix(CACHE) if parts[1:3] == ["api", "storage"] else ""
+
+
+def _new_limit() -> trio.CapacityLimiter:
+    return trio.CapacityLimiter(_PARALLEL_PER_REPOSITORY)
