@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from jfs import logs
+from jfs.cli.options import Size
 from jfs.errors import ConfigError, JfsError
 from jfs.server import EmbeddedServer, FaultPlan, TlsFiles, samples
 
@@ -22,6 +23,13 @@ _PATH = click.Path(path_type=Path)
     "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0: any free."
 )
 @click.option("--anonymous", is_flag=True, help="Let everybody who connects read and write.")
+@click.option(
+    "--user",
+    multiple=True,
+    metavar="NAME=RIGHTS[@REPOS]",
+    help="Let NAME in, token in DIR/NAME.token; RIGHTS of rwndm, REPOS a glob.",
+)
+@click.option("--quota", type=Size(), help="Refuse content beyond this.")
 @click.option("--repo", multiple=True, metavar="NAME", help="Create this repository if missing.")
 @click.option(
     "--remote",
@@ -41,6 +49,8 @@ def command(
     host: str,
     port: int,
     anonymous: bool,
+    user: tuple[str, ...],
+    quota: int | None,
     repo: tuple[str, ...],
     remote: tuple[str, ...],
     with_samples: bool,
@@ -62,6 +72,9 @@ def command(
       export JF_ACCESS_TOKEN=$(cat /srv/models/admin.token)
       jfs mount http://127.0.0.1:8081/artifactory/ml-models-local /models
 
+    --user may be repeated, also for one NAME: r read, w deploy, n set properties, d delete and
+    overwrite, m all of these and manage. Without @REPOS, rights are on every repository.
+
     Exit codes: 0 ended by a signal, 1 it failed, 2 it could not start, and the message says why.
     """
     if (tls_cert is None) != (tls_key is None):
@@ -78,6 +91,8 @@ def command(
         tls=TlsFiles(tls_cert, tls_key) if tls_cert and tls_key else None,
         allow_remote=allow_remote,
         durable=fsync,
+        users=_users(user),
+        quota_bytes=quota,
     )
     try:
         for name in repo:
@@ -100,3 +115,14 @@ def command(
                 raise JfsError("the server ended by itself; its log says why")
     finally:
         server.stop()
+
+
+def _users(pairs: tuple[str, ...]) -> dict[str, list[str]]:
+    """Collect the rights of each name. Raises ConfigError."""
+    users: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, rights = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--user {pair}: give NAME=RIGHTS or NAME=RIGHTS@REPOS")
+        users.setdefault(name, []).append(rights)
+    return users

@@ -1,6 +1,6 @@
-"""Who a request comes from: one administrator, known by a token, or nobody in particular.
+"""Who a request comes from: a user, known by a token, or nobody in particular.
 
-Any thread. The token is never logged. Source: artifactory-rest 1.2.
+Any thread. Tokens are never logged. Source: artifactory-rest 1.2.
 """
 
 import base64
@@ -8,23 +8,27 @@ import binascii
 import hmac
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jfs.errors import ConfigError
 from jfs.server.answers import REALM, ApiError
-
-ADMIN, ANONYMOUS = "admin", "anonymous"
+from jfs.server.rights import ANONYMOUS, User
 
 
 class Access:
-    """Args: *anonymous* lets requests without credentials in, to read and to write."""
+    """Who is known.
 
-    def __init__(self, token: str, *, anonymous: bool) -> None:
-        self._token = token.encode()
+    Args:
+        tokens: every user with the token that stands for them.
+        anonymous: let requests without credentials in, to read and to write.
+    """
+
+    def __init__(self, tokens: Sequence[tuple[User, str]], *, anonymous: bool) -> None:
+        self._tokens = [(user, token.encode()) for user, token in tokens]
         self._anonymous = anonymous
 
-    def user(self, headers: Mapping[str, str]) -> str:
+    def user(self, headers: Mapping[str, str]) -> User:
         """Name the user of a request.
 
         The token names the user, whatever user stands beside it in ``Basic``.
@@ -37,18 +41,20 @@ class Access:
             if self._anonymous:
                 return ANONYMOUS
             raise _challenge("Authentication is required")
-        if not hmac.compare_digest(secret.encode("utf-8", "surrogateescape"), self._token):
-            raise _challenge("Bad Credentials")
-        return ADMIN
+        given = secret.encode("utf-8", "surrogateescape")
+        for user, token in self._tokens:
+            if hmac.compare_digest(given, token):
+                return user
+        raise _challenge("Bad Credentials")
 
 
-def admin_token(directory: Path) -> str:
-    """Read ``admin.token``; the first start makes it, readable by its owner only.
+def token_of(directory: Path, name: str) -> str:
+    """Read ``NAME.token``; the first start makes it, readable by its owner only.
 
     Raises:
         ConfigError: the file cannot be made, read or used.
     """
-    path = directory / "admin.token"
+    path = directory / f"{name}.token"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -181,6 +181,12 @@ class Catalogue:
         )
         return [_item(row) for row in rows]
 
+    def has_children(self, path: RepoPath) -> bool:
+        found = self.db.execute(
+            "SELECT 1 FROM items WHERE repo = ? AND parent = ? LIMIT 1", (path.repo, path.path)
+        )
+        return found.fetchone() is not None
+
     def below(self, path: RepoPath, depth: int | None = None) -> Iterator[Item]:
         """Give everything below a folder by path, so parents first; *depth* levels, or all."""
         where, values = _below(path)
@@ -275,6 +281,11 @@ class Catalogue:
             (path.repo, path.path, *values),
         )
         return [sha256 for (sha256,) in rows]
+
+    def homes(self, sha256: str) -> list[str]:
+        """Name the repositories that hold an artifact of this content."""
+        rows = self.db.execute("SELECT DISTINCT repo FROM items WHERE sha256 = ?", (sha256,))
+        return [repo for (repo,) in rows]
 
     def drop_unused(self, digests: Iterable[str]) -> list[str]:
         """Forget which of *digests* no item names any more; give them."""

@@ -19,6 +19,7 @@ from jfs.server.catalogue import Item
 from jfs.server.exchange import Answer, Call, Part, Slice, json_answer, text_answer
 from jfs.server.filestore import Blob
 from jfs.server.paths import Target, parse_keys, parse_target
+from jfs.server.rights import Right
 from jfs.server.store import Found
 
 SIDE_FILES = ("sha1", "sha256", "md5")
@@ -27,6 +28,16 @@ SIDE_FILES = ("sha1", "sha256", "md5")
 async def read(call: Call) -> Answer:
     """Answer GET and HEAD ``<ctx>/R/P``, and below ``list/`` and ``simple/``, which browse it."""
     return await read_target(call, parse_target(call.rest))
+
+
+def require_readable(call: Call, path: RepoPath) -> None:
+    """Refuse a download before anything is looked up or fetched. Raises ApiError 403."""
+    if call.lacks(Right.READ, path.repo):
+        raise ApiError(
+            403,
+            f"Download request for repo:path '{path.repo}:{path.path}' is forbidden for user: "
+            f"'{call.user.name}'.",
+        )
 
 
 async def read_target(call: Call, target: Target) -> Answer:
@@ -110,7 +121,7 @@ def _file(call: Call, target: Target, found: Found, blob: Blob, file: IO[bytes])
             return Answer(416, {"Content-Range": f"bytes */{blob.size}"})
         # Only what begins at the beginning: a download in pieces is one download.
         if (not extents or extents[0].start == 0) and "skipUpdateStats" not in call.query:
-            call.store.count_download(found.item, call.user)
+            call.store.count_download(found.item, call.user.name)
     if not extents:
         return Answer(200, headers, [Slice(file, Extent(0, blob.size))])
     if len(extents) > 1:

@@ -10,15 +10,17 @@ from functools import partial
 
 from jfs.extents import MiB
 from jfs.model import Checksums, RepoPath
-from jfs.server import answers
-from jfs.server.access import ADMIN
+from jfs.server import answers, builds, deployments
 from jfs.server.answers import ApiError
 from jfs.server.catalogue import Item
 from jfs.server.content import SIDE_FILES, link
-from jfs.server.exchange import Answer, Call, json_answer
+from jfs.server.deployments import Deployment
+from jfs.server.exchange import BODY_IDLE_S, Answer, Call, json_answer
 from jfs.server.filestore import Incoming
+from jfs.server.intake import Intake
 from jfs.server.paths import Target, parse_target
-from jfs.server.store import Deployment
+from jfs.server.rights import Right
+from jfs.server.store import no_room
 
 _HEX = re.compile(r"[0-9a-f]+")
 _LENGTHS = {"sha256": 64, "sha1": 40, "md5": 32}
@@ -34,22 +36,26 @@ async def put(call: Call) -> Answer:
         return await _make_folder(call, target)
     if call.headers.get("X-Explode-Archive", "").lower() == "true":
         raise ApiError(400, "This server does not unpack archives: deploy the files one by one.")
-    deployment = _deployment(call, target)
+    if target.path.repo == builds.BUILD_INFO:
+        await builds.publish(call)  # as real servers forward it (4.1)
+        return Answer(201)
+    store, path, deployment = call.store, target.path, _deployment(call, target)
     if call.headers.get("X-Checksum-Deploy", "").lower() == "true":
         if not (deployment.original.sha256 or deployment.original.sha1):
             raise ApiError(
                 400, "Checksum deploy failed. No sha256 or sha1 was given in X-Checksum headers."
             )
-        item = await call.run(lambda: call.store.deploy_known(target.path, deployment))
-        return _created(call, item)
-    if (answer := await _side_file(call, target.path)) is not None:
+        return _created(call, await call.run(lambda: deployments.known(store, path, deployment)))
+    if (answer := await _side_file(call, path)) is not None:
         return answer
-    await call.run(lambda: call.store.check_deploy(target.path))
-    incoming = await call.run(call.store.receive)
+    room = await call.run(lambda: deployments.check(store, path, deployment))
+    if room is not None and (call.request.content_length or 0) > room:
+        raise no_room()
+    incoming = await call.run(store.receive)
     try:
         call.ask_for_body()
-        await _receive(call, incoming)
-        item = await call.run(lambda: call.store.deploy_received(target.path, incoming, deployment))
+        await _receive(call, incoming, room)
+        item = await call.run(lambda: deployments.received(store, path, incoming, deployment))
     finally:
         await call.run(incoming.discard)
     return _created(call, item)
@@ -58,6 +64,13 @@ async def put(call: Call) -> Answer:
 async def delete(call: Call) -> Answer:
     """Answer DELETE ``<ctx>/R/P``; a folder goes with everything in it."""
     path = parse_target(call.rest).path
+    # To empty a whole repository is administration (5).
+    if call.lacks(Right.DELETE if path.path else Right.MANAGE, path.repo):
+        raise ApiError(
+            403,
+            f"Not enough permissions to delete/overwrite all artifacts under '{path.path}' "
+            f"(user: '{call.user.name}' needs DELETE permission).",
+        )
     await call.run(lambda: call.store.delete(path))
     return Answer(204)
 
@@ -65,7 +78,9 @@ async def delete(call: Call) -> Answer:
 async def _make_folder(call: Call, target: Target) -> Answer:
     await call.drain()
     item = await call.run(
-        lambda: call.store.make_folder(target.path, user=call.user, properties=target.properties)
+        lambda: deployments.make_folder(
+            call.store, target.path, user=call.user, properties=target.properties
+        )
     )
     uri = f"{call.base}/{link(item.path)}/"
     return json_answer(
@@ -105,11 +120,16 @@ def _created(call: Call, item: Item) -> Answer:
     )
 
 
-async def _receive(call: Call, incoming: Incoming) -> None:
-    """Read the body into *incoming*. Raises what the connection raises when the client goes."""
+async def _receive(call: Call, incoming: Incoming, room: int | None) -> None:
+    """Read the body into *incoming*. Raises what the connection raises when the client goes.
+
+    Raises:
+        ApiError: 413, more than *room* came.
+    """
+    received = 0
     writing: asyncio.Future[None] | None = None
     try:
-        while True:
+        while (rest := call.take_body(received)) is None:
             batch = bytearray()
             while len(batch) < _WRITE_BYTES and (chunk := await call.chunk()):
                 batch += chunk
@@ -118,10 +138,26 @@ async def _receive(call: Call, incoming: Incoming) -> None:
                 writing = None
             if not batch:
                 return
+            received += len(batch)
+            if room is not None and received > room:
+                raise no_room()
             writing = asyncio.ensure_future(call.run(partial(incoming.write, batch)))
     finally:
         if writing is not None:  # the file must not be closed under the thread
             await asyncio.wait([writing])
+    await _receive_rest(call, incoming, rest)
+
+
+async def _receive_rest(call: Call, incoming: Incoming, rest: Intake) -> None:
+    try:
+        while piece := await rest.piece(BODY_IDLE_S):
+            await call.run(partial(incoming.write, piece))
+    except OSError as error:
+        if not isinstance(error, ConnectionError):  # the disk's
+            await rest.drain(BODY_IDLE_S)
+        raise
+    finally:
+        rest.end()
 
 
 def _deployment(call: Call, target: Target) -> Deployment:
@@ -129,7 +165,7 @@ def _deployment(call: Call, target: Target) -> Deployment:
     headers = call.headers
     date = answers.parse_http_date(headers.get("Last-Modified", ""))
     modified = None if date is None or date < 0 else date * 1000
-    admin = call.user == ADMIN
+    admin = call.user.is_admin
     stated = _milliseconds(headers.get("X-Artifactory-Last-Modified", "")) if admin else None
     return Deployment(
         call.user,
@@ -168,6 +204,7 @@ async def _side_file(call: Call, path: RepoPath) -> Answer | None:
     stem, _, kind = path.path.rpartition(".")
     if kind not in SIDE_FILES or not stem:
         return None
+    await call.run(lambda: deployments.require_target(call.store, path, call.user))
     try:
         body = await call.body(_SIDE_FILE_BYTES)
     except ApiError as error:

@@ -15,8 +15,9 @@ from typing import IO, TypeVar
 from aiohttp import web
 
 from jfs.extents import Extent, KiB, MiB
-from jfs.server.access import ANONYMOUS
 from jfs.server.answers import REVISION, VERSION, ApiError, as_json, error_body
+from jfs.server.intake import Intake, take
+from jfs.server.rights import Right, User
 from jfs.server.stats import ServerStats
 from jfs.server.store import Store
 
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 _PIECE_BYTES = 16 * MiB
 _PIECE_DEADLINE_S = 300.0
 _TLS_PIECE_BYTES = 512 * KiB
-_BODY_IDLE_S = 120.0  # without a byte of the body
+BODY_IDLE_S = 120.0  # without a byte of the body
 _SERVER_HEADERS = {
     "Server": f"Artifactory/{VERSION}",
     "X-JFrog-Version": f"Artifactory/{VERSION} {REVISION}",
@@ -67,6 +68,13 @@ class Answer:
             self.done = None
 
 
+@dataclass(slots=True)
+class Reception:
+    """What became of a request's body; *taken*: the framework waits for its end in vain."""
+
+    taken: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request as endpoints see it. *rest* is the raw path below what chose the endpoint."""
@@ -76,26 +84,37 @@ class Call:
     executor: Executor
     stats: ServerStats
     base: str  # the service's URL as the client writes it, without a slash at the end
-    user: str
+    user: User
     rest: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
+    reception: Reception
 
-    def of(self, user: str) -> "Call":
+    def of(self, user: User) -> "Call":
         return replace(self, user=user)
 
     async def run(self, function: Callable[[], _T]) -> _T:
         """Run blocking work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, function)
 
-    def require_admin(self) -> None:
-        """Raises ApiError 403."""
-        if self.user == ANONYMOUS:
+    def require_admin(self, repo: str = "") -> None:
+        """Refuse whoever does not manage *repo*, or everything. Raises ApiError 403."""
+        if not (self.user.may(Right.MANAGE, repo) if repo else self.user.is_admin):
             raise ApiError(403, "This resource is available to administrators only.")
+
+    def lacks(self, right: Right, repo: str) -> bool:
+        """Whether the user has no such right; what does not exist is for others to refuse."""
+        return not self.user.may(right, repo) and self.store.repositories.exists(repo)
 
     async def chunk(self) -> bytes:
         """Read what has arrived of the body, as ``read_chunk``."""
         return await read_chunk(self.request, self.stats)
+
+    def take_body(self, received: int) -> Intake | None:
+        """Take the rest of a large body over, as ``intake.take``."""
+        intake = take(self.request, received, self.stats)
+        self.reception.taken = intake is not None
+        return intake
 
     async def body(self, limit: int) -> bytes:
         """Read a small body. Raises ApiError 413 above *limit* bytes."""
@@ -108,16 +127,19 @@ class Call:
         return bytes(data)
 
     def ask_for_body(self) -> None:
-        """Send ``100 Continue`` to a client that holds its body back (RFC 9110 10.1.1)."""
-        transport = self.request.transport
-        if holds_body_back(self.request) and transport is not None:
-            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        ask_for_body(self.request)
 
     async def drain(self) -> None:
         """Read the body away."""
         self.ask_for_body()
         while await self.chunk():
             pass
+
+
+def ask_for_body(request: web.BaseRequest) -> None:
+    """Send ``100 Continue`` to a client that holds its body back (RFC 9110 10.1.1)."""
+    if holds_body_back(request) and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 async def read_chunk(request: web.BaseRequest, stats: ServerStats) -> bytes:
@@ -128,17 +150,21 @@ async def read_chunk(request: web.BaseRequest, stats: ServerStats) -> bytes:
         OSError, web.RequestPayloadError: the client went away.
     """
     try:
-        async with asyncio.timeout(_BODY_IDLE_S):
+        async with asyncio.timeout(BODY_IDLE_S):
             data = await request.content.readany()
     except TimeoutError:
-        raise ApiError(408, f"No byte of the body came for {_BODY_IDLE_S:g} s.") from None
+        raise ApiError(408, f"No byte of the body came for {BODY_IDLE_S:g} s.") from None
     stats.count_received(len(data))
     return data
 
 
-async def finish_body(request: web.BaseRequest, answer: Answer, stats: ServerStats) -> None:
+async def finish_body(
+    request: web.BaseRequest, answer: Answer, stats: ServerStats, reception: Reception
+) -> None:
     """Read away what was left of the body: a client that is sending hears no answer."""
-    if request.content.at_eof():
+    if reception.taken:
+        answer.headers["Connection"] = "close"
+    if request.content.at_eof() or answer.headers.get("Connection") == "close":
         return
     if holds_body_back(request):
         answer.headers["Connection"] = "close"  # the body may come or not: nobody can tell

@@ -4,6 +4,12 @@ A ``Fault`` says what goes wrong and for which requests: a glob on the decoded p
 ``/artifactory`` (``*`` crosses slashes) and one on the method. Only a fault whose glob begins with
 ``/bucket`` acts on signed storage, whose paths are ``/bucket/REPO/PATH``. Any thread: tests add
 faults from theirs while the server's loop matches.
+
+What a request that changes something has done when it goes wrong:
+
+- nothing: ``status`` and ``garbage`` (the body is read away first, unless *early*), ``cut``;
+- nothing yet: ``hold``, until it is released; then everything;
+- everything: ``drop`` (the client never hears of it), ``stall`` and what spoils answers.
 """
 
 import asyncio
@@ -20,6 +26,8 @@ from jfs.errors import ConfigError
 
 
 class Kind(StrEnum):
+    CUT = "cut"
+    HOLD = "hold"
     STATUS = "status"
     GARBAGE = "garbage"
     DROP = "drop"
@@ -82,6 +90,7 @@ class Fault:
     offset: int | None = None
     expired: bool = False
     uses: int | None = None
+    early: bool = False
     hits: int = field(default=0, init=False)  # requests spoiled so far
     gate: Gate = field(default_factory=Gate, init=False)
     reached: threading.Event = field(default_factory=threading.Event, init=False)
@@ -94,7 +103,7 @@ class Fault:
         self.gate.open()
 
     def wait_hit(self, timeout_s: float = 30) -> None:
-        """Wait until a request was spoiled (for a stall: is held). Raises TimeoutError."""
+        """Wait until a request was spoiled (for a stall or a hold: waits). Raises TimeoutError."""
         if not self.reached.wait(timeout_s):
             raise TimeoutError(f"no request met the fault {self.kind} on {self.path}")
 
@@ -107,9 +116,36 @@ class Fault:
             self._passed += 1
             return False
         self.hits += 1
-        if self.kind is not Kind.STALL:
+        if self.kind not in (Kind.STALL, Kind.HOLD):
             self.reached.set()
         return True
+
+    @classmethod
+    def cut(
+        cls,
+        path: str = "*",
+        *,
+        after_bytes: int = 0,
+        method: str = "*",
+        times: int | None = None,
+        after: int = 0,
+    ) -> "Fault":
+        """Cut the connection and do nothing: once that many bytes of the request's body came.
+
+        A body that is shorter is read to its end, and then the connection is cut.
+        """
+        return cls(Kind.CUT, path=path, method=method, times=times, after=after, offset=after_bytes)
+
+    @classmethod
+    def hold(
+        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
+    ) -> "Fault":
+        """Do nothing until ``release``: then act and answer as if the request had just come.
+
+        A client that goes away meanwhile does not undo that, unless it sent a body: its delete or
+        move happens late, as behind a slow proxy. A server that is stopped meanwhile does nothing.
+        """
+        return cls(Kind.HOLD, path=path, method=method, times=times, after=after)
 
     @classmethod
     def status(
@@ -119,11 +155,16 @@ class Fault:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        early: bool = False,
         method: str = "*",
         times: int | None = None,
         after: int = 0,
     ) -> "Fault":
-        """Answer *code*; an empty *body* makes the usual JSON error."""
+        """Answer *code* and do nothing; an empty *body* makes the usual JSON error.
+
+        Args:
+            early: answer without reading the request's body, and close.
+        """
         return cls(
             Kind.STATUS,
             path=path,
@@ -133,6 +174,7 @@ class Fault:
             code=code,
             body=body,
             headers=headers or {},
+            early=early,
         )
 
     @classmethod
@@ -158,7 +200,7 @@ class Fault:
         times: int | None = None,
         after: int = 0,
     ) -> "Fault":
-        """Cut the connection: before any answer, or after that many bytes of the body."""
+        """Do what is asked, then cut: before the answer, or after that many bytes of its body."""
         return cls(
             Kind.DROP, path=path, method=method, times=times, after=after, offset=after_bytes
         )
@@ -186,7 +228,7 @@ class Fault:
         times: int | None = None,
         after: int = 0,
     ) -> "Fault":
-        """Hold the answer, or its body after that many bytes, until ``release``."""
+        """Do what is asked; hold the answer, or its body after so many bytes, until ``release``."""
         return cls(
             Kind.STALL, path=path, method=method, times=times, after=after, offset=after_bytes
         )
@@ -246,7 +288,7 @@ class Fault:
     def wrong_checksums(
         cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
     ) -> "Fault":
-        """State other checksums: in X-Checksum headers and in JSON."""
+        """State other checksums: in X-Checksum headers and in JSON, that of a deploy too."""
         return cls(Kind.WRONG_CHECKSUMS, path=path, method=method, times=times, after=after)
 
     @classmethod
@@ -361,6 +403,7 @@ _FIELDS = {
     "offset": int,
     "expired": bool,
     "uses": int,
+    "early": bool,
 }
 
 

@@ -6,9 +6,11 @@ Source: artifactory-rest 7.
 import json
 from collections.abc import Callable
 
+from jfs.model import RepoPath
 from jfs.server.answers import ApiError
 from jfs.server.exchange import Answer, Call
 from jfs.server.paths import check_properties, parse_keys, parse_property_list, parse_target
+from jfs.server.rights import Right
 from jfs.server.storage_api import flag
 
 _MAX_METADATA_BYTES = 4 << 20
@@ -20,7 +22,7 @@ async def put(call: Call) -> Answer:
     change = parse_property_list(call.query.get("properties", ""))
     recursive = flag(call, "recursive", default=True)
     return await _change(
-        call, lambda: call.store.change_properties(path, change, recursive=recursive)
+        call, path, lambda: call.store.change_properties(path, change, recursive=recursive)
     )
 
 
@@ -33,7 +35,7 @@ async def delete(call: Call) -> Answer:
     gone = dict.fromkeys(keys)
     recursive = flag(call, "recursive", default=True)
     return await _change(
-        call, lambda: call.store.change_properties(path, gone, recursive=recursive)
+        call, path, lambda: call.store.change_properties(path, gone, recursive=recursive)
     )
 
 
@@ -43,7 +45,7 @@ async def patch_metadata(call: Call) -> Answer:
     change = _read_patch(await call.body(_MAX_METADATA_BYTES))
     recursive = flag(call, "recursiveProperties", default=True)
     return await _change(
-        call, lambda: call.store.change_properties(path, change, recursive=recursive)
+        call, path, lambda: call.store.change_properties(path, change, recursive=recursive)
     )
 
 
@@ -51,10 +53,16 @@ async def delete_metadata(call: Call) -> Answer:
     """Answer DELETE ``api/metadata/R/P``: all properties go."""
     path = parse_target(call.rest).path
     recursive = flag(call, "recursiveProperties", default=True)
-    return await _change(call, lambda: call.store.clear_properties(path, recursive=recursive))
+    return await _change(call, path, lambda: call.store.clear_properties(path, recursive=recursive))
 
 
-async def _change(call: Call, work: Callable[[], None]) -> Answer:
+async def _change(call: Call, path: RepoPath, work: Callable[[], None]) -> Answer:
+    if call.lacks(Right.ANNOTATE, path.repo):
+        raise ApiError(
+            403,
+            f"Not enough permissions to annotate '{path.repo}:{path.path}' "
+            f"(user: '{call.user.name}' needs ANNOTATE permission).",
+        )
     try:
         await call.run(work)
     except ApiError as error:

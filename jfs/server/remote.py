@@ -19,12 +19,11 @@ from cachetools import TTLCache
 
 from jfs.extents import MiB
 from jfs.model import RepoPath
-from jfs.server import answers
-from jfs.server.access import ADMIN
+from jfs.server import answers, deployments
 from jfs.server.answers import ApiError
+from jfs.server.deployments import Deployment
 from jfs.server.exchange import Call
-from jfs.server.repositories import CACHE
-from jfs.server.store import Deployment
+from jfs.server.rights import ADMIN, CACHE
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class Upstreams:
             async for piece in response.content.iter_chunked(_PIECE):
                 await call.run(partial(incoming.write, piece))
             await call.run(
-                lambda: call.store.deploy_received(kept, incoming, deployment, cache=True)
+                lambda: deployments.received(call.store, kept, incoming, deployment, cache=True)
             )
         finally:
             await call.run(incoming.discard)

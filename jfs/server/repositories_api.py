@@ -6,6 +6,7 @@ from jfs.server.answers import ApiError
 from jfs.server.exchange import Answer, Call, json_answer, text_answer
 from jfs.server.paths import parse_target
 from jfs.server.remote import check_upstream
+from jfs.server.rights import Right
 
 _MAX_CONFIG_BYTES = 1 << 20
 _DEFAULTS = {
@@ -30,8 +31,10 @@ _DEFAULTS = {
 async def listing(call: Call) -> Answer:
     """Answer GET ``api/repositories[?type=][&packageType=]``."""
     rows = []
-    for key, config in (await call.run(call.store.repositories.all)).items():
+    for key, config in call.store.repositories.all().items():
         kind, package = str(config["rclass"]), str(config["packageType"])
+        if not call.user.may(Right.READ, key):
+            continue
         wanted_kind = call.query.get("type") or kind
         wanted_package = call.query.get("packageType") or package
         if wanted_kind.lower() != kind or wanted_package.lower() != package:
@@ -47,19 +50,21 @@ async def listing(call: Call) -> Answer:
 async def get(call: Call) -> Answer:
     """Answer GET and HEAD ``api/repositories/R``."""
     key = _key(call)
-    config = (await call.run(call.store.repositories.all)).get(key)
+    config = call.store.repositories.all().get(key)
     if config is None:
         raise ApiError(400, f"Repository '{key}' does not exist.")
+    if call.lacks(Right.READ, key):
+        raise ApiError(403, f"Request for '{key}' is forbidden for user: '{call.user.name}'.")
     shown = {name: value for name, value in config.items() if name != "password"}
     return json_answer({"key": key, **_DEFAULTS, **shown})
 
 
 async def create(call: Call) -> Answer:
     """Answer PUT: text, not JSON."""
-    call.require_admin()
     key = _key(call)
+    call.require_admin(key)
     config = _config(key, await call.body(_MAX_CONFIG_BYTES))
-    known = await call.run(call.store.repositories.all)
+    known = call.store.repositories.all()
     if key.lower() in (each.lower() for each in known):
         raise ApiError(400, f"Case insensitive repository key already exists: {key}", plain=True)
     settled = _settled(config)
@@ -69,10 +74,10 @@ async def create(call: Call) -> Answer:
 
 async def update(call: Call) -> Answer:
     """Answer POST: what is not named stays."""
-    call.require_admin()
     key = _key(call)
+    call.require_admin(key)
     config = _config(key, await call.body(_MAX_CONFIG_BYTES))
-    old = (await call.run(call.store.repositories.all)).get(key)
+    old = call.store.repositories.all().get(key)
     if old is None:
         raise ApiError(400, f"Repository '{key}' does not exist.", plain=True)
     if str(config.get("rclass", old["rclass"])).lower() != old["rclass"]:
@@ -84,8 +89,8 @@ async def update(call: Call) -> Answer:
 
 async def delete(call: Call) -> Answer:
     """Answer DELETE: the repository goes with everything in it."""
-    call.require_admin()
     key = _key(call)
+    call.require_admin(key)
     if not await call.run(lambda: call.store.repositories.delete(key)):
         raise ApiError(404, f"Repository '{key}' does not exist.", plain=True)
     return text_answer(f"Repository {key} and all its content have been removed successfully.\n")

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,19 @@ from aiohttp import web
 from jfs.errors import ConfigError
 from jfs.extents import KiB, MiB
 from jfs.model import Checksums, Properties, RepoPath
-from jfs.server.access import ADMIN, Access, admin_token
+from jfs.server import deployments
+from jfs.server.access import Access, token_of
 from jfs.server.answers import ApiError
 from jfs.server.catalogue import Item
+from jfs.server.deployments import Deployment
 from jfs.server.faults import FaultPlan
 from jfs.server.paths import check_path, check_properties
 from jfs.server.remote import check_upstream
+from jfs.server.rights import ADMIN, parse_users
 from jfs.server.service import CONTEXT, Service
 from jfs.server.signed import SignedStorage
 from jfs.server.stats import ServerStats
-from jfs.server.store import Deployment, Store
+from jfs.server.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +65,11 @@ class EmbeddedServer:
         tls: makes it https.
         allow_remote: listen beyond loopback, and without TLS.
         durable: what was answered survives a loss of power, not only a kill.
+        users: rights by name, beside the administrator: ``{"ann": "rw", "bob": ["r", "wnd@b-*"]}``,
+            each ``RIGHTS[@REPO-GLOB]`` as ``jfs.server.rights`` has it. Each has a ``NAME.token``.
+        quota_bytes: how much content may lie on disk; more is answered 413.
     Raises:
-        ConfigError: from here and ``start``: directory, token, address or TLS cannot be used.
+        ConfigError: from here and ``start``: directory, token, user, address or TLS cannot be used.
     """
 
     def __init__(
@@ -76,6 +83,8 @@ class EmbeddedServer:
         tls: TlsFiles | None = None,
         allow_remote: bool = False,
         durable: bool = False,
+        users: Mapping[str, str | Sequence[str]] | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         if tls is None and not allow_remote and not _is_loopback(host):
             raise ConfigError(
@@ -90,6 +99,8 @@ class EmbeddedServer:
         self._anonymous = anonymous
         self._tls = _tls_context(tls)
         self._durable = durable
+        self._quota_bytes = quota_bytes
+        self._users = [ADMIN, *parse_users(users or {})]
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -97,10 +108,19 @@ class EmbeddedServer:
         self._hashers: ThreadPoolExecutor | None = None
         self._open()
         try:
-            self.token = admin_token(directory)
+            self._tokens = {user.name: token_of(directory, user.name) for user in self._users}
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def token(self) -> str:
+        """The administrator's."""
+        return self._tokens[ADMIN.name]
+
+    def token_of(self, name: str) -> str:
+        """Give the token of a user. Raises KeyError."""
+        return self._tokens[name]
 
     @property
     def url(self) -> str:
@@ -209,7 +229,7 @@ class EmbeddedServer:
         check_properties(stated)
         known = checksums or Checksums(sha256)
         if isinstance(content, Path) and known.sha256 is not None:
-            return store.import_file(target, content, known, stated)
+            return deployments.adopt(store, target, content, known, stated)
         incoming = store.receive()
         try:
             if isinstance(content, Path):
@@ -218,7 +238,7 @@ class EmbeddedServer:
                         incoming.write(data)
             else:
                 incoming.write(content)
-            return store.deploy_received(target, incoming, Deployment(ADMIN, stated))
+            return deployments.received(store, target, incoming, Deployment(ADMIN, stated))
         finally:
             incoming.discard()
 
@@ -238,7 +258,9 @@ class EmbeddedServer:
     def _open(self) -> Store:
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-server-hash")
         try:
-            self._store = Store(self._directory, self._hashers, durable=self._durable)
+            self._store = Store(
+                self._directory, self._hashers, durable=self._durable, quota=self._quota_bytes
+            )
         except BaseException:
             self._hashers.shutdown()
             raise
@@ -283,7 +305,8 @@ class EmbeddedServer:
                     return self._origin(on.getsockname()[1])
 
                 signed = SignedStorage(store, executor, self.stats, self.faults, listen_signed)
-                access = Access(self.token, anonymous=self._anonymous)
+                tokens = [(user, self._tokens[user.name]) for user in self._users]
+                access = Access(tokens, anonymous=self._anonymous)
                 service = Service(store, executor, access, self.faults, self.stats, signed)
                 stack.push_async_callback(service.aclose)
                 server = web.Server(
@@ -299,6 +322,7 @@ class EmbeddedServer:
                 await listen(server, listener)
                 ready.set_result(None)
                 await self._stopping.wait()
+                service.end()
                 self.faults.release_all()
 
 

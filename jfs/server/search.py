@@ -44,6 +44,7 @@ _DEFAULT = (
     *("repo", "path", "name", "type", "size"),
     *("created", "created_by", "modified", "modified_by", "updated"),
 )
+_NAMING = frozenset(["repo", "path", "name"])
 _NUMBERS = frozenset(["size", "depth", "stat.downloads"])
 _DATES = frozenset(["created", "modified", "updated", "stat.downloaded"])
 _PLAIN = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -88,9 +89,20 @@ class Result:
         return f'\n{{\n"results" : [ {rows} ],\n"range" : {json.dumps(span)}\n}}\n'.encode()
 
 
-def run(database: sqlite3.Connection, query: Query) -> Result:
-    """Answer a query. Raises ApiError 400 for what it asks wrongly."""
+def run(
+    database: sqlite3.Connection, query: Query, readable: Callable[[str], bool] | None
+) -> Result:
+    """Answer a query. Raises ApiError 400 for what it asks wrongly.
+
+    Args:
+        readable: whether rows of a repository may be seen; None: all may. Rows are taken out
+            after the limit, so a page may be short (10.1).
+    """
     shape = _shape(query.include)
+    if readable is not None and not _NAMING.issubset(shape.fields):
+        raise ApiError(
+            400, "For permissions reasons AQL demands the following fields: repo, path and name."
+        )
     where, values = _condition(query.condition)
     if not _mentions(query.condition, "type"):
         where = f"({where}) AND items.sha256 IS NOT NULL"
@@ -114,8 +126,10 @@ def run(database: sqlite3.Connection, query: Query) -> Result:
     result = Result(query)
     ids = []
     for number, *cells in found:
-        ids.append(number)
-        result.rows.append(_row(shape, cells))
+        row = _row(shape, cells)
+        if readable is None or readable(str(row["repo"])):
+            ids.append(number)
+            result.rows.append(row)
     if shape.properties is not None:
         _add_properties(database, ids, shape.properties, result.rows)
     return result

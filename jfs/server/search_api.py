@@ -5,11 +5,11 @@ Source: artifactory-rest 10.
 
 from jfs.model import RepoPath
 from jfs.server import aql as language
-from jfs.server.access import ANONYMOUS
 from jfs.server.answers import ApiError
 from jfs.server.aql import Condition, Criterion, Group, Query
 from jfs.server.content import link
 from jfs.server.exchange import Answer, Call, json_answer
+from jfs.server.rights import ANONYMOUS
 
 _MAX_QUERY_BYTES = 1 << 20
 _DIGEST_FIELDS = {"md5": "actual_md5", "sha1": "actual_sha1", "sha256": "sha256"}
@@ -29,7 +29,7 @@ async def aql(call: Call) -> Answer:
     query = language.parse(text)
 
     def work() -> bytes:
-        return call.store.search(query).as_json()
+        return call.store.search(query, call.user).as_json()
 
     return Answer(200, {"Content-Type": "application/json"}, [await call.run(work)])
 
@@ -75,7 +75,7 @@ async def _legacy(call: Call, wanted: list[Condition], *, folders: bool = False)
     if folders:
         wanted.append(Criterion("type", "$eq", "any"))
     query = Query(Group("$and", tuple(wanted)), include=("repo", "path", "name"))
-    result = await call.run(lambda: call.store.search(query))
+    result = await call.run(lambda: call.store.search(query, call.user))
     rows = []
     for row in result.rows:
         parts = [str(row[name]) for name in ("path", "name") if row[name] != "."]

@@ -15,6 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from jfs.server import (
+    builds,
     content,
     deploy,
     properties_api,
@@ -25,11 +26,12 @@ from jfs.server import (
     transfer,
     weather,
 )
-from jfs.server.access import ADMIN, ANONYMOUS, Access
+from jfs.server.access import Access
 from jfs.server.answers import ApiError
 from jfs.server.exchange import (
     Answer,
     Call,
+    Reception,
     cut,
     error_answer,
     finish_body,
@@ -39,9 +41,10 @@ from jfs.server.exchange import (
 from jfs.server.faults import Fault, FaultPlan, Kind
 from jfs.server.paths import parse_query, parse_target, split_target
 from jfs.server.remote import Upstreams
+from jfs.server.rights import ANONYMOUS
 from jfs.server.signed import SignedStorage
 from jfs.server.stats import ServerStats
-from jfs.server.store import Store
+from jfs.server.store import Store, no_room
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ _EXACT: Mapping[str, Mapping[str, Endpoint]] = {
     "api/storageinfo": {"GET": system_api.storage_info},
     "api/storageinfo/calculate": {"POST": system_api.calculate},
     "api/v1/uploads/config": {"GET": system_api.uploads_config},
+    "api/build": {"GET": builds.listing, "PUT": builds.publish},
     "api/repositories": {"GET": repositories_api.listing},
     "api/search/aql": {"POST": search_api.aql},
     "api/search/artifact": {"GET": search_api.artifact},
@@ -62,6 +66,7 @@ _EXACT: Mapping[str, Mapping[str, Endpoint]] = {
     "api/search/checksum": {"GET": search_api.checksum},
 }
 _BELOW: Mapping[str, Mapping[str, Endpoint]] = {
+    "api/build/": {"GET": builds.get, "DELETE": builds.delete},
     "api/repositories/": {
         "GET": repositories_api.get,
         "PUT": repositories_api.create,
@@ -89,6 +94,7 @@ _CONTENT: Mapping[str, Endpoint] = {
 }
 _DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _OPEN = frozenset(["api/system/ping"])  # needs no login
+_BROWSED = frozenset(["content", "list", "simple"])
 _RESERVED = frozenset(["api", "list", "simple", "ui", "webapp"])
 _SELECTORS = ("list", "stats", "lastModified", "properties")
 
@@ -118,6 +124,11 @@ class Service:
         self._stats = stats
         self._signed = signed
         self._upstreams = Upstreams()
+        self._ending = False
+
+    def end(self) -> None:
+        """Begin no more of what a fault holds; before it is released."""
+        self._ending = True
 
     async def aclose(self) -> None:
         """End what is fetched from upstream."""
@@ -132,13 +143,17 @@ class Service:
         fault = None
         if below is not None:
             fault = self._faults.match(request.method, unquote(below))
-        answer = weather.instead(fault) if fault is not None else None
-        name = "spoiled"
+        answer, name, reception = None, "spoiled", Reception()
+        if fault is not None:
+            if not await weather.before(request, fault, self._stats) or self._ending:
+                self._stats.count_request(f"{request.method} {name}")
+                return cut(request)
+            answer = weather.instead(fault)
         if answer is None:
-            name, answer = await self._answer(request, raw, raw_query, fault)
+            name, answer = await self._answer(request, raw, raw_query, fault, reception)
         self._stats.count_request(f"{request.method} {name}")
         try:
-            await finish_body(request, answer, self._stats)
+            await finish_body(request, answer, self._stats, reception)
             if fault is not None:
                 return await weather.act(request, answer, fault, self._stats)
             return await respond(request, answer, self._stats)
@@ -149,7 +164,12 @@ class Service:
             answer.close()
 
     async def _answer(
-        self, request: web.BaseRequest, raw: str, raw_query: str, fault: Fault | None
+        self,
+        request: web.BaseRequest,
+        raw: str,
+        raw_query: str,
+        fault: Fault | None,
+        reception: Reception,
     ) -> tuple[str, Answer]:
         name = "unknown"
         try:
@@ -171,13 +191,17 @@ class Service:
                 route.rest,
                 query,
                 headers,
+                reception,
             )
             if route.name not in _OPEN:
                 call = call.of(self._access.user(headers))
+            reads = route.name in _BROWSED and request.method in ("GET", "HEAD")
+            if reads:
+                content.require_readable(call, parse_target(call.rest).path)
             answer = None
             if fault is not None and fault.kind is Kind.REDIRECT and route.name == "content":
                 answer = await self._redirect(call, fault)
-            if answer is None and route.name in ("content", "list", "simple"):
+            if answer is None and reads:
                 answer = await self._remote(call)
             if answer is None:
                 answer = await route.endpoint(call)
@@ -191,17 +215,13 @@ class Service:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 log.error("%s %s: %s", request.method, raw, error)
-                return name, error_answer(
-                    ApiError(413, "Datastore disk usage is too high: nothing more can be stored.")
-                )
+                return name, error_answer(no_room())
             log.exception("%s %s failed", request.method, raw)
             answer = error_answer(ApiError(500, "Internal error; the server's log says more."))
         return name, answer
 
     async def _remote(self, call: Call) -> Answer | None:
         """Answer a read below a remote repository; None for any other request."""
-        if call.request.method not in ("GET", "HEAD"):
-            return None
         target = parse_target(call.rest)
         if self._store.repositories.remote(target.path.repo) is None:
             return None
@@ -216,13 +236,13 @@ class Service:
         item = await call.run(lambda: self._store.find(path))
         if item is None or item.blob is None:
             return None
-        self._store.count_download(item, call.user)
+        self._store.count_download(item, call.user.name)
         return await self._signed.redirect(path, fault)
 
     def _own_stats(self, request: web.BaseRequest) -> Answer:
         """Answer ``/jfs/stats``: outside Artifactory's address space, and not counted."""
         try:
-            if self._access.user(request.headers) != ADMIN:
+            if not self._access.user(request.headers).is_admin:
                 raise ApiError(403, "The statistics are for the administrator.")
             if request.method == "DELETE":
                 self._stats.reset()

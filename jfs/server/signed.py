@@ -81,7 +81,11 @@ class SignedStorage:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         self._stats.count_request(f"{request.method} signed")
         fault = self._faults.match(request.method, request.path)
-        answer = weather.instead(fault) if fault is not None else None
+        answer = None
+        if fault is not None:
+            if not await weather.before(request, fault, self._stats):
+                return cut(request)
+            answer = weather.instead(fault)
         if answer is None:
             answer = await self._answer(request)
         try:

@@ -2,13 +2,12 @@
 
 from jfs.model import RepoPath
 from jfs.server import answers
-from jfs.server.access import ANONYMOUS
 from jfs.server.answers import ApiError, iso_date, quoted
 from jfs.server.catalogue import Downloads, Item
 from jfs.server.content import link, properties_answer
 from jfs.server.exchange import Answer, Call, json_answer
 from jfs.server.paths import parse_target
-from jfs.server.repositories import CACHE
+from jfs.server.rights import ANONYMOUS, CACHE, Right
 from jfs.server.store import now_ms
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -19,6 +18,11 @@ async def get(call: Call) -> Answer:
     path = parse_target(call.rest).path
     if call.store.repositories.remote(path.repo) is not None:
         path = RepoPath(path.repo + CACHE, path.path)  # what it has fetched, and no more
+    if call.lacks(Right.READ, path.repo):
+        name = call.user.name
+        raise ApiError(
+            403, f"Request for '{path.repo}:{path.path}' is forbidden for user: '{name}'."
+        )
     query = call.query
     if "list" in query:
         return await _list(call, path)

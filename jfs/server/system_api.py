@@ -44,7 +44,7 @@ async def storage_info(call: Call) -> Answer:
     """Answer GET ``api/storageinfo``: formatted strings, but for ``usedSpaceInBytes``."""
     call.require_admin()
     repositories, (contents, stored) = await call.run(call.store.usage)
-    configs = await call.run(call.store.repositories.all)
+    configs = call.store.repositories.all()
     disk = await call.run(lambda: shutil.disk_usage(call.store.directory))
     files = sum(each.files for each in repositories.values())
     folders = sum(each.folders for each in repositories.values())

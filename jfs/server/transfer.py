@@ -1,7 +1,8 @@
 """Copy and move: rules on the store, and the endpoints. No byte of content moves.
 
 ``transfer`` blocks (any thread); the endpoints belong to the event loop. One transaction: all of
-a tree or nothing. Source: artifactory-rest 8.
+a tree or nothing, whatever ``failFast`` says; all repositories have one layout, so that
+``suppressLayouts`` changes nothing. Source: artifactory-rest 8.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from functools import partial
 from urllib.parse import quote
 
 from jfs.model import RepoPath
+from jfs.server import deployments
 from jfs.server.answers import COPY_OR_MOVE, ApiError
 from jfs.server.catalogue import Item
 from jfs.server.exchange import Answer, Call, json_answer
 from jfs.server.paths import parse_target
+from jfs.server.rights import Right, User
 from jfs.server.storage_api import flag
 from jfs.server.store import Store, now_ms
 
@@ -42,7 +45,7 @@ async def _answer(call: Call, *, move: bool) -> Answer:
     target = parse_target(quote(to)).path
     dry = flag(call, "dry", default=False)
     verb, past = ("moving", "moved") if move else ("copying", "copied")
-    places = f"{source.repo}:{source.path} to {target.repo}:{target.path}"
+    places = f"{_id(source)} to {_id(target)}"
     try:
         counts = await call.run(
             partial(transfer, call.store, source, target, call.user, move=move, dry=dry)
@@ -59,22 +62,24 @@ async def _answer(call: Call, *, move: bool) -> Answer:
 
 
 def transfer(
-    store: Store, source: RepoPath, target: RepoPath, user: str, *, move: bool, dry: bool
+    store: Store, source: RepoPath, target: RepoPath, user: User, *, move: bool, dry: bool
 ) -> _Counts:
     """Copy or move an item with everything below it.
 
     A target that is a folder gets the item inside; a file is overwritten; otherwise the item gets
-    that name. Properties and times are carried over, download counts are not.
+    that name. Properties and times are carried over, download counts are not. Folders that a move
+    has emptied are removed, up to the root of their repository.
 
     Raises:
-        ApiError: 404 no source or no target repository; 400 a rule is broken.
+        ApiError: 404 no source or no target repository; 400 a rule is broken; 403, and 401 for an
+            overwrite: the user lacks a right.
     """
     catalogue = store.catalogue
     with store.transaction() as unused:
+        _check_rights(store, source, target, user, move=move)
         item = catalogue.find(source)
         if item is None:
-            raise ApiError(404, f"Could not find item '{source.repo}:{source.path}'.")
-        store.require_local(target)
+            raise ApiError(404, f"Could not find item '{_id(source)}'.")
         if source == target:
             raise ApiError(400, "Source and destination are the same.")
         existing = catalogue.find(target)
@@ -82,20 +87,52 @@ def transfer(
             target = target.child(source.name)
         _check(store, item, target)
         below = list(catalogue.below(source)) if item.is_folder else []
-        counts = _Counts(
-            sum(not each.is_folder for each in (item, *below)),
-            sum(each.is_folder for each in (item, *below)),
-        )
+        places = [
+            (each, RepoPath(target.repo, f"{target.path}{each.path.path[len(source.path) :]}"))
+            for each in (item, *below)
+        ]
+        for each, place in places:
+            _check_place(store, each, place, user)
+        files = sum(not each.is_folder for each, _ in places)
+        counts = _Counts(files, len(places) - files)
         if dry:
             return counts
         now = now_ms()
-        store.make_folders(target.parent, now, user)
-        for each in (item, *below):
-            place = RepoPath(target.repo, f"{target.path}{each.path.path[len(source.path) :]}")
+        store.make_folders(target.parent, now, user.name)
+        for each, place in places:
             _transfer_one(store, each, place, now, user, unused, move=move)
         if move:
             catalogue.delete(source)  # folders that were merged into others
+            _prune(store, source.parent)
         return counts
+
+
+def _check_rights(
+    store: Store, source: RepoPath, target: RepoPath, user: User, *, move: bool
+) -> None:
+    """Raises ApiError 400, 403, 404."""
+    known = store.repositories.exists(source.repo)
+    if known and not user.may(Right.READ, source.repo):
+        raise ApiError(403, f"User doesn't have permissions to read '{_id(source)}'.")
+    if store.repositories.is_of_remote(target.repo):
+        raise ApiError(400, f"Target repository '{target.repo}' is not a local one.")
+    deployments.require_target(store, target, user)
+    if known and move and not user.may(Right.DELETE, source.repo):
+        raise ApiError(
+            403,
+            f"User doesn't have permissions to move '{_id(source)}'. Needs delete permissions.",
+        )
+
+
+def _prune(store: Store, folder: RepoPath) -> None:
+    """Remove emptied folders, upwards."""
+    while folder.path and not store.catalogue.has_children(folder):
+        store.catalogue.delete(folder)
+        folder = folder.parent
+
+
+def _id(path: RepoPath) -> str:
+    return f"{path.repo}:{path.path}"
 
 
 def _check(store: Store, item: Item, target: RepoPath) -> None:
@@ -111,11 +148,27 @@ def _check(store: Store, item: Item, target: RepoPath) -> None:
     while (there := store.catalogue.find(place)) is None:
         place = place.parent
     if place != target and not there.is_folder:
-        raise ApiError(400, f"Can't move under file '{place.repo}:{place.path}'.")
+        raise ApiError(400, f"Can't move under file '{_id(place)}'.")
     if place == target and item.is_folder and not there.is_folder:
-        raise ApiError(400, f"Can't move folder under file '{place.repo}:{place.path}'.")
+        raise ApiError(400, f"Can't move folder under file '{_id(place)}'.")
     if place == target and not item.is_folder and there.is_folder:
-        raise ApiError(400, f"'{place.repo}:{place.path}' is a folder.")
+        raise ApiError(400, f"'{_id(place)}' is a folder.")
+
+
+def _check_place(store: Store, item: Item, place: RepoPath, user: User) -> None:
+    """Raises ApiError 400, 401, 403."""
+    if not item.is_folder and (refusal := deployments.refusal_by_patterns(store, place)):
+        raise ApiError(403, refusal)
+    there = store.catalogue.find(place)
+    if there is None:
+        return
+    if there.is_folder != item.is_folder:
+        raise ApiError(400, f"A file and a folder meet at '{_id(place)}'.")
+    if not item.is_folder and not user.may(Right.DELETE, place.repo):
+        raise ApiError(
+            401,  # as 6.20 has it (8), where 403 would be expected
+            f"User doesn't have permissions to override '{_id(place)}'. Needs delete permissions.",
+        )
 
 
 def _transfer_one(
@@ -123,15 +176,13 @@ def _transfer_one(
     item: Item,
     place: RepoPath,
     now: int,
-    user: str,
+    user: User,
     unused: list[str],
     *,
     move: bool,
 ) -> None:
     catalogue = store.catalogue
     there = catalogue.find(place)
-    if there is not None and there.is_folder != item.is_folder:
-        raise ApiError(400, f"A file and a folder meet at '{place.repo}:{place.path}'.")
     if there is not None and item.is_folder:
         number = there.id  # merged
     else:
@@ -140,10 +191,10 @@ def _transfer_one(
             catalogue.delete(place)
         if move:
             catalogue.rename(item.id, place)
-            catalogue.clear_downloads(item.id)
+            store.forget_downloads(item.id)
             catalogue.update(item.id, updated=now)
             return
-        number = catalogue.insert(place, item.blob.sha256 if item.blob else None, now, user)
+        number = catalogue.insert(place, item.blob.sha256 if item.blob else None, now, user.name)
         catalogue.carry_over(item.id, number)
     for key, values in catalogue.properties(item.id).items():
         catalogue.set_property(number, key, values)

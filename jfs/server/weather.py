@@ -9,14 +9,41 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from jfs.extents import Extent
-from jfs.server.answers import error_body
-from jfs.server.exchange import Answer, Part, Slice, begin, cut, respond, send
+from jfs.server.answers import ApiError, error_body
+from jfs.server.exchange import (
+    Answer,
+    Part,
+    Slice,
+    ask_for_body,
+    begin,
+    cut,
+    read_chunk,
+    respond,
+    send,
+)
 from jfs.server.faults import Fault, Kind
 from jfs.server.stats import ServerStats
 
-_DIGEST = re.compile(rb'("(?:sha1|sha2|sha256|md5|actual_sha1|actual_md5)" : ")([0-9a-f]+)"')
+_DIGEST = re.compile(rb'("(?:sha1|sha2|sha256|md5|actual_sha1|actual_md5)"\s*:\s*")([0-9a-f]+)"')
 _CHECKSUM_HEADERS = ("X-Checksum-Sha1", "X-Checksum-Sha256", "X-Checksum-Md5")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
+
+
+async def before(request: web.BaseRequest, fault: Fault, stats: ServerStats) -> bool:
+    """Act out what comes before anything is done; False: the connection is to be cut."""
+    if fault.kind is Kind.HOLD:
+        await _hold(fault)
+    if fault.kind is not Kind.CUT:
+        return True
+    left = fault.offset or 0
+    if left:
+        ask_for_body(request)
+    try:
+        while left > 0 and (data := await read_chunk(request, stats)):
+            left -= len(data)
+    except (ApiError, ConnectionError, web.RequestPayloadError):
+        pass  # the client was first
+    return False
 
 
 def instead(fault: Fault) -> Answer | None:
@@ -24,6 +51,8 @@ def instead(fault: Fault) -> Answer | None:
     if fault.kind is Kind.STATUS:
         body = fault.body or error_body(fault.code, "A fault was planned.")
         headers = {} if fault.body else {"Content-Type": "application/json"}
+        if fault.early:
+            headers["Connection"] = "close"
         return Answer(fault.code, {**headers, **fault.headers}, [body])
     if fault.kind is Kind.GARBAGE:
         html = fault.body.lstrip().startswith(b"<")

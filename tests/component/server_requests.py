@@ -44,11 +44,16 @@ def connected(url: str) -> Iterator[HTTPConnection]:
 
 
 class Requests:
-    """Ask one server; *path* is below ``/artifactory``, as it shall stand in the request line."""
+    """Ask one server; *path* is below ``/artifactory``, as it shall stand in the request line.
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    Args:
+        user: who asks; None: the administrator.
+    """
+
+    def __init__(self, server: EmbeddedServer, user: str | None = None) -> None:
         self.server = server
-        self.authorization: dict[str, str] = {"Authorization": f"Bearer {server.token}"}
+        token = server.token if user is None else server.token_of(user)
+        self.authorization: dict[str, str] = {"Authorization": f"Bearer {token}"}
 
     def __call__(
         self,

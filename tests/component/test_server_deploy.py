@@ -294,3 +294,15 @@ def test_a_date_that_is_none_is_ignored(ask: Requests) -> None:
     ask("PUT", f"/{REPO}/a", b"x", {"Last-Modified": "yesterday"})
     shown = ask.head(f"/{REPO}/a").headers["Last-Modified"]
     assert parsedate_to_datetime(shown).year >= 2024
+
+
+def test_a_date_of_a_checksum_deploy(ask: Requests) -> None:
+    old = "Tue, 01 Jan 2019 00:00:00 GMT"
+    ask.put(f"/{REPO}/a", b"x", Last_Modified=old)
+    known = {"X-Checksum-Deploy": "true", "X-Checksum-Sha256": sums(b"x")["sha256"]}
+    newer = "Wed, 01 Jan 2020 00:00:00 GMT"
+    ask("PUT", f"/{REPO}/b", headers={**known, "Last-Modified": newer})
+    assert ask.head(f"/{REPO}/a").headers["Last-Modified"] == old
+    assert ask.head(f"/{REPO}/b").headers["Last-Modified"] == newer
+    ask("PUT", f"/{REPO}/a", headers={**known, "Last-Modified": newer})
+    assert ask.get(f"/api/storage/{REPO}/a").json()["lastModified"] == "2020-01-01T00:00:00.000Z"

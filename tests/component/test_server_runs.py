@@ -18,6 +18,7 @@ from jfs.errors import ConfigError
 from jfs.extents import GiB, MiB
 from jfs.model import Checksums
 from jfs.server import EmbeddedServer, TlsFiles
+from jfs.server.intake import LARGE
 from tests.component.server_requests import REPO, Requests, connected
 
 _DEADLINE_S = 30
@@ -202,10 +203,28 @@ def test_faults_from_a_file(tmp_path: Path) -> None:
         assert ask.get("/api/storage/r").status == 200
 
 
+def test_users_and_a_quota(tmp_path: Path) -> None:
+    users = ("--user", "ann=r", "--user", "ann=wn@ml-*", "--user", "bob=r@other")
+    options = ("--repo", REPO, "--repo", "other", "--quota", "1M", "--json")
+    with serve(tmp_path / "d", *users, *options) as (_, line):
+        ask = Served(line)
+        tokens = {name: (tmp_path / "d" / f"{name}.token").read_text() for name in ("ann", "bob")}
+        ask.authorization = {"Authorization": f"Bearer {tokens['ann'].strip()}"}
+        assert ask.put(f"/{REPO}/a;k=v", bytes(1 * MiB)).status == 201
+        assert ask.properties("a") == {"k": ["v"]}
+        assert ask.put(f"/{REPO}/b", b"x").status == 413
+        assert ask.put("/other/b", b"x").status == 403
+        ask.authorization = {"Authorization": f"Bearer {tokens['bob'].strip()}"}
+        assert ask.get(f"/{REPO}/a").status == 403
+        assert ask.get("/api/storage/other").status == 200
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--host", "0.0.0.0"], "--allow-remote"),
+        (["--user", "ann"], "--user ann: give NAME=RIGHTS or NAME=RIGHTS@REPOS"),
+        (["--user", "ann=rz@x"], "--user ann=rz@x: 'z' is no right"),
         (["--tls-cert", "x"], "--tls-cert and --tls-key go together"),
         (["--repo", "a b"], "Invalid repository key 'a b'"),
         (["--faults", "/nope"], "--faults /nope: No such file or directory"),
@@ -264,11 +283,12 @@ def test_memory_does_not_grow_with_bodies(tmp_path: Path, scale: Callable[[int, 
         assert peak < 120 * MiB
 
 
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [12 * MiB, LARGE + 8 * MiB])
+def test_a_disk_that_takes_no_more(tmp_path: Path, size: int) -> None:
     under = ("prlimit", f"--fsize={4 * MiB}")
     with serve(tmp_path / "d", "--repo", REPO, "--json", under=under) as (process, line):
         ask = Served(line)
-        refused = ask.put(f"/{REPO}/a", bytes(12 * MiB))
+        refused = ask.put(f"/{REPO}/a", bytes(size))
         assert refused.status == 413
         assert refused.message.startswith("Datastore disk usage is too high")
         assert ask.put(f"/{REPO}/b", bytes(1 * MiB)).status == 201

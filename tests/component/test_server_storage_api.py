@@ -1,4 +1,4 @@
-"""``api/storage``, properties, copy and move, repositories, system (artifactory-rest 6-9, 11)."""
+"""``api/storage``, properties, repositories, system (artifactory-rest 6, 7, 9, 11)."""
 
 import re
 from pathlib import Path
@@ -204,75 +204,6 @@ def test_the_newest_change_below(ask: Requests) -> None:
         "lastModified": "2100-01-01T00:00:00.000+0000",
     }
     assert reply.headers["Last-Modified"] == "Fri, 01 Jan 2100 00:00:00 GMT"
-
-
-def transfer(ask: Requests, action: str, source: str, to: str, query: str = "") -> tuple[int, str]:
-    reply = ask.post(f"/api/{action}/{REPO}/{source}?to={to}{query}")
-    (message,) = reply.json()["messages"]
-    assert message["level"] == ("INFO" if reply.status == 200 else "ERROR")
-    return reply.status, message["message"]
-
-
-def test_copies(ask: Requests) -> None:
-    status, text = transfer(ask, "copy", "a", f"/{REPO}/x/y")
-    assert status == 200
-    assert text == (
-        f"copying {REPO}:a to {REPO}:x/y completed successfully, "
-        "2 artifacts and 2 folders were copied"
-    )
-    assert ask.tree("/x/y") == {"/b": -1, "/b/m.onnx": 7, "/c.json": 2}
-    assert ask.properties("x/y/b/m.onnx") == {"env": ["prod", "dev"]}
-    old, new = (ask.get(f"/api/storage/{REPO}/{each}/c.json").json() for each in ("a", "x/y"))
-    assert (old["created"], old["lastModified"]) == (new["created"], new["lastModified"])
-    # Into a folder that exists: inside it.
-    transfer(ask, "copy", "a/c.json", f"{REPO}/x")
-    assert ask.get(f"/{REPO}/x/c.json").body == b"{}"
-    # Onto a file: overwritten.
-    transfer(ask, "copy", "a/b/m.onnx", f"{REPO}/x/c.json")
-    assert ask.get(f"/{REPO}/x/c.json").body == b"weights"
-    assert transfer(ask, "copy", "a", f"{REPO}/dry", "&dry=1")[1].startswith("Dry run for copying")
-    assert ask.get(f"/api/storage/{REPO}/dry").status == 404
-
-
-def test_moves(ask: Requests) -> None:
-    transfer(ask, "move", "a", f"{REPO}/z")
-    assert ask.tree() == {"/z": -1, "/z/b": -1, "/z/b/m.onnx": 7, "/z/c.json": 2}
-    assert ask.properties("z/b/m.onnx") == {"env": ["prod", "dev"]}
-    ask.put(f"/{REPO}/t/z/b/old", b"x")
-    transfer(ask, "move", "z", f"{REPO}/t")  # nests, and merges with what is there
-    assert ask.tree() == {
-        "/t": -1,
-        "/t/z": -1,
-        "/t/z/b": -1,
-        "/t/z/b/m.onnx": 7,
-        "/t/z/b/old": 1,
-        "/t/z/c.json": 2,
-    }
-    ask.server.create_repository("other")
-    transfer(ask, "move", "t/z/c.json", "other/ü.json".replace("ü", "%C3%BC"))
-    assert ask.get("/other/%C3%BC.json").body == b"{}"
-    assert ask.get(f"/{REPO}/t/z/c.json").status == 404
-
-
-@pytest.mark.parametrize(
-    ("source", "to", "status"),
-    [
-        ("nope", f"{REPO}/x", 404),
-        ("a", "nope/x", 404),
-        ("a", f"{REPO}/a", 400),
-        ("a", f"{REPO}/a/b", 400),
-        ("a", f"{REPO}/file", 400),
-        ("a", f"{REPO}/file/x", 400),
-        ("", f"{REPO}/x", 400),
-    ],
-)
-def test_transfers_that_are_refused(ask: Requests, source: str, to: str, status: int) -> None:
-    ask.put(f"/{REPO}/file", b"x")
-    before = ask.tree()
-    for action in ("copy", "move"):
-        assert transfer(ask, action, source, to)[0] == status
-    assert ask.tree() == before
-    assert ask.post(f"/api/copy/{REPO}/a").status == 400
 
 
 def test_repositories(ask: Requests) -> None:
