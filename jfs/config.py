@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from jfs.errors import ConfigError
 from jfs.extents import GiB, KiB, MiB
-from jfs.model import RepoPath
+from jfs.model import Properties, RepoPath
 
 
 class Secret:
@@ -86,7 +86,6 @@ class TreeSettings:
     entry_ttl_s: float = 10.0
     attr_ttl_s: float = 10.0
     negative_ttl_s: float = 5.0
-    read_only: bool = False  # properties too
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +116,64 @@ def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteSettings:
+    """How files are written and names changed. Times are seconds.
+
+    Attributes:
+        staging: directory of what is being written; on the file system of the cache, or what was
+            uploaded cannot become a cache entry.
+        properties: set on every artifact that is deployed: --upload-prop, and those of a build.
+        no_overwrite: what is on the server stays as it is, until it is removed.
+        no_delete: nothing on the server is removed or moved away.
+        drain_s: how long the end of a mount waits for uploads that are under way.
+    """
+
+    staging: Path
+    properties: Properties = field(default_factory=dict)
+    no_overwrite: bool = False
+    no_delete: bool = False
+    drain_s: float = 30.0  # Kubernetes kills a pod after 30 s, systemd a service after 90
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A run whose artifacts shall be found again: name, number, and when it started (ms)."""
+
+    name: str
+    number: str
+    started_ms: int
+
+    @property
+    def properties(self) -> Properties:
+        """What the jf command sets on the artifacts of a build."""
+        return {
+            "build.name": (self.name,),
+            "build.number": (self.number,),
+            "build.timestamp": (str(self.started_ms),),
+        }
+
+
+def build_from(
+    name: str | None, number: str | None, environ: Mapping[str, str], started_ms: int
+) -> Build | None:
+    """Take a build from options, else from the variables of the jf command.
+
+    Raises:
+        ConfigError: one of the two is missing.
+    """
+    name = name or environ.get("JFROG_CLI_BUILD_NAME") or None
+    number = number or environ.get("JFROG_CLI_BUILD_NUMBER") or None
+    if name is None and number is None:
+        return None
+    if name is None or number is None:
+        raise ConfigError(
+            "a build needs both a name and a number: --build-name and --build-number, "
+            "or JFROG_CLI_BUILD_NAME and JFROG_CLI_BUILD_NUMBER"
+        )
+    return Build(name, number, started_ms)
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """What to mount: a server and a place on it."""
 
@@ -136,6 +193,7 @@ class MountSettings:
     cache: CacheSettings
     tree: TreeSettings
     read: ReadSettings
+    write: WriteSettings | None  # None: nothing is changed, properties neither
     fuse_options: frozenset[str]  # as mount(8) knows them
     nonempty: bool = False
 

@@ -15,28 +15,29 @@ Nothing is decided here. Trio thread only. What pyfuse3 demands:
 import contextlib
 import functools
 import logging
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
-from jfs.errors import (
-    InvalidName,
-    JfsError,
-    NamespaceError,
-    NoEntry,
-    ReadOnly,
-    Unsupported,
-    errno_of,
-)
+from jfs.errors import InvalidName, JfsError, NoEntry, NotPermitted, Unsupported, errno_of
 from jfs.extents import Extent, MiB, PiB
-from jfs.model import problem_with_name
-from jfs.vfs.filesystem import REFRESH, Attributes, Filesystem, Remembered
+from jfs.vfs.filesystem import (
+    REFRESH,
+    Attributes,
+    Caller,
+    Change,
+    Filesystem,
+    Opened,
+    Remembered,
+)
 
 log = logging.getLogger(__name__)
 
-_READ_ONLY = ReadOnly("files cannot be written yet")
+_CAPABILITY = b"security.capability"
+_NO_CAPABILITY = pyfuse3.FUSEError(errno_of(Unsupported("only user. attributes are kept")))
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -105,9 +106,6 @@ class Operations(pyfuse3.Operations):
         except NoEntry:
             return self._negative()
 
-    # The structure of the tree is not ours to change yet: each of these is EROFS, or EINVAL for a
-    # new name that Artifactory cannot hold.
-
     @_boundary
     async def create(
         self,
@@ -117,21 +115,49 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        raise _refused(name)
+        opened, attributes = await self._filesystem.create(
+            parent_inode, _new_name(name), mode, flags, _caller(ctx)
+        )
+        return _file_info(opened), _entry(attributes)
+
+    @_boundary
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(
+            await self._filesystem.mknod(parent_inode, _new_name(name), mode, _caller(ctx))
+        )
 
     @_boundary
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        raise _refused(name)
+        return _entry(
+            await self._filesystem.mkdir(parent_inode, _new_name(name), mode, _caller(ctx))
+        )
+
+    @_boundary
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        text = _new_name(target, what="the target")
+        return _entry(
+            await self._filesystem.symlink(parent_inode, _new_name(name), text, _caller(ctx))
+        )
+
+    @_boundary
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise NotPermitted("an artifact has one name: there are no hard links")
 
     @_boundary
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        raise _READ_ONLY
+        await self._filesystem.unlink(parent_inode, _decode(name))
 
     @_boundary
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        raise _READ_ONLY
+        await self._filesystem.rmdir(parent_inode, _decode(name))
 
     @_boundary
     async def rename(
@@ -143,7 +169,9 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        raise _refused(name_new)
+        await self._filesystem.rename(
+            parent_inode_old, _decode(name_old), parent_inode_new, _new_name(name_new), flags
+        )
 
     @_boundary
     async def setattr(
@@ -154,13 +182,15 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        raise _READ_ONLY
-
-    @_boundary
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        raise _refused(name)
+        change = Change(
+            size=attr.st_size if fields.update_size else None,
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return _entry(await self._filesystem.setattr(inode, change, fh, ctx.pid))
 
     @_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -173,13 +203,35 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        opened = await self._filesystem.open(inode, flags)
-        return pyfuse3.FileInfo(fh=opened.handle, keep_cache=opened.keep_cache)
+        opened = await self._filesystem.open(inode, flags, ctx.pid)
+        return _file_info(opened)
 
     @_boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
         data = await self._filesystem.read(fh, Extent(off, off + size))
         return data  # type: ignore[return-value]  # any buffer will do: handlers.pxi, fuse_read
+
+    @_boundary
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        count = await self._filesystem.write(fh, off, buf)
+        ino = self._filesystem.pages_are_stale(fh)
+        if ino is not None:
+            # Pages that were read a moment ago hold what was there before. In a thread: one of them
+            # may be locked by a READ that waits for this loop.
+            await trio.to_thread.run_sync(_drop_pages, ino)
+        return count
+
+    @_boundary
+    async def flush(self, fh: int) -> None:
+        await self._filesystem.flush(fh)
+
+    @_boundary
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._filesystem.fsync(fh)
+
+    @_boundary
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Names are on the server when they have changed: there is nothing to wait for."""
 
     @_silent
     async def release(self, fh: int) -> None:
@@ -209,6 +261,8 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if name == _CAPABILITY:  # asked before every cached write: answered without ceremony
+            raise _NO_CAPABILITY
         if name == REFRESH:
             return await self._refresh(inode)
         return await self._filesystem.getxattr(inode, name)
@@ -253,7 +307,7 @@ class Operations(pyfuse3.Operations):
         file keeps its version, and the next open decides about them.
         """
         remembered = await self._filesystem.refresh(inode)
-        return str(await trio.to_thread.run_sync(_invalidate, remembered)).encode()
+        return str(await trio.to_thread.run_sync(invalidate, remembered)).encode()
 
     def _negative(self) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
@@ -262,8 +316,8 @@ class Operations(pyfuse3.Operations):
         return entry
 
 
-def _invalidate(remembered: Remembered) -> int:
-    """Tell the kernel; what it does not know (ENOENT) needs no telling. Gives how many it knew."""
+def invalidate(remembered: Remembered) -> int:
+    """Tell the kernel, from a thread; give how many it knew (ENOENT needs no telling)."""
     known = 0
     for parent, name in remembered.entries:
         with contextlib.suppress(OSError):
@@ -275,13 +329,25 @@ def _invalidate(remembered: Remembered) -> int:
     return known
 
 
-def _refused(name: bytes) -> NamespaceError | ReadOnly:
-    """Give the reason why an entry of this name cannot be made."""
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=opened.handle, keep_cache=opened.keep_cache, direct_io=opened.direct)
+
+
+def _drop_pages(ino: int) -> None:
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(ino)
+
+
+def _new_name(name: bytes, *, what: str = "the name") -> str:
+    """Decode a name that shall be made: the server's are Unicode."""
     try:
-        problem = problem_with_name(name.decode("utf-8"))
+        return name.decode("utf-8")
     except UnicodeDecodeError:
-        problem = "is not UTF-8"
-    return InvalidName(f"{name!r} {problem}") if problem is not None else _READ_ONLY
+        raise InvalidName(f"{what} {name!r} is not UTF-8") from None
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def _decode(name: bytes) -> str:
@@ -303,9 +369,9 @@ def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
     entry.st_uid = attributes.uid
     entry.st_gid = attributes.gid
     entry.st_size = attributes.size
-    entry.st_blksize = 4096
+    entry.st_blksize = MiB  # cp and shutil move pieces of this size: one request each
     entry.st_blocks = (attributes.size + 511) // 512
     entry.st_mtime_ns = attributes.mtime_ns
     entry.st_ctime_ns = attributes.ctime_ns
-    entry.st_atime_ns = attributes.mtime_ns
+    entry.st_atime_ns = attributes.atime_ns
     return entry

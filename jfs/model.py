@@ -1,7 +1,7 @@
 """The values that every part speaks of: paths, checksums, versions, entries, properties. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Properties = Mapping[str, tuple[str, ...]]
 
@@ -149,7 +149,26 @@ class FolderInfo:
 
 EntryInfo = FileInfo | FolderInfo
 
+
+def kind_of(info: EntryInfo) -> str:
+    """Give ``folder``, ``file`` or ``link``; the kernel must not see it change under an inode."""
+    if isinstance(info, FolderInfo):
+        return "folder"
+    return "file" if info.link_target is None else "link"
+
+
 SYMLINK_TARGET = "symlink.dest"  # the property that makes an empty artifact a symbolic link
+
+
+def as_link(info: EntryInfo, properties: Properties) -> EntryInfo:
+    """Give an empty artifact as the symbolic link that its properties make it; others as they are.
+
+    Only an empty one is a link: the ``jf`` client stores no other.
+    """
+    target = properties.get(SYMLINK_TARGET)
+    if isinstance(info, FileInfo) and not info.size and target:
+        return replace(info, link_target=target[0])
+    return info
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ cancelled; then the kernel is told. Each step is bounded, with the server dead t
 """
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -15,7 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +29,15 @@ from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
 from jfs.config import MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, JfsError, NotFound
-from jfs.fuse import Operations
+from jfs.extents import MiB
+from jfs.fuse import Operations, invalidate
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.protocols import BlockStore
-from jfs.vfs.filesystem import Filesystem
+from jfs.vfs import recovery
+from jfs.vfs.filesystem import Filesystem, Remembered
 from jfs.vfs.reader import DataPlane
+from jfs.vfs.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ FSTYPE = "fuse.jfs"
 # through when all of them wait for a slow server.
 _MAX_TASKS = 512
 _ANSWER_DEADLINE_S = 10.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,7 @@ def serve(settings: MountSettings, ready: Callable[[], None]) -> None:
     Raises:
         ConfigError: nothing is mounted; the text says what to do.
     """
+    _keep_memory()
     try:
         trio.run(_run, settings, ready)
     except BaseExceptionGroup as group:
@@ -157,6 +163,18 @@ def serve(settings: MountSettings, ready: Callable[[], None]) -> None:
         while isinstance(mistake, BaseExceptionGroup):
             mistake = mistake.exceptions[0]
         raise mistake from None
+
+
+def _keep_memory() -> None:
+    """Let malloc use freed memory again instead of giving it back at once.
+
+    pyfuse3 makes a fresh buffer of up to 1 MiB for every WRITE. malloc would map and unmap each,
+    and the first touch of a page costs several times its copy: writing had half of its speed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc; musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * MiB)
+        mallopt(_M_TRIM_THRESHOLD, 64 * MiB)
 
 
 async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
@@ -185,10 +203,34 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             nursery,
             fetches=settings.server.connections,
         )
-        filesystem = Filesystem(client, plane, settings.tree, root, address=settings.server.url)
+        area = await _staging(settings)
+        if area is not None:
+            stack.callback(area.close)
+            nursery.start_soon(recovery.resume, area, client)
+        filesystem = Filesystem(
+            client,
+            plane,
+            settings.tree,
+            root,
+            address=settings.server.url,
+            area=area,
+            abandoned=lambda remembered: nursery.start_soon(_tell_kernel, remembered),
+        )
         async with _mounted(settings, filesystem):
-            await _serve(settings, source, ready)
+            await _serve(settings, filesystem, source, client, ready)
         nursery.cancel_scope.cancel()
+
+
+async def _tell_kernel(remembered: Remembered) -> None:
+    # In a thread: the kernel may hold what this needs while it waits for an answer of this loop.
+    await trio.to_thread.run_sync(invalidate, remembered, abandon_on_cancel=True)
+
+
+async def _staging(settings: MountSettings) -> StagingArea | None:
+    """Open the staging directory; None: the mount is read-only. Raises ConfigError."""
+    if settings.write is None:
+        return None
+    return await trio.to_thread.run_sync(StagingArea, settings.write, settings.server.url)
 
 
 async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:
@@ -246,18 +288,36 @@ async def _mounted(settings: MountSettings, filesystem: Filesystem) -> AsyncIter
         # Unmounting is a local system call: it does not wait for handlers, which are cancelled.
         pyfuse3.close(unmount=True)
         with trio.CancelScope(shield=True):
-            await filesystem.close()
+            for path in await filesystem.close():
+                log.warning("%s: was not closed, so not uploaded: see `jfs recover ls`", path)
 
 
 async def _serve(
-    settings: MountSettings, source: HttpRangeSource, ready: Callable[[], None]
+    settings: MountSettings,
+    filesystem: Filesystem,
+    source: HttpRangeSource,
+    client: ArtifactoryClient,
+    ready: Callable[[], None],
 ) -> None:
+    async def end() -> None:
+        await _drain(filesystem, settings.write.drain_s if settings.write else 0.0)
+        source.close()
+        client.cut_uploads()
+        nursery.cancel_scope.cancel()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, source, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, end)
         nursery.start_soon(_say_ready, settings.mountpoint, ready)
         await pyfuse3.main(min_tasks=4, max_tasks=_MAX_TASKS)
-        source.close()
-        nursery.cancel_scope.cancel()
+        await end()
+
+
+async def _drain(filesystem: Filesystem, limit_s: float) -> None:
+    """Wait for uploads that are under way; what is left then is in the journal."""
+    with trio.move_on_after(limit_s) as scope:
+        await filesystem.drain()
+    if scope.cancelled_caught:
+        log.warning("uploads did not end within %.0f s: see `jfs recover ls`", limit_s)
 
 
 async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
@@ -279,12 +339,11 @@ def _tune(mountpoint: Path) -> None:
         fusectl.tune(entry.device)
 
 
-async def _end_on_signal(source: HttpRangeSource, scope: trio.CancelScope) -> None:
+async def _end_on_signal(end: Callable[[], Awaitable[None]]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("ending: %s", signal.Signals(number).name)
-            source.close()
-            scope.cancel()
+            await end()
             return
 
 

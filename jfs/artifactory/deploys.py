@@ -123,17 +123,25 @@ class Deploys:
         limit = self._limits.setdefault(
             deployment.path.repo, trio.CapacityLimiter(self._session.settings.connections)
         )
-        async with limit, trio.open_nursery() as nursery:
-            nursery.start_soon(_cut_when_cancelled, body)
-            with trio.CancelScope(shield=True):  # the thread reads the caller's file
-                answer = await trio.to_thread.run_sync(self._send, deployment, body)
-            nursery.cancel_scope.cancel()
+        async with limit:
+            failure: JfsError | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cut_when_cancelled, body)
+                try:
+                    with trio.CancelScope(shield=True):  # the thread reads the caller's file
+                        answer = await trio.to_thread.run_sync(self._send, deployment, body)
+                except JfsError as error:  # raised in here it would leave as a group
+                    failure = error
+                nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
         return _parsed(answer, deployment)
 
     def _send(self, deployment: Deployment, body: FileBody) -> bytes:
         url = httpx.URL(self._session.settings.url + _address(deployment))
         headers = {
             **_headers(deployment),
+            "Host": url.netloc.decode("ascii"),
             "Content-Length": str(body.size),
             "User-Agent": USER_AGENT,
             "Accept": "*/*",

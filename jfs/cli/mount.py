@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import click
 from jfs import logs, mount
 from jfs.cli import daemon
 from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
+from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
     MountSettings,
     ReadSettings,
     ServerSettings,
     TreeSettings,
+    WriteSettings,
+    build_from,
     default_cache_directory,
     parse_source,
 )
@@ -35,7 +39,18 @@ _PATH = click.Path(path_type=Path)
 @click.option("--gid", type=click.IntRange(0), help="Group of everything.  [default: who mounts]")
 @click.option("--umask", type=Umask(), default="022", show_default=True, help="Bits to take away.")
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
-@click.option("--read-only", is_flag=True, help="Set no properties either.")
+@click.option("--read-only", is_flag=True, help="Change nothing, properties neither.")
+@click.option("--no-overwrite", is_flag=True, help="What is on the server keeps its content.")
+@click.option("--no-delete", is_flag=True, help="Remove and move away nothing on the server.")
+@click.option(
+    "--upload-prop",
+    "upload_props",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Property of everything that is uploaded.",
+)
+@click.option("--build-name", help="Build that uploads belong to.  [default: JFROG_CLI_BUILD_NAME]")
+@click.option("--build-number", help="Its number.  [default: JFROG_CLI_BUILD_NUMBER]")
 @click.option(
     "-o",
     "listed",
@@ -52,6 +67,17 @@ _PATH = click.Path(path_type=Path)
 @click.option("-v", "--verbose", is_flag=True, help="Log every request that fails.")
 @click.option(
     "--cache-dir", type=_PATH, help="Block cache.  [default: /var/cache/jfs, ~/.cache/jfs]"
+)
+@click.option(
+    "--staging-dir", type=_PATH, help="What is being written.  [default: staging in --cache-dir]"
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the end waits for uploads that are under way.",
 )
 @click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
 @click.option(
@@ -105,11 +131,18 @@ def command(
     umask: int,
     allow_other: bool,
     read_only: bool,
+    no_overwrite: bool,
+    no_delete: bool,
+    upload_props: tuple[str, ...],
+    build_name: str | None,
+    build_number: str | None,
     listed: ListedOptions,
     background: bool,
     log_file: Path | None,
     verbose: bool,
     cache_dir: Path | None,
+    staging_dir: Path | None,
+    drain_timeout: float,
     cache_size: int,
     attr_ttl: float,
     entry_ttl: float | None,
@@ -135,6 +168,15 @@ def command(
     parsed = parse_source(source, os.environ, token_file=token_file)
     if ca_file is not None and not ca_file.is_file():
         raise ConfigError(f"--ca-file {ca_file}: no such file")
+    cache_directory = (cache_dir or default_cache_directory(os.environ)).absolute()
+    build = build_from(build_name, build_number, os.environ, time.time_ns() // 1_000_000)
+    writing = WriteSettings(
+        staging=(staging_dir or cache_directory / "staging").absolute(),
+        properties={**properties_of(upload_props), **(build.properties if build else {})},
+        no_overwrite=no_overwrite,
+        no_delete=no_delete,
+        drain_s=drain_timeout,
+    )
     settings = MountSettings(
         source=parsed,
         shown_source=source,
@@ -148,7 +190,7 @@ def command(
             connections=connections,
         ),
         cache=CacheSettings(
-            directory=(cache_dir or default_cache_directory(os.environ)).absolute(),
+            directory=cache_directory,
             budget_bytes=cache_size,
         ),
         tree=TreeSettings(
@@ -158,9 +200,9 @@ def command(
             entry_ttl_s=attr_ttl if entry_ttl is None else entry_ttl,
             attr_ttl_s=attr_ttl,
             negative_ttl_s=negative_ttl,
-            read_only=read_only or "ro" in listed.kernel,
         ),
         read=ReadSettings(window_bytes=read_ahead),
+        write=None if read_only or "ro" in listed.kernel else writing,
         fuse_options=listed.kernel | ({"ro"} if read_only else set()) | _sharing(allow_other),
         nonempty=listed.nonempty,
     )

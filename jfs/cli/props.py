@@ -10,9 +10,10 @@ from rich.text import Text
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import connection as server
 from jfs.cli.connection import Connection
+from jfs.cli.properties import properties_of
 from jfs.errors import ConfigError, JfsError, NamespaceError
 from jfs.model import Properties
-from jfs.vfs.xattrs import PREFIX, decode_values, encode_values, key_to_write
+from jfs.vfs.xattrs import PREFIX, encode_values, key_to_write
 
 
 @click.group("props")
@@ -85,16 +86,7 @@ def set_(path: str, pairs: tuple[str, ...], recursive: bool, connection: Connect
 
     Exit codes: 0 done, 1 the server refused, 2 wrong use.
     """
-    change: dict[str, tuple[str, ...] | None] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"{pair}: give KEY=VALUE, such as env=production")
-        try:
-            change[_key(key)] = decode_values(value.encode("utf-8", "surrogateescape"))
-        except NamespaceError as error:
-            raise ConfigError(f"{pair}: {error}") from None
-    _change(path, change, recursive, connection)
+    _change(path, dict(properties_of(pairs)), recursive, connection)
 
 
 @command.command("rm")

@@ -5,46 +5,42 @@ Names are ``str``; inodes and handles are numbers, as the kernel speaks them.
 """
 
 import itertools
+import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import trio
-
 from jfs.config import TreeSettings
-from jfs.errors import BadHandle, NoAttribute, NoEntry, NotPermitted, Unsupported
+from jfs.errors import (
+    BadHandle,
+    InvalidArgument,
+    JfsError,
+    NoEntry,
+    NotPermitted,
+    ReadOnly,
+)
 from jfs.extents import Extent
-from jfs.model import FileInfo, FolderInfo, RepoPath
+from jfs.model import FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs import queries, selectors, xattrs
-from jfs.vfs.files import Opened, OpenFiles
+from jfs.vfs import queries, selectors
+from jfs.vfs.attributes import Attributes, Caller, Change, LocalAttributeTable
+from jfs.vfs.deployer import Deployer
+from jfs.vfs.extended import ExtendedAttributes
+from jfs.vfs.files import Opened, OpenFiles, Writing
 from jfs.vfs.inodes import ROOT, Inode
+from jfs.vfs.namespace import Namespace
 from jfs.vfs.properties import PropertyTable
 from jfs.vfs.queries import Queries, QueryFolder
 from jfs.vfs.reader import DataPlane
-from jfs.vfs.selectors import Selectors
+from jfs.vfs.selectors import Link, Selectors
+from jfs.vfs.staging import StagingArea
+from jfs.vfs.status import StatusView, link_target
 from jfs.vfs.tree import Tree
 
-__all__ = ["Attributes", "Filesystem", "Opened", "Remembered"]
+__all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened", "Remembered"]
 
 # No property begins with "jfs.": reading it makes everything below fresh (``jfs refresh``).
 REFRESH = b"user.jfs.refresh"
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What ``stat`` shows. Times are ns, TTLs seconds."""
-
-    ino: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    entry_ttl_s: float
-    attr_ttl_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +56,14 @@ class Remembered:
     inodes: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """What a computed symbolic link points to."""
-
-    target: str
-
-
 class Filesystem:
-    """See the module. Read-only in structure; properties can be set.
+    """See the module.
 
     Args:
         root: the folder where the mount begins; that of ``RepoPath("")`` shows every repository.
         address: URL of the service, for ``user.jfs.uri``.
+        area: where files are written; None: nothing can be changed, properties neither.
+        abandoned: told what the kernel must forget after an upload failed; must not block.
     """
 
     def __init__(
@@ -83,16 +74,29 @@ class Filesystem:
         root: FolderInfo,
         *,
         address: str = "",
+        area: StagingArea | None = None,
+        abandoned: Callable[[Remembered], None] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._address = address
         self._numbers = itertools.count(1)
         self._tree = Tree(store, settings, root)
-        self._files = OpenFiles(self._tree, plane, self._numbers)
+        self._writing = None
+        if area is not None:
+            deployer = Deployer(store, area, plane.metrics, plane.nursery)
+            self._writing = Writing(area, deployer, LocalAttributeTable())
+        self._abandoned = abandoned
+        self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._abandon)
+        self._status = StatusView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings.attr_ttl_s)
+        self._extended = ExtendedAttributes(
+            store, self._properties, self._files, address, read_only=area is None
+        )
         self._selectors = Selectors(store, self._tree)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s)
+        self._namespace = Namespace(
+            store, self._tree, self._files, self._properties, self._writing, self._queries.forget
+        )
         self._listings: dict[int, Sequence[tuple[str, Inode]]] = {}
 
     # names
@@ -106,7 +110,7 @@ class Filesystem:
         inode = await self._resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
         self._tree.inodes.remember(inode)
-        return self._attributes(inode)
+        return self._status.of(inode)
 
     def remember(self, ino: int) -> None:
         """Count a lookup that ``readdir`` gave to the kernel."""
@@ -120,16 +124,16 @@ class Filesystem:
     async def getattr(self, ino: int) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened."""
         inode = self._tree.find(ino)
-        if self._files.version_shown(inode) is None:
+        if self._files.find(inode) is None:
             await self._tree.refresh(inode)
-        return self._attributes(inode)
+        return self._status.of(inode)
 
     def readlink(self, ino: int) -> str:
         """Give what a selector stands for. Raises NoEntry."""
-        computed = self._tree.find(ino).computed
-        if not isinstance(computed, _Link):
-            raise NoEntry(f"inode {ino} is no link")
-        return computed.target
+        target = link_target(self._tree.find(ino))
+        if target is None:
+            raise InvalidArgument(f"inode {ino} is no link")
+        return target
 
     async def opendir(self, ino: int) -> int:
         """Take a snapshot of a folder, so that a reader sees every entry exactly once."""
@@ -156,7 +160,7 @@ class Filesystem:
         except KeyError:
             raise BadHandle(f"handle {handle} is not an open folder") from None
         return [
-            (name, self._attributes(inode), position + 1)
+            (name, self._status.of(inode), position + 1)
             for position, (name, inode) in enumerate(listing[start : start + 256], start)
             if inode.attached() and self._tree.inodes.lives(inode)
         ]
@@ -189,18 +193,90 @@ class Filesystem:
         self._queries.forget()
         return Remembered(entries, inodes)
 
-    # content
+    # changes of names; each raises ReadOnly or NotPermitted where nothing may change
 
-    async def open(self, ino: int, flags: int) -> Opened:
-        """Open a file for reading and pin its version.
+    async def create(
+        self, parent: int, name: str, mode: int, flags: int, caller: Caller
+    ) -> tuple[Opened, Attributes]:
+        """Make a file and open it. It is on the server, for others to see, once it is closed.
 
         Raises:
-            ReadOnly: *flags* ask for writing.
+            InvalidName, NameTooLong: a name that Linux and Artifactory cannot both hold.
+            AlreadyExists: O_EXCL, and there is one.
+        """
+        inode, opened = await self._namespace.create(
+            self._tree.find(parent), name, flags, caller.pid
+        )
+        if inode.local:
+            self._status.own(inode, mode, caller)
+        self._tree.inodes.remember(inode)
+        return opened, self._status.of(inode)
+
+    async def mknod(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
+        """Make an empty file. Raises NotPermitted for devices, pipes and sockets."""
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise NotPermitted(f"{name}: Artifactory holds neither devices nor pipes nor sockets")
+        opened, attributes = await self.create(parent, name, mode, os.O_WRONLY | os.O_EXCL, caller)
+        try:
+            await self._files.fsync(opened.handle)
+        except (JfsError, OSError):
+            self.forget(attributes.ino, 1)
+            raise
+        finally:
+            await self._files.release(opened.handle)
+        return attributes
+
+    async def mkdir(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
+        """Make a folder. Raises AlreadyExists, InvalidName."""
+        inode = await self._namespace.mkdir(self._tree.find(parent), name)
+        self._status.own(inode, mode, caller)
+        self._tree.inodes.remember(inode)
+        return self._status.of(inode)
+
+    async def symlink(self, parent: int, name: str, target: str, caller: Caller) -> Attributes:
+        """Make a symbolic link, stored as the ``jf`` client stores one."""
+        inode = await self._namespace.symlink(self._tree.find(parent), name, target)
+        self._status.own(inode, 0o777, caller)
+        self._tree.inodes.remember(inode)
+        return self._status.of(inode)
+
+    async def unlink(self, parent: int, name: str) -> None:
+        """Remove a file. Who has it open keeps its content. Raises IsADirectory."""
+        await self._namespace.unlink(self._tree.find(parent), name)
+
+    async def rmdir(self, parent: int, name: str) -> None:
+        """Remove an empty folder. Raises NotEmpty, NotADirectory."""
+        await self._namespace.rmdir(self._tree.find(parent), name)
+
+    async def rename(
+        self, parent: int, name: str, new_parent: int, new_name: str, flags: int
+    ) -> None:
+        """Move an entry on the server, also to another repository; see ``Namespace.rename``."""
+        await self._namespace.rename(
+            self._tree.find(parent), name, self._tree.find(new_parent), new_name, flags
+        )
+
+    # content
+
+    async def open(self, ino: int, flags: int, pid: int = 0) -> Opened:
+        """Open a file and pin its version.
+
+        Args:
+            flags: of open(2); O_TRUNC is obeyed.
+            pid: who opens; a copy of its descriptor is told from the last one by it.
+        Raises:
+            ReadOnly, NotPermitted: *flags* ask for writing where that may not be.
             IsADirectory: it is a folder.
             IntegrityError: the server's bytes do not match its checksum.
             ProtocolViolation: the server names no checksum, so versions cannot be told apart.
         """
-        return await self._files.open(self._tree.find(ino), flags)
+        inode = self._tree.find(ino)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            if self._writing is None:
+                raise ReadOnly(f"{inode.path}: the mount is read-only")
+            if not self._store.is_writable(inode.path.repo):
+                raise ReadOnly(f"{inode.path.repo}: a remote repository only shows what it fetched")
+        return await self._files.open(inode, flags, pid)
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
         """Give bytes of an open file; fewer only at its end.
@@ -213,55 +289,88 @@ class Filesystem:
         """
         return await self._files.read(handle, extent)
 
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write all of *data* to the staged copy; the first write fetches what was there.
+
+        Raises:
+            OSError: the local disk is full. RemoteError: what was there cannot be fetched.
+        """
+        return await self._files.write(handle, offset, data)
+
+    def pages_are_stale(self, handle: int) -> int | None:
+        """Give the inode whose pages the kernel must drop after a write by this handle."""
+        return self._files.pages_are_stale(handle)
+
+    async def flush(self, handle: int) -> None:
+        """Upload what was written: ``close`` returns this verdict; see ``OpenFiles.flush``."""
+        await self._files.flush(handle)
+
+    async def fsync(self, handle: int) -> None:
+        """Upload what was written."""
+        await self._files.fsync(handle)
+
     async def release(self, handle: int) -> None:
         """Close a handle."""
         await self._files.release(handle)
 
     # attributes
 
-    async def getxattr(self, ino: int, name: bytes) -> bytes:
-        """Give a property, or a fact about the artifact.
+    async def setattr(
+        self, ino: int, change: Change, handle: int | None = None, pid: int = 0
+    ) -> Attributes:
+        """Set size, mode, owner and times. All but the size are kept while the mount lives.
 
         Raises:
-            NoAttribute: it has none of that name.
-            Unsupported: another namespace than ``user.``; answered without the server.
+            IsADirectory: the size of a folder. The verdict of the upload, where truncating is one.
         """
-        if name.startswith(xattrs.FACTS.encode()):
-            return await self._fact(self._tree.find(ino), name.decode("utf-8", "replace"))
-        key = xattrs.key_to_read(name)
-        values = (await self._properties.get(self._tree.find(ino))).get(key)
-        if values is None:
-            raise NoAttribute(f"no property {key}")
-        return xattrs.encode_values(values)
+        inode = self._tree.find(ino)
+        if self._writing is None:
+            raise ReadOnly(f"{inode.path}: the mount is read-only")
+        if inode.computed is not None:
+            raise NotPermitted(f"{inode.name}: is computed")
+        if change.size is not None:
+            await self._files.truncate(inode, change.size, handle, pid)
+        self._status.change(inode, change)
+        return self._status.of(inode)
+
+    async def getxattr(self, ino: int, name: bytes) -> bytes:
+        """Give a property, or a fact about the artifact; see ``ExtendedAttributes``."""
+        return await self._extended.get(self._tree.find(ino), name)
 
     async def listxattr(self, ino: int) -> list[bytes]:
         """Name the properties. Facts are not listed: who copies attributes cannot set them."""
-        properties = await self._properties.get(self._tree.find(ino))
-        return [f"{xattrs.PREFIX}{key}".encode() for key in sorted(properties)]
+        return await self._extended.names(self._tree.find(ino))
 
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set a property. Whether it exists is the caller's to check (XATTR_CREATE).
-
-        Raises:
-            InvalidProperty: Artifactory cannot hold it.
-            NotPermitted: a fact, or an entry that is computed.
-            Unsupported: another namespace than ``user.``.
-        """
-        key, values = xattrs.key_to_write(name), xattrs.decode_values(value)
-        await self._change(ino, key, values)
+        """Set a property. Whether it exists is the caller's to check (XATTR_CREATE)."""
+        await self._extended.set(self._tree.find(ino), name, value)
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         """Remove a property. Raises as ``setxattr``, and NoAttribute."""
-        await self._change(ino, xattrs.key_to_write(name), None)
+        await self._extended.set(self._tree.find(ino), name, None)
 
-    async def close(self) -> None:
-        """Let go of every reader; for the end of the mount."""
-        await self._files.close()
+    async def drain(self) -> None:
+        """Return when no upload is under way."""
+        if self._writing is not None:
+            await self._writing.deployer.wait_idle()
+
+    async def close(self) -> Sequence[RepoPath]:
+        """Let go of every reader; for the end of the mount.
+
+        Returns:
+            Where bytes belong that were written and are on no server: the journal has them.
+        """
+        return await self._files.close()
 
     @property
     def negative_ttl_s(self) -> float:
         """How long the kernel may believe that a name is not there."""
         return self._settings.negative_ttl_s
+
+    def _abandon(self, inode: Inode) -> None:
+        if self._abandoned is not None:
+            parent = inode.parent.ino if inode.parent is not None else ROOT
+            self._abandoned(Remembered([(parent, inode.name)], [inode.ino]))
 
     async def _resolve(self, parent: Inode, name: str) -> Inode:
         """Resolve a name: a real entry, else a computed one."""
@@ -276,61 +385,4 @@ class Filesystem:
                 raise
         target = await self._selectors.resolve(parent, name)
         info = FolderInfo(RepoPath(parent.path.repo, f"{parent.path.path}//{name}"), 0)
-        return self._tree.inodes.compute(f"{parent.path}//{name}", info, _Link(target))
-
-    async def _fact(self, inode: Inode, name: str) -> bytes:
-        if inode.computed is not None or not inode.path.repo:
-            raise NoAttribute(f"{name}: only of what is on the server")
-        fact = name.removeprefix(xattrs.FACTS)
-        info = inode.info
-        value = xattrs.fact(info, fact)
-        if value is None and fact == "downloads":
-            value = str(await self._store.downloads(inode.path))
-        elif value is None and fact == "uri":
-            value = f"{self._address}/{inode.path}"
-        elif value is None and fact == "state":
-            value = "clean"
-        elif value is None and fact != "last_error":
-            # A listing does not say everything: ask once, and keep the answer.
-            info = await self._store.stat(inode.path)
-            known = inode.info
-            if isinstance(info, FileInfo) and isinstance(known, FileInfo):
-                inode.info = info if info.version == known.version else known
-            value = xattrs.fact(info, fact)
-        if value is None:
-            raise NoAttribute(f"{name}: not known")
-        return value.encode()
-
-    async def _change(self, ino: int, key: str, values: tuple[str, ...] | None) -> None:
-        if self._settings.read_only:
-            raise NotPermitted("the mount is read-only")
-        inode = self._tree.find(ino)
-        if isinstance(inode.computed, _Link):
-            raise Unsupported("a selector has no properties of its own")
-        await self._properties.change(inode, {key: values})
-
-    def _attributes(self, inode: Inode) -> Attributes:
-        settings = self._settings
-        info = self._files.version_shown(inode) or inode.info
-        # The kernel counts from its own receipt: give it what is left of ours, so that a change
-        # is seen within one TTL and not two.
-        left = max(0.0, inode.fresh_until - trio.current_time())
-        if inode.ino == ROOT or inode.computed is not None:
-            left = settings.attr_ttl_s
-        mode, size, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 0, 2
-        if isinstance(inode.computed, _Link):
-            mode, size, nlink = stat.S_IFLNK | 0o777, len(inode.computed.target.encode()), 1
-        elif isinstance(info, FileInfo):
-            mode, size, nlink = stat.S_IFREG | 0o666 & ~settings.umask, info.size, 1
-        return Attributes(
-            ino=inode.ino,
-            mode=mode,
-            nlink=nlink,
-            uid=settings.uid,
-            gid=settings.gid,
-            size=size,
-            mtime_ns=info.modified_ns,
-            ctime_ns=info.modified_ns,
-            entry_ttl_s=min(left, settings.entry_ttl_s),
-            attr_ttl_s=min(left, settings.attr_ttl_s),
-        )
+        return self._tree.inodes.compute(f"{parent.path}//{name}", info, Link(target))

@@ -11,10 +11,11 @@ and in another mount: tools that remember them (``rsync``, ``tar``, ``find``) st
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 
 from jfs.errors import NoEntry
-from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath
+from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath, kind_of
 
 ROOT = 1  # FUSE_ROOT_ID
 _WORTH_SHRINKING = 4096
@@ -34,16 +35,21 @@ class Inode:
         lookup_count: held by the kernel; changed by ``InodeTable`` only.
         properties: of the artifact, believed until *properties_until*; None: not asked for yet.
         sibling_asked: of a folder: when the properties of one of its children were asked for.
+        changes: how often it was changed through this mount: an answer of the server that was asked
+            for before a change says nothing about what is now.
+        local: not on the server yet: made here, and not uploaded so far.
         computed: what a folder or link shows that is no entry of the server; None for real ones.
     """
 
     __slots__ = (
+        "changes",
         "children",
         "complete_until",
         "computed",
         "fresh_until",
         "info",
         "ino",
+        "local",
         "lookup_count",
         "missing",
         "name",
@@ -69,6 +75,8 @@ class Inode:
         self.properties_until = 0.0
         self.sibling_asked = _NEVER
         self.computed: object | None = None
+        self.changes = 0
+        self.local = False
 
     @property
     def is_folder(self) -> bool:
@@ -114,13 +122,13 @@ class InodeTable:
     def link(self, parent: Inode, name: str, info: EntryInfo, fresh_until: float) -> Inode:
         """Give the inode of a dentry, made or brought up to date with *info*.
 
-        A name that changed between file and folder gets a new inode: the kernel treats a changed
-        type under one number as corruption.
+        A name that changed between file, link and folder gets a new inode: the kernel treats a
+        changed type under one number as corruption.
         """
         children = parent.dentries
         inode = children.get(name)
         if inode is not None:
-            if isinstance(info, FileInfo) is not inode.is_folder:
+            if kind_of(info) == kind_of(inode.info):
                 inode.info = info
                 inode.fresh_until = fresh_until
                 return inode
@@ -165,6 +173,16 @@ class InodeTable:
         if inode.lookup_count == 0:
             self._shed(inode)
             self._settle(inode)
+
+    def move(self, inode: Inode, parent: Inode, name: str) -> None:
+        """Give an inode another dentry, which must be free; everything below it goes along."""
+        assert inode.parent is not None
+        before = inode.parent
+        del before.dentries[inode.name]
+        inode.parent, inode.name = parent, name
+        parent.dentries[name] = inode
+        _relocate(inode, parent.path.child(name))
+        self._settle(before)
 
     def remember(self, inode: Inode) -> None:
         """The kernel was given the inode once more."""
@@ -231,3 +249,9 @@ class InodeTable:
         while ino <= ROOT or ino in self._inodes:
             ino = (ino + 1) & _MASK
         return ino
+
+
+def _relocate(inode: Inode, path: RepoPath) -> None:
+    inode.info = replace(inode.info, path=path)
+    for name, child in inode.dentries.items():
+        _relocate(child, path.child(name))

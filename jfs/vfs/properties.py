@@ -40,6 +40,8 @@ class PropertyTable:
         """Give the properties of an item. Raises RemoteError."""
         if inode.computed is not None or not inode.path.repo:
             return {}
+        if inode.local:
+            return inode.properties or {}  # kept here until it is uploaded
         if self._fresh(inode) is None:
             async with self._lock(inode):
                 if self._fresh(inode) is None:
@@ -60,15 +62,15 @@ class PropertyTable:
             for key, values in change.items():
                 if values is None and key not in known:
                     raise NoAttribute(f"{inode.path}: has no property {key}")
+        if inode.local:
+            inode.properties = _changed(inode.properties, change)
+            return
         # Under the lock of who asks: an answer that was on its way, from before the change, must
         # not come after it.
         async with self._lock(inode):
             await self._store.set_properties(inode.path, change)
             if self._fresh(inode) is not None:
-                changed = {**(inode.properties or {}), **change}
-                inode.properties = {
-                    key: values for key, values in changed.items() if values is not None
-                }
+                inode.properties = _changed(inode.properties, change)
 
     @asynccontextmanager
     async def _lock(self, inode: Inode) -> AsyncIterator[None]:
@@ -126,8 +128,16 @@ class PropertyTable:
             return
         found = {match.info.path.name: match.properties for match in matches}
         for name, child in folder.dentries.items():
-            self._note(child, found.get(name, {}))
+            if not child.local:
+                self._note(child, found.get(name, {}))
 
     def _note(self, inode: Inode, properties: Properties) -> None:
         inode.properties = properties
         inode.properties_until = trio.current_time() + self._ttl_s
+
+
+def _changed(
+    properties: Properties | None, change: Mapping[str, tuple[str, ...] | None]
+) -> Properties:
+    merged = {**(properties or {}), **change}
+    return {key: values for key, values in merged.items() if values is not None}

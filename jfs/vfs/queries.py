@@ -6,14 +6,23 @@ only (``d_splice_alias`` moves it). A folder that carries the properties itself 
 scoped query for each combination of criteria, believed for a while. Trio thread only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 from cachetools import TTLCache
 
 from jfs.errors import InvalidName, NoEntry
-from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath
+from jfs.model import (
+    SYMLINK_TARGET,
+    Criteria,
+    EntryInfo,
+    FileInfo,
+    FolderInfo,
+    Match,
+    RepoPath,
+    as_link,
+)
 from jfs.protocols import ArtifactStore
 from jfs.vfs.inodes import Inode
 from jfs.vfs.selectors import parse_criterion
@@ -141,13 +150,25 @@ class Queries:
                 matches = await self._store.search(
                     Criteria(scope, criteria, kind="any", plain=True)
                 )
+                links = await self._links(criteria, matches)
             except InvalidName as error:
                 raise NoEntry(str(error)) from None
             result = _Folder()
             for match in matches:
-                _insert(result, below(scope, match.info.path), match.info)
+                info = links.get(match.info.path, match.info)
+                _insert(result, below(scope, info.path), info)
             self._results[criteria] = result
             return result
+
+    async def _links(
+        self, criteria: tuple[tuple[str, str], ...], matches: Sequence[Match]
+    ) -> Mapping[RepoPath, EntryInfo]:
+        """Find out which empty files are symbolic links: one more query, if there are any."""
+        if not any(isinstance(m.info, FileInfo) and not m.info.size for m in matches):
+            return {}
+        scope = self._tree.inodes.root.path
+        found = await self._store.search(Criteria(scope, (*criteria, (SYMLINK_TARGET, "*"))))
+        return {m.info.path: as_link(m.info, m.properties) for m in found}
 
     def _inode(self, shown: _Shown) -> Inode | None:
         """Give the inode of an entry; None for a file outside of the mount."""

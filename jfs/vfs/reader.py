@@ -12,7 +12,7 @@ must be no checkpoint: see ``segments``.
 import logging
 from bisect import bisect_right, insort
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -27,7 +27,7 @@ from jfs.errors import (
 )
 from jfs.extents import Extent, KiB
 from jfs.metrics import Metrics
-from jfs.model import ArtifactVersion
+from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, CachedContent, RangeSource
 from jfs.vfs.readahead import ReadaheadPlanner
 from jfs.vfs.segments import Segment, SegmentOwner, SegmentPool
@@ -177,6 +177,10 @@ class ContentReader(SegmentOwner):
                 f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
             ) from None
 
+    def relocate(self, path: RepoPath) -> None:
+        """The same content is at another path now: what is fetched from here on is asked there."""
+        self.version = replace(self.version, path=path)
+
     async def close(self) -> None:
         """Let go of everything once the fetches under way have ended. Idempotent."""
         if not self._closed:
@@ -293,7 +297,13 @@ class ContentReader(SegmentOwner):
         limits = self._plane.limits(self.version.path.repo)
         limit = limits.demand if demand else limits.ahead
         try:
-            await self._fill_claimed(segment, limit)
+            path = self.version.path
+            try:
+                await self._fill_claimed(segment, limit)
+            except Stale:
+                if self.version.path == path:
+                    raise
+                await self._fill_claimed(segment, limit)  # it was moved while we asked
         except trio.Cancelled:
             error = Unavailable("the mount is ending")
             raise

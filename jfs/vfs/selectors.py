@@ -6,6 +6,7 @@ so that they survive bind mounts. A real entry of that name wins. Trio thread on
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo
@@ -17,6 +18,13 @@ from jfs.vfs.xattrs import problem_with_key
 
 MARK = "@"
 _LATEST = "@latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a computed symbolic link points to."""
+
+    target: str
 
 
 def parse_criterion(text: str) -> tuple[str, str] | None:

@@ -10,8 +10,18 @@ from collections.abc import Sequence
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import NoEntry, NotADirectory, NotFound, Unavailable
-from jfs.model import EntryInfo, FolderInfo, RepoPath, problem_with_name
+from jfs.errors import AccessDenied, NoEntry, NotADirectory, NotFound, Unavailable
+from jfs.model import (
+    SYMLINK_TARGET,
+    Criteria,
+    EntryInfo,
+    FileInfo,
+    FolderInfo,
+    RepoPath,
+    as_link,
+    kind_of,
+    problem_with_name,
+)
 from jfs.protocols import ArtifactStore
 from jfs.vfs.inodes import Inode, InodeTable
 
@@ -34,6 +44,9 @@ class Tree:
         self._settings = settings
         self._locks: dict[_LockKey, trio.Lock] = {}
         self._lookups: dict[Inode, int] = {}
+        # Names that this mount changed while a listing of their folder is under way: what it says
+        # about them is older than what we know.
+        self._being_listed: dict[Inode, set[str]] = {}
         self.inodes = InodeTable(root, trio.current_time() + settings.attr_ttl_s)
 
     def find(self, ino: int) -> Inode:
@@ -51,21 +64,26 @@ class Tree:
         """
         if inode is self.inodes.root or inode.fresh_until > trio.current_time():
             return
-        if inode.computed is not None:
-            return  # made anew by every lookup
+        if inode.computed is not None or inode.local or not inode.attached():
+            return  # made anew by every lookup; ours alone; gone, and open still
         async with self._lock(inode):
             if inode.fresh_until > trio.current_time():
                 return
+            changes = inode.changes
             try:
-                info = await self._store.stat(inode.path)
+                info = await self._stat(inode.path)
             except NotFound:
+                if inode.changes != changes:
+                    return
                 self.inodes.unlink(inode)
                 raise
             except Unavailable as error:
                 log.warning("%s: serving what was known before: %s", inode.path, error)
                 inode.fresh_until = trio.current_time() + _STALE_RETRY_S
                 return
-            if isinstance(info, FolderInfo) is not inode.is_folder:
+            if inode.changes != changes:
+                return  # asked before the change: what we know is newer
+            if kind_of(info) != kind_of(inode.info):
                 self.inodes.unlink(inode)
                 raise NoEntry(f"{inode.path}: was replaced by another kind of entry")
             inode.info = info
@@ -134,8 +152,10 @@ class Tree:
                 return None
             parent = child
         known = parent.dentries.get(parts[-1])
-        if known is not None and known.fresh_until > now:
+        if known is not None and (known.local or known.fresh_until > now):
             return known
+        if parent.missing is not None and parent.missing.get(parts[-1], 0.0) > now:
+            return None  # removed since the query was answered
         return self.inodes.link(parent, parts[-1], info, now + self._settings.attr_ttl_s)
 
     async def walk(self, parts: Sequence[str]) -> Inode:
@@ -144,6 +164,110 @@ class Tree:
         for part in parts:
             inode = await self.lookup(inode, part)
         return inode
+
+    # what this mount changes itself; no checkpoint between the change and its note
+
+    def made(self, parent: Inode, name: str, info: EntryInfo, *, local: bool) -> Inode:
+        """Note a new entry; *local*: it is not on the server yet."""
+        self._touch(parent, name)
+        inode = self.inodes.link(
+            parent, name, info, trio.current_time() + self._settings.attr_ttl_s
+        )
+        inode.local = local
+        if isinstance(info, FolderInfo):  # a new folder is empty: no need to ask
+            inode.complete_until = trio.current_time() + self._settings.entry_ttl_s
+        return inode
+
+    def removed(self, inode: Inode) -> None:
+        """Note that an entry is gone."""
+        parent = inode.parent
+        inode.changes += 1
+        inode.local = False
+        if parent is not None and inode.attached():
+            self._touch(parent, inode.name)
+            self._note_missing(parent, inode.name)
+        self.inodes.unlink(inode)
+
+    def moved(self, inode: Inode, parent: Inode, name: str) -> None:
+        """Note that an entry has another place; what was at that place is gone."""
+        before, old_name = inode.parent, inode.name
+        assert before is not None
+        existing = parent.dentries.get(name)
+        if existing is not None:
+            self.removed(existing)
+        inode.changes += 1
+        self._touch(before, old_name)
+        self._touch(parent, name)
+        self.inodes.move(inode, parent, name)
+        self._note_missing(before, old_name)
+        self._lookups.pop(before, None)
+
+    def changed(self, inode: Inode, info: EntryInfo) -> None:
+        """Note that an entry is on the server now, and what it is there."""
+        inode.changes += 1
+        inode.local = False
+        inode.info = info
+        inode.fresh_until = trio.current_time() + self._settings.attr_ttl_s
+        if inode.parent is not None:
+            self._touch(inode.parent, inode.name)
+
+    def expire_listing(self, folder: Inode) -> None:
+        """List a folder again at its next use."""
+        folder.complete_until = 0.0
+        folder.missing = None
+
+    def doubt(self, inode: Inode) -> None:
+        """Believe nothing about a name any more, neither that it is there nor that it is not."""
+        self.expire(inode)
+        if inode.parent is not None and inode.parent.missing is not None:
+            inode.parent.missing.pop(inode.name, None)
+
+    def _touch(self, parent: Inode, name: str) -> None:
+        if parent.missing is not None:
+            parent.missing.pop(name, None)
+        if (touched := self._being_listed.get(parent)) is not None:
+            touched.add(name)
+
+    async def is_there(self, parent: Inode, name: str) -> bool:
+        """Ask the server itself whether a name is taken, whatever was believed. RemoteError."""
+        known = parent.dentries.get(name)
+        if known is not None and known.local:
+            return True
+        try:
+            info = await self._stat(parent.path.child(name))
+        except NotFound:
+            if known is not None:
+                self.inodes.unlink(known)
+            return False
+        if known is None:
+            self.inodes.link(parent, name, info, trio.current_time() + self._settings.attr_ttl_s)
+        return True
+
+    async def _stat(self, path: RepoPath) -> EntryInfo:
+        """Describe one item; an empty file may be a symbolic link."""
+        info = await self._store.stat(path)
+        if isinstance(info, FileInfo) and not info.size:
+            return as_link(info, await self._store.properties(path))
+        return info
+
+    async def _with_links(
+        self, folder: RepoPath, entries: Sequence[EntryInfo]
+    ) -> Sequence[EntryInfo]:
+        """Find out which empty files of a listing are symbolic links, by one query."""
+        if not any(isinstance(info, FileInfo) and not info.size for info in entries):
+            return entries
+        criteria = Criteria(folder, ((SYMLINK_TARGET, "*"),), direct=True)
+        try:
+            matches = await self._store.search(criteria)
+        except AccessDenied:  # anonymous users may not query (artifactory-rest 10.1)
+            return [
+                await self._stat(info.path)
+                if isinstance(info, FileInfo) and not info.size
+                else info
+                for info in entries
+            ]
+        links = {m.info.path: as_link(m.info, m.properties) for m in matches}
+        return [links.get(info.path, info) for info in entries]
 
     def forget_below(self, inode: Inode) -> None:
         """Believe nothing at or below the inode any more; the next use asks the server."""
@@ -165,6 +289,8 @@ class Tree:
         """Answer from what is fresh; None means that the server must be asked."""
         now = trio.current_time()
         inode = parent.dentries.get(name)
+        if inode is not None and inode.local:
+            return inode
         if inode is not None and (inode.fresh_until > now or parent.complete_until > now):
             return inode
         settings = self._settings
@@ -176,11 +302,14 @@ class Tree:
         return None
 
     async def _ask(self, parent: Inode, name: str) -> Inode:
-        known = parent.dentries.get(name)
         path = parent.path.child(name)
+        known = parent.dentries.get(name)
+        changes = known.changes if known is not None else 0
         try:
-            info = await self._store.stat(path)
+            info = await self._stat(path)
         except NotFound as error:
+            if (ours := self._changed_meanwhile(parent, name, known, changes)) is not None:
+                return ours
             if known is not None:
                 self.inodes.unlink(known)
             self._note_missing(parent, name)
@@ -191,12 +320,31 @@ class Tree:
             log.warning("%s: serving what was known before: %s", path, error)
             known.fresh_until = trio.current_time() + _STALE_RETRY_S
             return known
+        if (ours := self._changed_meanwhile(parent, name, known, changes)) is not None:
+            return ours
         return self.inodes.link(parent, name, info, trio.current_time() + self._settings.attr_ttl_s)
+
+    def _changed_meanwhile(
+        self, parent: Inode, name: str, known: Inode | None, changes: int
+    ) -> Inode | None:
+        """Give what this mount made of a name while the server was asked about it.
+
+        None: nothing, the answer counts. Raises NoEntry: it was removed.
+        """
+        now = parent.dentries.get(name)
+        if now is not None and (now is not known or now.changes != changes):
+            return now
+        if parent.missing is not None and parent.missing.get(name, 0.0) > trio.current_time():
+            raise NoEntry(f"{parent.path.child(name)}: was removed")
+        return None
 
     async def _list(self, folder: Inode) -> None:
         """Replace the dentries of *folder* by a fresh listing. Its lock is held."""
         try:
-            entries = await self._store.list_children(folder.path)
+            touched = self._being_listed[folder] = set()
+            entries = await self._with_links(
+                folder.path, await self._store.list_children(folder.path)
+            )
         except NotFound:
             if folder is not self.inodes.root:
                 self.inodes.unlink(folder)
@@ -207,14 +355,20 @@ class Tree:
             log.warning("%s: serving the listing known before: %s", folder.path, error)
             folder.complete_until = trio.current_time() + _STALE_RETRY_S
             return
+        finally:
+            self._being_listed.pop(folder, None)
         # no checkpoint until the end: nobody sees half of the new listing
         now = trio.current_time()
         names = set()
         for info in entries:
-            names.add(info.path.name)
-            self.inodes.link(folder, info.path.name, info, now + self._settings.attr_ttl_s)
-        for name in folder.dentries.keys() - names:
-            self.inodes.unlink(folder.dentries[name])
+            name = info.path.name
+            names.add(name)
+            known = folder.dentries.get(name)
+            if name not in touched and (known is None or not known.local):
+                self.inodes.link(folder, name, info, now + self._settings.attr_ttl_s)
+        for name in folder.dentries.keys() - names - touched:
+            if not folder.dentries[name].local:
+                self.inodes.unlink(folder.dentries[name])
         folder.complete_until = now + self._settings.entry_ttl_s
         folder.missing = None
         self._lookups.pop(folder, None)

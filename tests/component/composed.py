@@ -1,8 +1,9 @@
 """The filesystem facade on a real server, as ``mount.py`` composes it, without a kernel."""
 
 import stat
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -16,6 +17,7 @@ from jfs.config import (
     Secret,
     ServerSettings,
     TreeSettings,
+    WriteSettings,
 )
 from jfs.extents import Extent
 from jfs.metrics import Metrics
@@ -24,6 +26,7 @@ from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.inodes import ROOT
 from jfs.vfs.reader import DataPlane
+from jfs.vfs.staging import StagingArea
 
 TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
 
@@ -41,19 +44,28 @@ async def composed(
     store: DiskBlockStore | None = None,
     tree: TreeSettings = TREE,
     deadline_s: float = 60,
+    writes: WriteSettings | None = None,
+    read_only: bool = False,
 ) -> AsyncIterator[Filesystem]:
-    """Give the filesystem of *source*, ``repo/path`` or empty for every repository."""
+    """Give the filesystem of *source*, ``repo/path`` or empty for every repository.
+
+    It stages what is written in a temporary directory, unless *writes* says where and how.
+    """
     settings = server_settings(server, deadline_s)
     ranges = HttpRangeSource(settings, Metrics())
-    async with (
-        aclosing(ArtifactoryClient(settings, Metrics())) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with AsyncExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        client = await stack.enter_async_context(aclosing(ArtifactoryClient(settings, Metrics())))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        area = None
+        if not read_only:
+            area = StagingArea(writes or WriteSettings(Path(temporary) / "staging"), server.url)
+            stack.callback(area.close)
         await client.check()
         await client.repositories()
         plane = DataPlane(ranges, store, ReadSettings(), Metrics(), nursery, fetches=2)
         root = FolderInfo(RepoPath.parse(source), 0)
-        filesystem = Filesystem(client, plane, tree, root, address=server.url)
+        filesystem = Filesystem(client, plane, tree, root, address=server.url, area=area)
         yield filesystem
         await filesystem.close()
     ranges.close()

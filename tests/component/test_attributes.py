@@ -187,7 +187,7 @@ async def test_an_outage_shows_what_was_known(ask: Requests, expected_logs: list
 
 
 async def test_a_read_only_mount_sets_nothing(ask: Requests) -> None:
-    async with composed(ask.server, REPO, tree=TreeSettings(uid=0, gid=0, read_only=True)) as fs:
+    async with composed(ask.server, REPO, read_only=True) as fs:
         with pytest.raises(NotPermitted):
             await fs.setxattr(await find(fs, FILE), b"user.k", b"v")
 

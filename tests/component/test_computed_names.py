@@ -109,7 +109,7 @@ async def test_files_of_a_query_are_the_real_ones(models: EmbeddedServer) -> Non
         with pytest.raises(NotPermitted):
             await fs.setxattr(folder, b"user.k", b"v")
         with pytest.raises(ReadOnly):
-            await fs.open(shown, 1)
+            await fs.mkdir(folder, "new", 0o755, Caller(0, 0))
 
 
 async def test_a_folder_that_matches_is_shown_whole(models: EmbeddedServer) -> None:

@@ -27,9 +27,12 @@ from jfs.metrics import Metrics
 from jfs.model import (
     ArtifactVersion,
     Checksums,
+    Criteria,
     EntryInfo,
     FileInfo,
     FolderInfo,
+    Match,
+    Properties,
     RepoPath,
     Repository,
 )
@@ -74,6 +77,12 @@ class MemoryServer:
         if not names and path.path:
             raise NotFound("Unable to find item", status=404)
         return [info for name in names if (info := self._info(path.child(name))) is not None]
+
+    async def properties(self, path: RepoPath) -> Properties:
+        return {}
+
+    async def search(self, criteria: Criteria) -> Sequence[Match]:
+        return []
 
     def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
         self._note("fetch")

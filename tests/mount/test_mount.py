@@ -57,14 +57,18 @@ def test_mtime_is_last_modified(mounted: MountedServer) -> None:
     assert info["lastModified"].startswith(shown)
 
 
-def test_the_mount_is_read_only(mounted: MountedServer) -> None:
-    mounted.server.deploy(REPO, "a", b"x")
+def test_a_read_only_mount_changes_nothing(server: EmbeddedServer, mounter: Mounter) -> None:
+    server.deploy(REPO, "a", b"x")
+    mounted = mounter(f"{server.url}/{REPO}", "--read-only", JF_ACCESS_TOKEN=server.token)
     for act in (
         lambda: (mounted.root / "new").touch(),
         lambda: (mounted.root / "a").write_bytes(b"y"),
         lambda: (mounted.root / "a").unlink(),
         lambda: (mounted.root / "d").mkdir(),
         lambda: (mounted.root / "a").rename(mounted.root / "b"),
+        lambda: (mounted.root / "a").chmod(0o600),
+        lambda: (mounted.root / "l").symlink_to("a"),
+        lambda: os.truncate(mounted.root / "a", 0),
     ):
         with pytest.raises(OSError, match="Read-only file system"):
             act()

@@ -1,0 +1,146 @@
+"""From a staged file to an artifact: checksums, properties, journal, verdict. Trio thread.
+
+A deploy either becomes the whole artifact or changes nothing, and its failure keeps the bytes: the
+journal then says why, and ``jfs recover`` deals with them.
+"""
+
+import logging
+import time
+from dataclasses import replace
+
+import trio
+
+from jfs.errors import AlreadyExists, JfsError, NotFound
+from jfs.extents import MiB
+from jfs.metrics import Metrics
+from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
+from jfs.protocols import ArtifactStore
+from jfs.vfs.journal import Entry, State
+from jfs.vfs.staging import StagingArea, StagingFile
+
+log = logging.getLogger(__name__)
+
+# From this size on an upload takes long enough that a loss of power in the middle of it counts:
+# its bytes go to disk while they are sent. Smaller ones are synced when they fail.
+_SYNCED_WHILE_SENT = 1 * MiB
+
+
+class Deployer:
+    """The uploads of one mount."""
+
+    def __init__(
+        self, store: ArtifactStore, area: StagingArea, metrics: Metrics, nursery: trio.Nursery
+    ) -> None:
+        self._nursery = nursery
+        self._store = store
+        self._area = area
+        self._metrics = metrics
+        self._active = 0
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Uploads that are under way."""
+        return self._active
+
+    async def wait_idle(self) -> None:
+        """Return when no upload is under way."""
+        while self._active:
+            await self._idle.wait()
+
+    async def deploy(
+        self,
+        staged: StagingFile,
+        path: RepoPath,
+        *,
+        is_new: bool,
+        properties: Properties,
+        modified_ns: int | None,
+    ) -> FileInfo:
+        """Make the staged bytes the artifact at *path*. Nobody may write to them meanwhile.
+
+        Args:
+            is_new: nothing was at *path* when it was opened; else what is there keeps its
+                properties (the server would drop them, artifactory-rest 4.4).
+            properties: set on it before it ever was on the server.
+            modified_ns: its time, if somebody set one.
+        Raises:
+            AlreadyExists: --no-overwrite, and somebody else was faster.
+            IntegrityError, RemoteError: the server's verdict; the journal has kept it.
+            OSError: the local disk failed.
+        """
+        self._active += 1
+        self._idle = trio.Event()
+        try:
+            return await self._deploy(staged, path, is_new, properties, modified_ns)
+        except (JfsError, OSError) as error:
+            self._metrics.count("deploys_failed")
+            await trio.to_thread.run_sync(_keep, staged, str(error))
+            raise
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    async def _deploy(
+        self,
+        staged: StagingFile,
+        path: RepoPath,
+        is_new: bool,
+        properties: Properties,
+        modified_ns: int | None,
+    ) -> FileInfo:
+        assert staged.entry is not None
+        if is_new and self._area.settings.no_overwrite:
+            await self._require_absent(path)
+        if not is_new and not properties:
+            properties = await self._store.properties(path)
+        properties = {**properties, **self._area.settings.properties}
+        sha256 = await trio.to_thread.run_sync(_seal, staged, path, properties, modified_ns)
+        deployment = Deployment(
+            path, staged.size, Checksums(sha256=sha256), properties, modified_ns
+        )
+        if staged.size >= _SYNCED_WHILE_SENT:
+            self._nursery.start_soon(_sync, staged.entry)
+        info = await self._store.deploy(deployment, staged.file)
+        self._metrics.count("deploys")
+        # The answer to a deploy names no time of modification.
+        return replace(info, modified_ns=modified_ns or time.time_ns())
+
+    async def _require_absent(self, path: RepoPath) -> None:
+        try:
+            await self._store.stat(path)
+        except NotFound:
+            return
+        raise AlreadyExists(f"{path}: is on the server, and --no-overwrite keeps what is there")
+
+
+def _seal(
+    staged: StagingFile, path: RepoPath, properties: Properties, modified_ns: int | None
+) -> str:
+    """Finish the digest, and note in the journal that the file is whole. Blocking."""
+    assert staged.entry is not None
+    staged.entry.update(
+        state=State.DEPLOYING, path=path, properties=properties, modified_ns=modified_ns, error=""
+    )
+    return staged.sha256()
+
+
+def _keep(staged: StagingFile, reason: str) -> None:
+    """Let the bytes of a failed upload survive everything. Blocking; never raises."""
+    assert staged.entry is not None
+    try:
+        staged.entry.update(state=State.FAILED, error=reason)
+        staged.entry.sync()
+    except OSError as error:
+        log.error("%s: its journal cannot be written: %s", staged.entry.record.path, error)
+
+
+async def _sync(entry: Entry) -> None:
+    """Write to disk beside the upload, which does not wait for it."""
+    try:
+        await trio.to_thread.run_sync(entry.sync_data)
+    except OSError as error:
+        # The upload goes on: it does not need this disk any more.
+        log.warning("%s: the staged copy may not survive: %s", entry.record.path, error)

@@ -1,0 +1,244 @@
+"""Staged files on disk and what is known of each: nothing that was written is lost with a process.
+
+A staged file is two files of the staging directory: ``ID.data``, its bytes, and ``ID.json``, the
+record that says where they belong and how far they came. The daemon that writes a file holds a lock
+on its data for as long as it lives; a file without one was left by a process that died, or kept
+because its upload was refused: ``jfs recover`` and the next mount deal with it.
+
+Blocking; any thread. A record is replaced whole (rename), so a crash leaves the old or the new one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from jfs.errors import ConfigError, JfsError
+from jfs.model import Properties, RepoPath
+
+DATA, RECORD = ".data", ".json"
+_VERSION = 1
+
+
+class State(StrEnum):
+    """How far a staged file came.
+
+    WRITING: nobody has closed it yet: it may be incomplete. DEPLOYING: it was closed, and its
+    upload was under way. FAILED: ``close`` was told that the upload failed.
+    """
+
+    WRITING = "writing"
+    DEPLOYING = "deploying"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one staged file.
+
+    Attributes:
+        server: URL of the service that it belongs to.
+        path: where it belongs, as of now: a rename takes it along.
+        base: sha256 of what the server had there when it was opened; None: nothing.
+        properties: to be set when it is deployed.
+        created_ns: since 1970.
+        error: what went wrong, once FAILED.
+    """
+
+    server: str
+    path: RepoPath
+    state: State = State.WRITING
+    base: str | None = None
+    properties: Properties = field(default_factory=dict)
+    created_ns: int = 0
+    modified_ns: int | None = None
+    error: str = ""
+
+
+class Entry:
+    """A staged file: its data, open and locked, and its record."""
+
+    def __init__(self, directory: Path, name: str, file: int, record: Record) -> None:
+        self._directory = directory
+        self.name = name
+        self.file = file
+        self.record = record
+
+    @property
+    def data_path(self) -> Path:
+        return self._directory / (self.name + DATA)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file).st_size
+
+    def update(self, **changes: object) -> None:
+        """Change fields of the record, and write it. Raises OSError."""
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
+        _write(self._directory / (self.name + RECORD), self.record)
+
+    def sync(self) -> None:
+        """Let data, record and their names survive a loss of power. Raises OSError."""
+        os.fdatasync(self.file)
+        for path in (self._directory / (self.name + RECORD), self._directory):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def sync_data(self) -> None:
+        """Let the data survive a loss of power; it may be closed meanwhile. Raises OSError."""
+        # A descriptor of its own, for this may take longer than the upload that it runs beside.
+        file = os.dup(self.file)
+        try:
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+
+    def remove(self) -> None:
+        """Forget it; who has the data open keeps it. Harmless if it is gone."""
+        # The data first: a record without data is swept away, data without a record is kept.
+        self.data_path.unlink(missing_ok=True)
+        (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock and the descriptor back; idempotent."""
+        file, self.file = self.file, -1
+        if file >= 0:
+            os.close(file)
+
+
+class Journal:
+    """The staging directory.
+
+    Raises:
+        ConfigError: it cannot be made, or is open to other users.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = directory.stat()
+        except OSError as error:
+            raise ConfigError(f"staging directory {directory}: {error.strerror}") from None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise ConfigError(f"staging directory {directory}: is not a directory of this user")
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            raise ConfigError(f"{directory}: other users can look in: chmod 700 {directory}")
+
+    def create(self, record: Record) -> Entry:
+        """Make an empty staged file. Raises OSError."""
+        while True:
+            name = secrets.token_hex(8)
+            path = self.directory / (name + DATA)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                entry = Entry(
+                    self.directory, name, file, replace(record, created_ns=time.time_ns())
+                )
+                entry.update()
+                return entry
+            except BlockingIOError:  # who looks after what was left behind had it first
+                os.close(file)
+            except BaseException:
+                os.close(file)
+                path.unlink(missing_ok=True)
+                raise
+
+    def anonymous(self) -> int:
+        """Make a file without a name, for content that shall go with its last reader. OSError."""
+        return os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+
+    def left_behind(self) -> Iterator[Entry]:
+        """Give every staged file that no living process holds; the caller closes each.
+
+        Whoever is given one holds it: two processes never deal with the same file.
+        """
+        for name in self._names():
+            entry = self._claim(name)
+            if entry is not None:
+                yield entry
+
+    def find(self, name: str) -> Entry:
+        """Claim one staged file by the beginning of its name. Raises JfsError."""
+        found = [each for each in self._names() if name and each.startswith(name)]
+        if len(found) != 1:
+            what = "no staged file" if not found else f"{len(found)} staged files"
+            raise ConfigError(f"{name}: {what} of this name (jfs recover ls)")
+        entry = self._claim(found[0])
+        if entry is None:
+            raise JfsError(f"{found[0]}: a running mount is writing it")
+        return entry
+
+    def _names(self) -> list[str]:
+        return sorted({p.stem for end in (DATA, RECORD) for p in self.directory.glob(f"*{end}")})
+
+    def _claim(self, name: str) -> Entry | None:
+        """Open and lock a staged file; None: a living process has it, or nothing is left of it."""
+        data, record = self.directory / (name + DATA), self.directory / (name + RECORD)
+        try:
+            file = os.open(data, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            record.unlink(missing_ok=True)  # we were killed while we removed it
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if data.exists() and (record.exists() or os.fstat(file).st_size):
+                return Entry(self.directory, name, file, _read(record))
+            data.unlink(missing_ok=True)  # we were killed when we made it
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+        return None
+
+
+def _write(path: Path, record: Record) -> None:
+    document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file)
+    temporary.rename(path)
+
+
+def _read(path: Path) -> Record:
+    """Read a record. One that cannot be read does not hide its data: its place is not known."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return Record(
+            str(document["server"]),
+            RepoPath.parse(document["path"]),
+            State(document["state"]),
+            document["base"],
+            _properties(document["properties"]),
+            int(document["created_ns"]),
+            document["modified_ns"],
+            str(document["error"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Record("", RepoPath(""), State.FAILED, error="its record is damaged")
+
+
+def _properties(document: Mapping[str, list[str]]) -> Properties:
+    return {str(key): tuple(map(str, values)) for key, values in document.items()}
+
+
+@contextlib.contextmanager
+def closing(entry: Entry) -> Iterator[Entry]:
+    """Give a claimed file back at the end."""
+    try:
+        yield entry
+    finally:
+        entry.close()
