@@ -13,7 +13,7 @@ import trio
 from jfs.errors import AlreadyExists, JfsError, NotFound
 from jfs.extents import MiB
 from jfs.metrics import Metrics
-from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
+from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, Properties, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.journal import Entry, State
 from jfs.vfs.staging import StagingArea, StagingFile
@@ -94,9 +94,10 @@ class Deployer:
         assert staged.entry is not None
         if is_new and self._area.settings.no_overwrite:
             await self._require_absent(path)
-        if not is_new and not properties:
-            properties = await self._store.properties(path)
-        properties = {**properties, **self._area.settings.properties}
+        there = {} if is_new else await self._store.properties(path)
+        # It may have been a symbolic link, whose place a file takes.
+        kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
+        properties = {**(properties or kept), **self._area.settings.properties}
         sha256 = await trio.to_thread.run_sync(_seal, staged, path, properties, modified_ns)
         deployment = Deployment(
             path, staged.size, Checksums(sha256=sha256), properties, modified_ns
@@ -104,6 +105,9 @@ class Deployer:
         if staged.size >= _SYNCED_WHILE_SENT:
             self._nursery.start_soon(_sync, staged.entry)
         info = await self._store.deploy(deployment, staged.file)
+        if gone := there.keys() - properties.keys():
+            # Where the bytes are the same the server keeps what is not named.
+            await self._store.set_properties(path, dict.fromkeys(gone))
         self._metrics.count("deploys")
         # The answer to a deploy names no time of modification.
         return replace(info, modified_ns=modified_ns or time.time_ns())

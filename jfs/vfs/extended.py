@@ -1,7 +1,7 @@
 """Extended attributes of entries: properties, and facts about the artifact. Trio thread only."""
 
 from jfs.errors import NoAttribute, NotPermitted, Unsupported
-from jfs.model import FileInfo
+from jfs.model import SYMLINK_TARGET, FileInfo, kind_of
 from jfs.protocols import ArtifactStore
 from jfs.vfs import xattrs
 from jfs.vfs.files import OpenFiles
@@ -45,6 +45,8 @@ class ExtendedAttributes:
 
     async def names(self, inode: Inode) -> list[bytes]:
         """Name the properties. Facts are not listed: who copies attributes cannot set them."""
+        if kind_of(inode.info) == "link":
+            return []  # Linux lets nobody read user attributes of links
         properties = await self._properties.get(inode)
         return [f"{xattrs.PREFIX}{key}".encode() for key in sorted(properties)]
 
@@ -65,6 +67,8 @@ class ExtendedAttributes:
             raise NotPermitted("the mount is read-only")
         if isinstance(inode.computed, Link):
             raise Unsupported("a selector has no properties of its own")
+        if key == SYMLINK_TARGET:
+            raise NotPermitted(f"{name!r} makes an artifact a symbolic link: use ln -s")
         # An upload asks what properties there are, and sends them along: not meanwhile.
         async with self._files.held([inode]):
             await self._properties.change(inode, {key: values})

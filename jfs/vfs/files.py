@@ -353,7 +353,8 @@ class OpenFiles:
 
     def _opened(self, file: OpenFile, flags: int, pid: int, *, shared: bool) -> Opened:
         mode = flags & os.O_ACCMODE
-        writes = mode != os.O_RDONLY
+        # Who made a file uploads it, also one that cannot write to it (O_CREAT | O_RDONLY).
+        writes = mode != os.O_RDONLY or (file.inode.local and not shared)
         # Who only writes cannot map: its bytes come here straight, not by way of the page cache.
         # That saves half of the memory and of the copies, and a GETXATTR of security.capability
         # that the kernel sends before every cached write.

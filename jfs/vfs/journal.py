@@ -62,6 +62,16 @@ class Record:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A staged file as ``Journal.survey`` saw it; *in_use*: a living process holds it."""
+
+    name: str
+    size: int
+    record: Record
+    in_use: bool
+
+
 class Entry:
     """A staged file: its data, open and locked, and its record."""
 
@@ -143,6 +153,8 @@ class Journal:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(file).st_nlink:  # swept away before we had the lock
+                    raise BlockingIOError
                 entry = Entry(
                     self.directory, name, file, replace(record, created_ns=time.time_ns())
                 )
@@ -169,6 +181,22 @@ class Journal:
             if entry is not None:
                 yield entry
 
+    def survey(self) -> list[Sighting]:
+        """Describe every staged file, those in use too. Holds none of them. Raises OSError."""
+        found = []
+        for name in self._names():
+            entry = self._claim(name)
+            if entry is not None:
+                with closing(entry):
+                    found.append(Sighting(name, entry.size, entry.record, in_use=False))
+                continue
+            data, record = self._paths(name)
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                size = data.stat().st_size
+                if record.exists():  # or it was made a moment ago
+                    found.append(Sighting(name, size, _read(record), in_use=True))
+        return found
+
     def find(self, name: str) -> Entry:
         """Claim one staged file by the beginning of its name. Raises JfsError."""
         found = [each for each in self._names() if name and each.startswith(name)]
@@ -183,9 +211,12 @@ class Journal:
     def _names(self) -> list[str]:
         return sorted({p.stem for end in (DATA, RECORD) for p in self.directory.glob(f"*{end}")})
 
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        return self.directory / (name + DATA), self.directory / (name + RECORD)
+
     def _claim(self, name: str) -> Entry | None:
         """Open and lock a staged file; None: a living process has it, or nothing is left of it."""
-        data, record = self.directory / (name + DATA), self.directory / (name + RECORD)
+        data, record = self._paths(name)
         try:
             file = os.open(data, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -34,6 +34,7 @@ from jfs.model import (
     FolderInfo,
     Properties,
     RepoPath,
+    kind_of,
     problem_with_name,
 )
 from jfs.protocols import ArtifactStore
@@ -210,17 +211,28 @@ class Namespace:
 
     async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
         """Move on the server. The target is empty, or a file."""
-        if source.local:
-            return  # its upload goes to the new place, over what is there
         kept: Properties = {}
-        if target is not None and not target.local:
-            if target.is_folder:
-                # Moved onto a folder, the server would nest it there (artifactory-rest 8).
-                await self._store.delete(target.path)
-            elif not await self._properties.get(source):
-                # A file without properties that takes the place of one with: how editors and
-                # trainers save. It is the same artifact to its users, and keeps its tags.
-                kept = await self._properties.get(target)
+        if (
+            target is not None
+            and kind_of(target.info) == kind_of(source.info) == "file"
+            and not await self._properties.get(source)
+        ):
+            # A file without properties that takes the place of one with: how editors and trainers
+            # save. It is the same artifact to its users, and keeps its tags.
+            kept = await self._properties.get(target)
+        if source.local:
+            # Its upload will go to the new place, over what is there. What it took the place of
+            # before is still on the server, and was gone for everybody here.
+            file = self._files.find(source)
+            if file is not None and file.replaces:
+                await self._store.delete(source.path)
+                file.replaces = False
+            if kept:
+                source.properties = kept
+            return
+        if target is not None and target.is_folder and not target.local:
+            # Moved onto a folder, the server would nest it there (artifactory-rest 8).
+            await self._store.delete(target.path)
         try:
             await self._store.move(source.path, path, tree=source.is_folder)
         except JfsError:

@@ -1,15 +1,21 @@
-"""What earlier mounts left in the journal: go on with it, where that is safe. Trio thread only.
+"""What earlier mounts left in the journal: go on with it, where that is safe.
 
 A file that was closed, and whose upload was interrupted by the end of its process, is uploaded
 again; but only if the server still has what it had when the file was opened: what somebody put
 there since is newer. What was never closed may be half a file, and what was refused has been
 reported to its writer: both wait for a person, ``jfs recover``.
+
+Trio thread only, but for ``export``.
 """
 
 import enum
+import errno
 import hashlib
 import logging
 import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
 
 import trio
 
@@ -34,7 +40,9 @@ class Outcome(enum.Enum):
 async def resume(area: StagingArea, store: ArtifactStore) -> None:
     """Upload what was interrupted; say what waits. Never raises; for the start of a mount."""
     waiting = 0
-    for entry in await trio.to_thread.run_sync(lambda: list(area.journal.left_behind())):
+    # One by one: meanwhile the others are free for `jfs recover`.
+    left = area.journal.left_behind()
+    while (entry := await trio.to_thread.run_sync(_next, left)) is not None:
         try:
             if entry.record.server != area.server:
                 continue
@@ -46,6 +54,14 @@ async def resume(area: StagingArea, store: ArtifactStore) -> None:
             entry.close()
     if waiting:
         log.info("%d files of earlier mounts were not uploaded: `jfs recover ls`", waiting)
+
+
+def _next(left: Iterator[Entry]) -> Entry | None:
+    try:
+        return next(left, None)
+    except OSError as error:
+        log.warning("what earlier mounts left cannot be looked at: %s", error)
+        return None
 
 
 async def _resume_one(entry: Entry, store: ArtifactStore) -> bool:
@@ -66,19 +82,20 @@ async def upload(
 
     Args:
         force: also over content that came there since the file was opened.
-        target: another place than its own.
+        target: another place than its own; what is there counts as having come since.
     Raises:
         RemoteError, IntegrityError: the server's verdict; the journal keeps the file.
         OSError: the local disk failed.
     """
     record = entry.record
     path = target or record.path
+    base = record.base if path == record.path else None
     sha256 = await trio.to_thread.run_sync(_digest, entry.file)
     there = await _sha256_at(store, path)
     if there == sha256:
         await trio.to_thread.run_sync(entry.remove)
         return Outcome.WAS_THERE
-    if not force and target is None and there != record.base:
+    if not force and there != base:
         return Outcome.CHANGED
     properties = record.properties
     if there is not None and not properties:
@@ -89,22 +106,78 @@ async def upload(
     try:
         await store.deploy(deployment, entry.file)
     except (JfsError, OSError) as error:
-        text = str(error)
-        await trio.to_thread.run_sync(lambda: entry.update(state=State.FAILED, error=text))
+        changes = {"error": str(error), "state": _state_after(error, record.state)}
+        await trio.to_thread.run_sync(lambda: entry.update(**changes))
         raise
     await trio.to_thread.run_sync(entry.remove)
     return Outcome.UPLOADED
 
 
+def _state_after(error: Exception, state: State) -> State:
+    """Give the state after another upload failed.
+
+    What was never closed stays so, and what may work a while later is left to the next mount.
+    """
+    passing = isinstance(error, JfsError) and error.retryable
+    return State.FAILED if state is State.DEPLOYING and not passing else state
+
+
 def describe(record: Record) -> str:
-    """Say in words why a file waits."""
+    """Say in words why a file waits, which no process holds."""
     match record.state:
         case State.WRITING:
-            return "was being written when its mount ended"
+            text = "was being written when its mount ended"
         case State.DEPLOYING:
-            return "was being uploaded when its mount ended"
+            text = "was being uploaded when its mount ended"
         case State.FAILED:
             return record.error or "its upload failed"
+    return f"{text}; since then: {record.error}" if record.error else text
+
+
+def export(entry: Entry, target: Path) -> None:
+    """Copy the bytes to *target*, over what is there, holes as holes. Blocking. Raises OSError.
+
+    They are on disk under that name, or it is as it was.
+    """
+    temporary = target.with_name(f".jfs-{secrets.token_hex(8)}")
+    out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _copy_data(entry.file, out)
+            os.fsync(out)
+        finally:
+            os.close(out)
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _copy_data(file: int, out: int) -> None:
+    size = os.fstat(file).st_size
+    os.ftruncate(out, size)
+    position = 0
+    while position < size:
+        try:
+            position = os.lseek(file, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole
+                return
+            raise
+        stop = os.lseek(file, position, os.SEEK_HOLE)
+        while position < stop:
+            data = os.pread(file, min(MiB, stop - position), position)
+            if not data:
+                raise OSError(errno.EIO, "a staged file became shorter")
+            while data:
+                written = os.pwrite(out, data, position)
+                position += written
+                data = data[written:]
 
 
 async def _sha256_at(store: ArtifactStore, path: RepoPath) -> str | None:

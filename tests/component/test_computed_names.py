@@ -7,6 +7,7 @@ import pytest
 from jfs.errors import NoEntry, NotPermitted, ReadOnly, RemoteError, Unsupported
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault
+from jfs.vfs.attributes import Caller
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.inodes import ROOT
 from jfs.vfs.selectors import newest
