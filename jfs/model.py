@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 Properties = Mapping[str, tuple[str, ...]]
 
 _NAME_MAX = 255  # bytes, Linux NAME_MAX
+PARENT_MAX = 1024  # characters of a parent's path (artifactory-rest 2.1)
 _FORBIDDEN = frozenset('\\|*?"')
 _CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
 

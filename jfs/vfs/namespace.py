@@ -27,6 +27,7 @@ from jfs.errors import (
     ReadOnly,
 )
 from jfs.model import (
+    PARENT_MAX,
     SYMLINK_TARGET,
     Checksums,
     Deployment,
@@ -308,6 +309,8 @@ class Namespace:
         if name and (problem := problem_with_name(name)) is not None:
             error = NameTooLong if len(os.fsencode(name)) > 255 else InvalidName
             raise error(f"{name!r} {problem}")
+        if len(parent.path.path) > PARENT_MAX:
+            raise NameTooLong(f"{parent.path.path:.80}…: is longer than {PARENT_MAX} characters")
         return self._require_changeable(parent)
 
     def _require_deletable(self, inode: Inode) -> None:

@@ -24,10 +24,13 @@ class OpenFile:
         modified_ns: its time, if somebody set one since it was deployed.
         ours: what is at the path was put there through this open file.
         replaced: the server has other content, and somebody has opened it: nothing can be read.
+        broken: a write that the local disk refused: what is staged is not what was written, and is
+            not uploaded; until it is emptied.
         detached: the name is gone: nothing will ever be uploaded.
     """
 
     __slots__ = (
+        "broken",
         "deployed",
         "detached",
         "direct",
@@ -62,6 +65,7 @@ class OpenFile:
         self.ours = False
         self.replaces = False
         self.replaced = False
+        self.broken: OSError | None = None
         self.detached = False
 
     @property

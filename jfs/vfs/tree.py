@@ -12,6 +12,7 @@ import trio
 from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, NoEntry, NotADirectory, NotFound, Unavailable
 from jfs.model import (
+    PARENT_MAX,
     SYMLINK_TARGET,
     Criteria,
     EntryInfo,
@@ -103,6 +104,8 @@ class Tree:
             return found
         if (problem := problem_with_name(name)) is not None:
             raise NoEntry(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
+        if len(parent.path.path) > PARENT_MAX:
+            raise NoEntry(f"{parent.path.path:.80}…: nothing can be below so long a path")
         lookups = self._lookups.get(parent, 0)
         # Repositories are known by their list alone: one that hangs must not be asked for its name.
         if lookups >= _LOOKUPS_BEFORE_LISTING or not parent.path.repo:

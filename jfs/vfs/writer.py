@@ -70,15 +70,24 @@ class Writer:
         """Write all of *data*. Raises JfsError, OSError."""
         staged = await self._stage(file, file.size)
         await self._change(file, staged)
-        await trio.to_thread.run_sync(staged.write, offset, data)
+        try:
+            await trio.to_thread.run_sync(staged.write, offset, data)
+        except OSError as error:
+            file.broken = error
+            raise
 
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Cut or extend; only what stays is fetched. Raises JfsError, OSError."""
         if file.size == size:
+            if not file.detached:  # nothing to upload, but the call sets the times (POSIX)
+                now, tag = time.time_ns(), STAGED if file.dirty else str(content_of(file.info))
+                self._attributes.set(file.inode.path, mtime_ns=now, ctime_ns=now, content=tag)
             return
         staged = await self._stage(file, min(size, file.size))
         await self._change(file, staged)
         await trio.to_thread.run_sync(staged.truncate, size)
+        if not size:
+            file.broken = None
 
     async def deploy_dirty(self, file: OpenFile) -> None:
         """Upload what the server does not have. Takes the lock.
@@ -96,6 +105,8 @@ class Writer:
         if staged is None or file.detached:
             return
         if file.dirty:
+            if file.broken is not None:  # half a file, on a full disk: its writer was told
+                await trio.to_thread.run_sync(staged.forget)
             self._abandon(file)
             return
         await trio.to_thread.run_sync(self._adopt, file.info, staged)
@@ -164,6 +175,9 @@ class Writer:
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode
+        if file.broken is not None:
+            file.tried = file.generation
+            raise file.broken
         staged = await self._stage(file, file.size)
         generation = file.tried = file.generation
         is_new = inode.local and not file.replaces

@@ -31,8 +31,10 @@ from jfs.vfs.staging import StagingArea
 TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
 
 
-def server_settings(server: EmbeddedServer, deadline_s: float = 60) -> ServerSettings:
-    credentials = Credentials(token=Secret(server.token))
+def server_settings(
+    server: EmbeddedServer, deadline_s: float = 60, token: str | None = None
+) -> ServerSettings:
+    credentials = Credentials(token=Secret(token or server.token))
     return ServerSettings(server.url, credentials, request_deadline_s=deadline_s)
 
 
@@ -46,12 +48,13 @@ async def composed(
     deadline_s: float = 60,
     writes: WriteSettings | None = None,
     read_only: bool = False,
+    token: str | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Give the filesystem of *source*, ``repo/path`` or empty for every repository.
 
     It stages what is written in a temporary directory, unless *writes* says where and how.
     """
-    settings = server_settings(server, deadline_s)
+    settings = server_settings(server, deadline_s, token)
     ranges = HttpRangeSource(settings, Metrics())
     async with AsyncExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))

@@ -7,8 +7,8 @@ from jfs.config import Build
 from jfs.errors import NotFound, ProtocolViolation
 from jfs.model import Checksums, FileInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault
-from tests.conftest import REPO
 from tests.component.test_client import client_of, settings_of
+from tests.conftest import REPO
 
 STARTED_MS = 1_708_795_259_007  # 2024-02-24T17:20:59.007Z
 BUILD = Build("train bert/ü", "42/7", STARTED_MS)
@@ -91,7 +91,12 @@ async def test_an_answer_that_was_lost_is_asked_again(server: EmbeddedServer) ->
 
 @pytest.mark.parametrize(
     "body",
-    [b"[]", b'{"buildInfo": 1}', b'{"buildInfo": {"modules": 1}}', b'{"buildInfo":{"modules":[1]}}'],
+    [
+        b"[]",
+        b'{"buildInfo": 1}',
+        b'{"buildInfo": {"modules": 1}}',
+        b'{"buildInfo":{"modules":[1]}}',
+    ],
 )
 async def test_an_answer_that_is_no_build(server: EmbeddedServer, body: bytes) -> None:
     server.faults.add(Fault.garbage("/api/build/*", body=body))
