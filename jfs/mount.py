@@ -46,6 +46,7 @@ FSTYPE = "fuse.jfs"
 # through when all of them wait for a slow server.
 _MAX_TASKS = 512
 _ANSWER_DEADLINE_S = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -153,6 +154,9 @@ def serve(settings: MountSettings, ready: Callable[[], None]) -> None:
         ConfigError: nothing is mounted; the text says what to do.
     """
     _keep_memory()
+    # While the mount is taken away no signal is listened to: it would leave a dead one behind.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         trio.run(_run, settings, ready)
     except BaseExceptionGroup as group:
@@ -299,17 +303,19 @@ async def _serve(
     client: ArtifactoryClient,
     ready: Callable[[], None],
 ) -> None:
-    async def end() -> None:
-        await _drain(filesystem, settings.write.drain_s if settings.write else 0.0)
+    drain_s = settings.write.drain_s if settings.write else 0.0
+
+    async def end(limit_s: float) -> None:
+        await _drain(filesystem, limit_s)
         source.close()
         client.cut_uploads()
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, end)
-        nursery.start_soon(_say_ready, settings.mountpoint, ready)
+        nursery.start_soon(_end_on_signal, end, drain_s)
+        nursery.start_soon(_say_ready, settings.mountpoint, filesystem, ready)
         await pyfuse3.main(min_tasks=4, max_tasks=_MAX_TASKS)
-        await end()
+        await end(drain_s)
 
 
 async def _drain(filesystem: Filesystem, limit_s: float) -> None:
@@ -320,7 +326,7 @@ async def _drain(filesystem: Filesystem, limit_s: float) -> None:
         log.warning("uploads did not end within %.0f s: see `jfs recover ls`", limit_s)
 
 
-async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _say_ready(mountpoint: Path, filesystem: Filesystem, ready: Callable[[], None]) -> None:
     """Call *ready* when the mount answers a request that came through the kernel."""
     with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
         # A thread, since our own loop has to answer it; the call releases the interpreter's lock.
@@ -328,23 +334,22 @@ async def _say_ready(mountpoint: Path, ready: Callable[[], None]) -> None:
     if scope.cancelled_caught:
         log.error("%s: the kernel does not answer", mountpoint)
         return
-    await trio.to_thread.run_sync(_tune, mountpoint)
+    # In a thread like every look at our own mount: even resolving its path asks our event loop.
+    entry = await trio.to_thread.run_sync(mount_at, mountpoint)
+    if entry is not None:
+        filesystem.mounted(entry.device)
+        await trio.to_thread.run_sync(fusectl.tune, entry.device)
     ready()
 
 
-def _tune(mountpoint: Path) -> None:
-    # In a thread like every look at our own mount: even resolving its path asks our event loop.
-    entry = mount_at(mountpoint)
-    if entry is not None:
-        fusectl.tune(entry.device)
-
-
-async def _end_on_signal(end: Callable[[], Awaitable[None]]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("ending: %s", signal.Signals(number).name)
-            await end()
-            return
+async def _end_on_signal(end: Callable[[float], Awaitable[None]], drain_s: float) -> None:
+    """End at the first signal, after uploads that are under way; at a second one, at once."""
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                log.info("ending: %s", signal.Signals(number).name)
+                nursery.start_soon(end, drain_s)
+                drain_s = 0.0
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from jfs.artifactory import aql, changes, deploys, wire
+from jfs.artifactory import aql, builds, changes, deploys, wire
+from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.deploys import Deploys
 from jfs.artifactory.session import CACHE, Session
 from jfs.config import Credentials, ServerSettings
@@ -215,6 +216,14 @@ class ArtifactoryClient:
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
         await changes.transfer(self._session, "copy", source, target, self._exists, tree=tree)
+
+    async def publish_build(self, document: Mapping[str, object]) -> None:
+        """Publish what ``builds.document`` made; the same run once more replaces it."""
+        await builds.publish(self._session, document)
+
+    async def build(self, name: str, number: str) -> BuildInfo:
+        """Give the last run of a build that was published. Raises NotFound."""
+        return await builds.get(self._session, name, number)
 
     def is_writable(self, repo: str) -> bool:
         return self._kinds.get(repo) != "remote" and bool(repo)

@@ -10,12 +10,17 @@ from jfs.errors import ConfigError, JfsError
 
 # Loaded only when asked for: `jfs serve` need not import FUSE, nor `jfs mount` the server.
 _COMMANDS = {
+    "build": "jfs.cli.build",
     "cache": "jfs.cli.cache",
+    "cp": "jfs.cli.cp",
     "demo": "jfs.cli.demo",
     "find": "jfs.cli.find",
     "ls": "jfs.cli.ls",
     "mount": "jfs.cli.mount",
+    "mv": "jfs.cli.mv",
+    "promote": "jfs.cli.promote",
     "props": "jfs.cli.props",
+    "recover": "jfs.cli.recover",
     "refresh": "jfs.cli.refresh",
     "serve": "jfs.cli.serve",
     "umount": "jfs.cli.umount",

@@ -3,14 +3,12 @@
 import json
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import connection as server
 from jfs.cli.connection import Connection
 from jfs.cli.properties import properties_of
+from jfs.cli.tables import print_rows
 from jfs.errors import ConfigError, JfsError, NamespaceError
 from jfs.model import Properties
 from jfs.vfs.xattrs import PREFIX, encode_values, key_to_write
@@ -60,13 +58,8 @@ def get(path: str, keys: tuple[str, ...], as_json: bool, connection: Connection)
     if as_json:
         click.echo(json.dumps(shown))
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("PROPERTY", no_wrap=True)
-        table.add_column("VALUE", no_wrap=True)
-        for key, values in shown.items():
-            table.add_row(Text(key), Text(encode_values(values).decode()))
-        console = Console()
-        console.print(table, width=max(console.measure(table).maximum, console.width), crop=False)
+        rows = [(key, encode_values(values).decode()) for key, values in shown.items()]
+        print_rows(("PROPERTY", "VALUE"), rows)
     if missing := [key for key in keys if key not in found]:
         click.echo(f"jfs: {path}: has no property {', '.join(missing)}", err=True)
         raise click.exceptions.Exit(1)

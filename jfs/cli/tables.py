@@ -1,6 +1,6 @@
 """Entries of the server as tables for people and records for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jfs.model import EntryInfo, FileInfo, Properties
+
+_ENDLESS = 1 << 20  # columns
 
 
 def as_record(
@@ -30,16 +32,29 @@ def as_record(
 
 
 def print_table(headers: Sequence[str], rows: Sequence[tuple[EntryInfo, str]]) -> None:
-    """Print size, time and name of entries, as wide as they are: names are never cut."""
+    """Print size, time and name of entries."""
+    print_rows(
+        headers,
+        [
+            (
+                decimal(entry.size) if isinstance(entry, FileInfo) else "-",
+                moment(entry.modified_ns) if entry.modified_ns else "-",
+                name,
+            )
+            for entry, name in rows
+        ],
+    )
+
+
+def print_rows(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as wide as it is: nothing is ever cut. Sizes go to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(header, justify="right" if header == "SIZE" else "left", no_wrap=True)
-    for entry, name in rows:
-        size = decimal(entry.size) if isinstance(entry, FileInfo) else "-"
-        table.add_row(size, moment(entry.modified_ns) if entry.modified_ns else "-", Text(name))
-    console = Console(soft_wrap=True)
-    width = console.measure(table).maximum
-    console.print(table, width=max(width, console.width), crop=False, soft_wrap=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # As wide as the table needs, which is as wide as its cells.
+    Console(width=_ENDLESS).print(table, crop=False)
 
 
 def moment(time_ns: int) -> str:

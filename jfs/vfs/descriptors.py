@@ -15,7 +15,7 @@ from collections.abc import Sequence
 _ACCESS_MODE = 0o3
 
 
-def has_copy(pid: int, opened_by: Sequence[int], ino: int) -> bool:
+def has_copy(pid: int, opened_by: Sequence[int], ino: int, device: str | None) -> bool:
     """Whether the process of *pid* holds a copy of a descriptor that it has just closed.
 
     False when it is gone, in another PID namespace, or not ours to look at.
@@ -24,33 +24,55 @@ def has_copy(pid: int, opened_by: Sequence[int], ino: int) -> bool:
         pid: of the process or thread that opened the file.
         opened_by: the same for every writable handle of the file, this one included.
         ino: of the file, as ``stat`` shows it.
+        device: of the mount, ``major:minor``: another mount of the same server has the same inode
+            numbers. None: not known.
     """
-    left = _writable(pid, ino)
-    if not left:
+    mounts = [mount for mount in _writable(pid, ino) if device is None or mount]
+    if not mounts:
         return False
-    if len(opened_by) > 1:
+    if device is not None:
+        ours = _mounts_of(pid, device)
+        mounts = [mount for mount in mounts if mount in ours]
+    left = len(mounts)
+    if left and len(opened_by) > 1:
         group = _group(pid)
         return left >= sum(_group(other) == group for other in opened_by)
-    return True
+    return left > 0
 
 
-def _writable(pid: int, ino: int) -> int:
-    count = 0
+def _writable(pid: int, ino: int) -> list[str]:
+    """Give the mount of each descriptor of *ino* that can be written through."""
+    found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fdinfo"):
             with contextlib.suppress(OSError, ValueError):
-                count += _matches(f"/proc/{pid}/fdinfo/{name}", ino)
-    return count
+                fields = _fields(f"/proc/{pid}/fdinfo/{name}")
+                mode = int(fields.get("flags", "0"), 8) & _ACCESS_MODE
+                # The line ``ino:`` is there since Linux 5.14.
+                if int(fields.get("ino", "0")) == ino and mode != os.O_RDONLY:
+                    found.append(fields.get("mnt_id", ""))
+    return found
 
 
-def _matches(path: str, ino: int) -> bool:
-    """Look at one descriptor; the line ``ino:`` is there since Linux 5.14."""
+def _fields(path: str) -> dict[str, str]:
     with open(path, encoding="ascii", errors="replace") as file:
-        fields = dict(line.split(":", 1) for line in file if ":" in line)
-    return (
-        int(fields.get("ino", "0")) == ino
-        and int(fields.get("flags", "0"), 8) & _ACCESS_MODE != os.O_RDONLY
-    )
+        return {
+            key: value.strip() for key, _, value in (line.partition(":") for line in file) if value
+        }
+
+
+def _mounts_of(pid: int, device: str) -> set[str]:
+    """Give the numbers under which a process sees a device mounted, bind mounts included."""
+    found = set()
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            number, _, where, *_ = line.split(" ", 3)
+            if where == device:
+                found.add(number)
+    return found
 
 
 def _group(pid: int) -> int:

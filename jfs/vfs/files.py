@@ -81,6 +81,9 @@ class OpenFiles:
     Args:
         writing: None: nothing can be written.
         abandoned: told about an inode whose upload failed, and which shows the server's again.
+
+    Attributes:
+        device: of the mount, once there is one: ``major:minor``.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class OpenFiles:
         self._pages: dict[int, tuple[ContentKey, int]] = {}
         self._opening: dict[Inode, trio.Lock] = {}
         self._errors: dict[RepoPath, str] = {}
+        self.device: str | None = None
 
     def find(self, inode: Inode) -> OpenFile | None:
         """Give the open file of an inode, if it is open."""
@@ -170,7 +174,8 @@ class OpenFiles:
         if not opened.writes or not file.dirty:
             return
         pids = [each.pid for each in self._handles.values() if each.file is file and each.writes]
-        if not await trio.to_thread.run_sync(has_copy, opened.pid, pids, file.inode.ino):
+        ino = file.inode.ino
+        if not await trio.to_thread.run_sync(has_copy, opened.pid, pids, ino, self.device):
             await self._require_writer(file.inode).deploy_dirty(file)
 
     async def fsync(self, handle: int) -> None:

@@ -362,6 +362,10 @@ class Filesystem:
         """
         return await self._files.close()
 
+    def mounted(self, device: str) -> None:
+        """Say on which device it is mounted, ``major:minor``."""
+        self._files.device = device
+
     @property
     def negative_ttl_s(self) -> float:
         """How long the kernel may believe that a name is not there."""
