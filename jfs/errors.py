@@ -201,6 +201,11 @@ class FileTooLarge(NamespaceError):
 _OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether the local disk refused in a way that a user can act on: full, quota, too large."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+
+
 def errno_of(error: BaseException) -> int:
     """Give the errno that a system call reports for *error*.
 
@@ -209,6 +214,6 @@ def errno_of(error: BaseException) -> int:
     """
     if isinstance(error, JfsError):
         return error.errno
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+    if isinstance(error, OSError) and error.errno is not None and is_of_the_disk(error):
         return error.errno
     return errno.EIO

@@ -22,7 +22,15 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from jfs.errors import InvalidName, JfsError, NoEntry, NotPermitted, Unsupported, errno_of
+from jfs.errors import (
+    InvalidName,
+    JfsError,
+    NoEntry,
+    NotPermitted,
+    Unsupported,
+    errno_of,
+    is_of_the_disk,
+)
 from jfs.extents import Extent, MiB, PiB
 from jfs.vfs.filesystem import (
     REFRESH,
@@ -81,6 +89,8 @@ def _silent(
 def _refuse(request: str, error: Exception) -> NoReturn:
     if isinstance(error, JfsError):
         log.log(error.log_level, "%s: %s: %s", request, type(error).__name__, error)
+    elif is_of_the_disk(error):
+        log.warning("%s: the staging directory's disk: %s", request, error)
     else:
         log.error("%s: unexpected error", request, exc_info=error)
     raise pyfuse3.FUSEError(errno_of(error)) from error

@@ -215,7 +215,8 @@ class ArtifactoryClient:
         await changes.transfer(self._session, "move", source, target, self._exists, tree=tree)
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
-        await changes.transfer(self._session, "copy", source, target, self._exists, tree=tree)
+        kept = await self._kept(source)  # a remote repository itself has nothing to copy
+        await changes.transfer(self._session, "copy", kept, target, self._exists, tree=tree)
 
     async def publish_build(self, document: Mapping[str, object]) -> None:
         """Publish what ``builds.document`` made; the same run once more replaces it."""

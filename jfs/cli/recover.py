@@ -150,23 +150,14 @@ def retry(
         raise ConfigError("--to: give exactly one ID with it (jfs recover ls)")
     failed = False
     for name in _chosen(journal, ids, everything, "retry"):
-        with closing(_claim(journal, name)) as entry:
-            record = entry.record
-            if record.state is State.WRITING:
-                if everything:
-                    click.echo(
-                        f"{name}: {_place(record)}: was never closed, may be incomplete: left "
-                        f"alone (jfs recover retry {name} takes it)"
-                    )
-                    continue
-                _complain(f"{name}: was never closed by its writer, so it may be incomplete")
-            try:
-                click.echo(f"{name}: {_upload(entry, to, force, connection)}")
-            except ConfigError:
-                raise
-            except (JfsError, OSError) as error:
-                _complain(f"{name}: {to or _place(record)}: {error}")
-                failed = True
+        try:
+            with closing(_claim(journal, name)) as entry:
+                _retry_one(entry, to, force, connection, even_open=not everything)
+        except ConfigError:
+            raise
+        except (JfsError, OSError) as error:
+            _complain(str(error))
+            failed = True
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -277,6 +268,27 @@ def _claim(journal: Journal | None, name: str) -> Entry:
     return journal.find(name)
 
 
+def _retry_one(
+    entry: Entry, to: str | None, force: bool, connection: Connection, *, even_open: bool
+) -> None:
+    """Upload one file, and say what was done. Raises JfsError, OSError."""
+    name, record = entry.name, entry.record
+    if record.state is State.WRITING:
+        if not even_open:
+            click.echo(
+                f"{name}: {_place(record)}: was never closed, may be incomplete: left alone "
+                f"(jfs recover retry {name} takes it)"
+            )
+            return
+        _complain(f"{name}: was never closed by its writer, so it may be incomplete")
+    try:
+        click.echo(f"{name}: {_upload(entry, to, force, connection)}")
+    except ConfigError:
+        raise
+    except (JfsError, OSError) as error:
+        raise JfsError(f"{name}: {to or _place(record)}: {error}") from None
+
+
 def _upload(entry: Entry, to: str | None, force: bool, connection: Connection) -> str:
     """Upload one file; give in words what was done. Raises JfsError, OSError."""
     source = _destination(entry.record, to, connection)
@@ -328,7 +340,7 @@ def _why(sighting: Sighting) -> str:
     if sighting.record.state is State.FAILED:
         return f"still open; {recovery.describe(sighting.record)}"
     writing = sighting.record.state is State.WRITING
-    return "a running mount is writing it" if writing else "a running mount is uploading it"
+    return "a running mount is writing it" if writing else "a running mount sees to its upload"
 
 
 def _row(sighting: Sighting) -> dict[str, object]:

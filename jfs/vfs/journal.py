@@ -153,7 +153,7 @@ class Journal:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if False:  # swept away before we had the lock
+                if not os.fstat(file).st_nlink:  # swept away before we had the lock
                     raise BlockingIOError
                 entry = Entry(
                     self.directory, name, file, replace(record, created_ns=time.time_ns())

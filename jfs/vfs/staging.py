@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import trio
 
 from jfs.config import WriteSettings
+from jfs.errors import FileTooLarge
 from jfs.extents import Extent, MiB
 from jfs.model import RepoPath
 from jfs.vfs.journal import Entry, Journal, Record
@@ -36,19 +37,23 @@ class StagingArea:
         self.journal = Journal(settings.staging)
         self.server = server
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-hash")
+        status = os.statvfs(settings.staging)
+        # A hole costs this disk nothing and the upload all of its size: what could not be on this
+        # disk is no file of models.
+        self._largest = status.f_blocks * status.f_frsize
 
     def new(self, path: RepoPath, base: str | None) -> "StagingFile":
         """Make an empty file that belongs at *path*. Raises OSError."""
         entry = self.journal.create(Record(self.server, path, base=base))
-        return StagingFile(entry.file, entry, self._hashers)
+        return StagingFile(entry.file, entry, self._hashers, self._largest)
 
     def anonymous(self) -> "StagingFile":
         """Make a file for content whose name is gone. Raises OSError."""
-        return StagingFile(self.journal.anonymous(), None, self._hashers)
+        return StagingFile(self.journal.anonymous(), None, self._hashers, self._largest)
 
     def adopt(self, entry: Entry) -> "StagingFile":
         """Go on with what another process left. Any thread."""
-        return StagingFile(entry.file, entry, self._hashers)
+        return StagingFile(entry.file, entry, self._hashers, self._largest)
 
     def close(self) -> None:
         """End the threads."""
@@ -62,16 +67,22 @@ class StagingFile:
         entry: in the journal; None for content that shall never be uploaded.
     """
 
-    def __init__(self, file: int, entry: Entry | None, hashers: Executor) -> None:
+    def __init__(self, file: int, entry: Entry | None, hashers: Executor, largest: int) -> None:
         self.file = file
         self.entry = entry
         self.size = os.fstat(file).st_size
         self._hash = _RunningHash(hashers)
+        self._largest = largest
         self._users = 0
         self._closing = False
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write all of *data*. Raises OSError, and then some of it may be there."""
+        """Write all of *data*.
+
+        Raises:
+            OSError: the disk refuses, and some of it may be there. FileTooLarge: nothing is.
+        """
+        self._require_size(offset + len(data))
         view = memoryview(data)
         position = offset
         try:
@@ -87,11 +98,16 @@ class StagingFile:
         self._hash.wrote(offset, data)
 
     def truncate(self, size: int) -> None:
-        """Cut or extend by a hole. Raises OSError."""
+        """Cut or extend by a hole. Raises OSError, FileTooLarge."""
+        self._require_size(size)
         os.ftruncate(self.file, size)
         if size < self.size:
             self._hash.rewind(size)
         self.size = size
+
+    def _require_size(self, size: int) -> None:
+        if size > self._largest:
+            raise FileTooLarge(f"{size} bytes are more than the staging directory's disk has")
 
     async def read(self, extent: Extent) -> bytes:
         """Give bytes, from a thread; fewer only at the end. Trio thread. Raises OSError."""

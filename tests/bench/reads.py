@@ -77,13 +77,10 @@ class Bench:
         self._work = work
         self._served = served
         self._touch = touch
-        self._number = 0
 
     @contextmanager
     def mount(self, cache: Path, *options: str) -> Iterator[Mounted]:
-        self._number += 1
-        root = self._work / f"mount{self._number}"
-        root.mkdir()
+        root = Path(tempfile.mkdtemp(prefix="mount-", dir=self._work))
         mounted = Mounted(
             f"{self._served.url}/{_REPO}",
             root,
