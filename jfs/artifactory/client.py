@@ -249,7 +249,8 @@ class ArtifactoryClient:
             repo = base if self._kinds.get(base) == "remote" else path.repo
             if repo not in self._kinds:
                 return None
-        if scope.path and not path.path.startswith(f"{scope.path}/"):
+        below = f"{scope.path}/" if scope.path else ""
+        if not path.path or not path.path.startswith(below):
             return None  # the folder itself, or a neighbour that a wildcard let in
         if path.repo == repo:
             return match

@@ -8,7 +8,9 @@ way it went.
 Trio thread; bodies are sent by worker threads.
 """
 
+import contextlib
 import logging
+import threading
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -67,14 +69,14 @@ class Deploys:
         bodies = refusals = 0
         deadline = trio.current_time() + self._session.settings.request_deadline_s
         while True:
-            body = self._body(deployment, file)
+            attempt = _Attempt(deployment, file, self._session.settings.idle_timeout_s)
             try:
-                return await self._once(deployment, body)
+                return await self._once(attempt)
             except JfsError as error:
                 self._metrics.count("deploy_errors")
                 if self._closed:
                     raise
-                if body.sent:
+                if attempt.sent:
                     # A long upload over a bad line is not given up for the time that it took.
                     bodies += 1
                     deadline = trio.current_time() + self._session.settings.request_deadline_s
@@ -88,59 +90,52 @@ class Deploys:
                 log.info("%s: deploying again: %s", deployment.path, error)
             await trio.sleep(wait)
 
-    async def _once(self, deployment: Deployment, body: FileBody) -> FileInfo:
-        # An empty body is smaller than the question whether it is known.
-        found = await self._known(deployment) if deployment.size else None
-        if found is None:
-            found = await self._whole(deployment, body)
-        ours, theirs = deployment.checksums, found.checksums
-        stated = (
-            (ours.sha256, theirs.sha256),
-            (ours.sha1, theirs.sha1),
-            (ours.md5, theirs.md5),
-        )
-        if any(a and b and a != b for a, b in stated) or found.size != deployment.size:
-            raise IntegrityError(
-                f"{deployment.path}: the server stored other bytes than it was sent"
-            )
-        return found
-
-    async def _known(self, deployment: Deployment) -> FileInfo | None:
-        """Deploy by checksum; None: the server has no such content."""
-        try:
-            response = await self._session.exchange(
-                "PUT",
-                _address(deployment),
-                headers={**_headers(deployment), "X-Checksum-Deploy": "true"},
-                repo=deployment.path.repo,
-            )
-        except NotFound:
-            return None
-        self._metrics.count("checksum_deploys")
-        return _parsed(response.content, deployment)
-
-    async def _whole(self, deployment: Deployment, body: FileBody) -> FileInfo:
+    async def _once(self, attempt: "_Attempt") -> FileInfo:
+        """Make one attempt in a worker thread; cancelling cuts its connection."""
+        deployment = attempt.deployment
         limit = self._limits.setdefault(
             deployment.path.repo, trio.CapacityLimiter(self._session.settings.connections)
         )
         async with limit:
             failure: JfsError | None = None
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cut_when_cancelled, body)
+                nursery.start_soon(_cut_when_cancelled, attempt)
                 try:
                     with trio.CancelScope(shield=True):  # the thread reads the caller's file
-                        answer = await trio.to_thread.run_sync(self._send, deployment, body)
+                        found = await trio.to_thread.run_sync(self._attempt, attempt)
                 except JfsError as error:  # raised in here it would leave as a group
                     failure = error
                 nursery.cancel_scope.cancel()
             if failure is not None:
                 raise failure
-        return _parsed(answer, deployment)
+        _compare(found, deployment)
+        return found
 
-    def _send(self, deployment: Deployment, body: FileBody) -> bytes:
+    def _attempt(self, attempt: "_Attempt") -> FileInfo:
+        """Deploy by checksum, else whole, on one connection. Blocking; a worker thread."""
+        deployment = attempt.deployment
+        # An empty body is smaller than the question whether it is known.
+        if deployment.size:
+            with contextlib.suppress(NotFound):
+                answer = self._put(attempt.question(), deployment, {"X-Checksum-Deploy": "true"})
+                self._metrics.count("checksum_deploys")
+                return _parsed(answer, deployment)
+        try:
+            return _parsed(self._put(attempt.body(), deployment, {}), deployment)
+        except NotFound as error:
+            raise not_local(error) from None
+        except Conflict as error:
+            if "checksum" in error.message.lower():
+                raise IntegrityError(f"{deployment.path}: {error}") from None
+            raise
+        finally:
+            self._metrics.count("sent_bytes", attempt.sent)
+
+    def _put(self, body: FileBody, deployment: Deployment, headers: Mapping[str, str]) -> bytes:
         url = httpx.URL(self._session.settings.url + _address(deployment))
         headers = {
             **_headers(deployment),
+            **headers,
             "Host": url.netloc.decode("ascii"),
             "Content-Length": str(body.size),
             "User-Agent": USER_AGENT,
@@ -148,29 +143,67 @@ class Deploys:
             **self._session.authenticator.headers(),
         }
         self._metrics.count("requests")
-        try:
-            with mapped("PUT", url):
-                request = httpx.Request("PUT", url, headers=headers, stream=body)
-                response = self._client.send(request, stream=True)
-                try:
-                    answer = response.read()
-                finally:
-                    response.close()
-        finally:
-            self._metrics.count("sent_bytes", body.sent)
+        with mapped("PUT", url):
+            request = httpx.Request("PUT", url, headers=headers, stream=body)
+            response = self._client.send(request, stream=True)
+            try:
+                answer = response.read()
+            finally:
+                response.close()
         # Not followed to another place: a redirected write would become another request.
         if not 200 <= response.status_code < 300:
-            error = failure(response, answer)
-            if isinstance(error, NotFound):
-                raise not_local(error)
-            if isinstance(error, Conflict) and "checksum" in error.message.lower():
-                raise IntegrityError(f"{deployment.path}: {error}")
-            raise error
+            raise failure(response, answer)
         return answer
 
-    def _body(self, deployment: Deployment, file: int) -> FileBody:
-        patience_s = self._session.settings.idle_timeout_s + deployment.size / _SETTLING_RATE
-        return FileBody(file, deployment.size, answer_s=patience_s)
+
+class _Attempt:
+    """One attempt: what is under way of it, so that it can be cut."""
+
+    def __init__(self, deployment: Deployment, file: int, idle_s: float) -> None:
+        self.deployment = deployment
+        self._file = file
+        self._idle_s = idle_s
+        self._lock = threading.Lock()
+        self._current: FileBody | None = None
+        self._body: FileBody | None = None
+        self._cut = False
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the content that were sent."""
+        return self._body.sent if self._body is not None else 0
+
+    def question(self) -> FileBody:
+        """Give the body of a checksum deploy: none."""
+        return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
+
+    def body(self) -> FileBody:
+        """Give the content."""
+        size = self.deployment.size
+        self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
+        return self._next(self._body)
+
+    def cut(self) -> None:
+        """End what is under way at once. Any thread."""
+        with self._lock:
+            self._cut = True
+            if self._current is not None:
+                self._current.cut()
+
+    def _next(self, body: FileBody) -> FileBody:
+        with self._lock:
+            self._current = body
+            if self._cut:
+                body.cut()
+        return body
+
+
+def _compare(found: FileInfo, deployment: Deployment) -> None:
+    """Hold what the server says that it stored against what it was sent."""
+    ours, theirs = deployment.checksums, found.checksums
+    pairs = ((ours.sha256, theirs.sha256), (ours.sha1, theirs.sha1), (ours.md5, theirs.md5))
+    if any(a and b and a != b for a, b in pairs) or found.size != deployment.size:
+        raise IntegrityError(f"{deployment.path}: the server stored other bytes than it was sent")
 
 
 def set_afterwards(properties: Properties) -> Mapping[str, tuple[str, ...]]:
@@ -220,8 +253,8 @@ def _parsed(answer: bytes, deployment: Deployment) -> FileInfo:
     return wire.parse_deployed(document, deployment.path)
 
 
-async def _cut_when_cancelled(body: FileBody) -> None:
+async def _cut_when_cancelled(attempt: _Attempt) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        body.cut()
+        attempt.cut()

@@ -163,10 +163,10 @@ class BulkTransport(httpx.BaseTransport):
             try:
                 return self._exchange(connection, request)
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                # The server closed it while it was idle: not an answer to this request. (A deploy
-                # may be asked twice: it makes the same content the artifact.)
+                # The server closed it while it was idle: not an answer to this request.
                 self.discard(connection)
-                if self._closed:
+                sent = request.stream.sent if isinstance(request.stream, FileBody) else 0
+                if self._closed or sent:
                     raise
         connection = self._connect(key)
         try:

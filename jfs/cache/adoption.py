@@ -61,7 +61,8 @@ def fill(opened: DiskContent, staged: Path) -> None:
 
 def _checksums(staged: Path, content: ContentKey, block_size: int) -> list[int]:
     words: list[int] = []
-    buffer = memoryview(bytearray(_PIECE - _PIECE % block_size))
+    piece = min(_PIECE, -(-content.size // block_size) * block_size)
+    buffer = memoryview(bytearray(piece - piece % block_size))
     with staged.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             for offset in range(0, count, block_size):

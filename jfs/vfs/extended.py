@@ -72,6 +72,8 @@ class ExtendedAttributes:
         # An upload asks what properties there are, and sends them along: not meanwhile.
         async with self._files.held([inode]):
             await self._properties.change(inode, {key: values})
+            if inode.local:
+                await self._files.note_properties(inode)
 
     async def _fact(self, inode: Inode, name: str) -> bytes:
         if inode.computed is not None or not inode.path.repo:

@@ -29,33 +29,17 @@ from jfs.errors import (
 )
 from jfs.extents import Extent
 from jfs.model import ContentKey, FileInfo, RepoPath
-from jfs.vfs.attributes import LocalAttributeTable
-from jfs.vfs.deployer import Deployer
 from jfs.vfs.descriptors import has_copy
 from jfs.vfs.inodes import Inode
-from jfs.vfs.openfile import OpenFile, content_of
+from jfs.vfs.openfile import Opened, OpenFile, content_of
 from jfs.vfs.reader import DataPlane
-from jfs.vfs.staging import StagingArea, StagingFile
+from jfs.vfs.staging import StagingFile
 from jfs.vfs.tree import Tree
-from jfs.vfs.writer import Writer, reader_of
+from jfs.vfs.writer import Writer, Writing, reader_of
 
 log = logging.getLogger(__name__)
 
 _ERRORS_KEPT = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A new handle.
-
-    Attributes:
-        keep_cache: the kernel's pages of the inode still hold this content.
-        direct: what is written shall not go through them.
-    """
-
-    handle: int
-    keep_cache: bool
-    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +48,6 @@ class _Handle:
     writes: bool
     direct: bool
     pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """What a mount that can be written to writes with."""
-
-    area: StagingArea
-    deployer: Deployer
-    attributes: LocalAttributeTable
 
 
 class OpenFiles:
@@ -313,6 +288,14 @@ class OpenFiles:
             file.detached = True
             if file.staged is not None:
                 await trio.to_thread.run_sync(file.staged.forget)
+
+    async def note_properties(self, inode: Inode) -> None:
+        """Let the journal know what was set on a file that was never uploaded. Its lock is held."""
+        file = self._open.get(inode)
+        entry = file.staged.entry if file is not None and file.staged is not None else None
+        if entry is not None and not (file is not None and file.detached):
+            properties = {**entry.record.properties, **(inode.properties or {})}
+            await trio.to_thread.run_sync(lambda: entry.update(properties=properties))
 
     async def relocate(self, inode: Inode) -> None:
         """The inode has another path now. Its lock is held."""

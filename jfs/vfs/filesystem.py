@@ -26,9 +26,10 @@ from jfs.vfs import queries, selectors
 from jfs.vfs.attributes import Attributes, Caller, Change, LocalAttributeTable
 from jfs.vfs.deployer import Deployer
 from jfs.vfs.extended import ExtendedAttributes
-from jfs.vfs.files import Opened, OpenFiles, Writing
+from jfs.vfs.files import OpenFiles
 from jfs.vfs.inodes import ROOT, Inode
 from jfs.vfs.namespace import Namespace
+from jfs.vfs.openfile import Opened
 from jfs.vfs.properties import PropertyTable
 from jfs.vfs.queries import Queries, QueryFolder
 from jfs.vfs.reader import DataPlane
@@ -36,6 +37,7 @@ from jfs.vfs.selectors import Link, Selectors
 from jfs.vfs.staging import StagingArea
 from jfs.vfs.status import StatusView, link_target
 from jfs.vfs.tree import Tree
+from jfs.vfs.writer import Writing
 
 __all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened", "Remembered"]
 

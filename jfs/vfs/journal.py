@@ -224,6 +224,7 @@ class Journal:
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _unfinished(record).unlink(missing_ok=True)  # we were killed while we wrote it
             if data.exists() and (record.exists() or os.fstat(file).st_size):
                 return Entry(self.directory, name, file, _read(record))
             data.unlink(missing_ok=True)  # we were killed when we made it
@@ -238,10 +239,15 @@ class Journal:
 
 def _write(path: Path, record: Record) -> None:
     document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
-    temporary = path.with_name(path.name + ".new")
+    temporary = _unfinished(path)
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(document, file)
     temporary.rename(path)
+
+
+def _unfinished(record: Path) -> Path:
+    """Where a record is written before it takes its place."""
+    return record.with_name(record.name + ".new")
 
 
 def _read(path: Path) -> Record:

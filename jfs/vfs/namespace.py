@@ -39,10 +39,12 @@ from jfs.model import (
     problem_with_name,
 )
 from jfs.protocols import ArtifactStore
-from jfs.vfs.files import Opened, OpenFiles, Writing
+from jfs.vfs.files import OpenFiles
 from jfs.vfs.inodes import Inode
+from jfs.vfs.openfile import Opened
 from jfs.vfs.properties import PropertyTable
 from jfs.vfs.tree import Tree
+from jfs.vfs.writer import Writing
 
 log = logging.getLogger(__name__)
 

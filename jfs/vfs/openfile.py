@@ -1,5 +1,7 @@
 """What all handles of one open file share. Trio thread only."""
 
+from dataclasses import dataclass
+
 import trio
 
 from jfs.errors import ProtocolViolation, Stale
@@ -7,6 +9,20 @@ from jfs.model import ArtifactVersion, ContentKey, FileInfo
 from jfs.vfs.inodes import Inode
 from jfs.vfs.reader import ContentReader
 from jfs.vfs.staging import StagingFile
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new handle.
+
+    Attributes:
+        keep_cache: the kernel's pages of the inode still hold this content.
+        direct: what is written shall not go through them.
+    """
+
+    handle: int
+    keep_cache: bool
+    direct: bool = False
 
 
 class OpenFile:

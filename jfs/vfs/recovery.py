@@ -21,7 +21,7 @@ import trio
 
 from jfs.errors import JfsError, NotFound
 from jfs.extents import MiB
-from jfs.model import Checksums, Deployment, FileInfo, RepoPath
+from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.journal import Entry, Record, State
 from jfs.vfs.staging import StagingArea
@@ -98,8 +98,11 @@ async def upload(
     if not force and there != base:
         return Outcome.CHANGED
     properties = record.properties
-    if there is not None and not properties:
-        properties = await store.properties(path)
+    if there is not None:
+        # The server would drop what is not sent again; what was set since counts too.
+        found = await store.properties(path)
+        kept = {key: values for key, values in found.items() if key != SYMLINK_TARGET}
+        properties = {**kept, **properties}
     deployment = Deployment(
         path, entry.size, Checksums(sha256=sha256), properties, record.modified_ns
     )

@@ -44,7 +44,9 @@ class StagingArea:
 
     def new(self, path: RepoPath, base: str | None) -> "StagingFile":
         """Make an empty file that belongs at *path*. Raises OSError."""
-        entry = self.journal.create(Record(self.server, path, base=base))
+        entry = self.journal.create(
+            Record(self.server, path, base=base, properties=self.settings.properties)
+        )
         return StagingFile(entry.file, entry, self._hashers, self._largest)
 
     def anonymous(self) -> "StagingFile":

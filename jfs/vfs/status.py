@@ -12,11 +12,11 @@ import trio
 from jfs.config import TreeSettings
 from jfs.model import FileInfo
 from jfs.vfs.attributes import Attributes, Caller, Change, LocalAttributes
-from jfs.vfs.files import OpenFiles, Writing
+from jfs.vfs.files import OpenFiles
 from jfs.vfs.inodes import ROOT, Inode
 from jfs.vfs.openfile import content_of
 from jfs.vfs.selectors import Link
-from jfs.vfs.writer import STAGED
+from jfs.vfs.writer import STAGED, Writing
 
 _NOTHING = LocalAttributes()
 

@@ -7,6 +7,7 @@ change meanwhile. Trio thread only; disk and hashing are in threads.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -41,6 +42,15 @@ async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
         else:
             file.reader = reader
     return file.reader
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a mount that can be written to writes with."""
+
+    area: StagingArea
+    deployer: Deployer
+    attributes: LocalAttributeTable
 
 
 class Writer:

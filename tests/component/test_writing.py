@@ -16,6 +16,7 @@ from jfs.errors import (
     AlreadyExists,
     BadHandle,
     Conflict,
+    FileTooLarge,
     InvalidArgument,
     InvalidName,
     IsADirectory,
@@ -684,16 +685,19 @@ async def test_a_full_staging_disk_is_told(ask: Requests, tmp_path: Path) -> Non
     staging.mkdir(mode=0o700)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "x", staging], check=True)
     try:
+        (staging / "other").write_bytes(bytes(600_000))
         async with writing(ask, staging) as fs:
             opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+            with pytest.raises(FileTooLarge):
+                await fs.write(opened.handle, 1 << 40, b"x")  # more than the disk could hold
             with pytest.raises(OSError, match="No space left"):
-                await fs.write(opened.handle, 0, random.Random(1).randbytes(3_000_000))
+                await fs.write(opened.handle, 0, random.Random(1).randbytes(900_000))
             with pytest.raises(OSError, match="No space left"):
                 await fs.flush(opened.handle)  # half a file is not uploaded
             await fs.release(opened.handle)
             await put(fs, "small", b"1")
     finally:
-        subprocess.run(["umount", staging], check=True)
+        subprocess.run(["umount", "-l", staging], check=True)
     assert ask.tree() == {"/small": 1}
 
 

@@ -12,8 +12,6 @@ import pytest
 from tests.mount.conftest import MountedServer
 from tests.mount.mounting import clean_environ
 
-pytest_plugins = ["tests.mount.conftest"]
-
 _WHOLE = 10_000
 
 

@@ -1,0 +1,148 @@
+"""The journal between processes, and uploads of what was left: states, verdicts, copies."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from jfs.errors import JfsError, NotFound, QuotaExceeded, Unavailable
+from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
+from jfs.protocols import ArtifactStore
+from jfs.vfs import recovery
+from jfs.vfs.journal import Entry, Journal, Record, State, closing
+from jfs.vfs.recovery import Outcome
+
+PATH = RepoPath("models", "a/m.bin")
+DATA = b"weights"
+
+
+class Store:
+    """A server with at most one artifact, which refuses deploys when told to."""
+
+    def __init__(self, refusal: JfsError | None = None, there: FileInfo | None = None) -> None:
+        self.refusal = refusal
+        self.there = there
+        self.deployed: list[Deployment] = []
+
+    async def stat(self, path: RepoPath) -> FileInfo:
+        if self.there is None or self.there.path != path:
+            raise NotFound("nothing")
+        return self.there
+
+    async def properties(self, path: RepoPath) -> Properties:
+        return {"env": ("production",)}
+
+    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+        if self.refusal is not None:
+            raise self.refusal
+        assert os.pread(file, 100, 0) == DATA
+        self.deployed.append(deployment)
+        return FileInfo(deployment.path, deployment.size, deployment.checksums, 0)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "staging")
+
+
+def left(journal: Journal, state: State, **more: object) -> Entry:
+    """A staged file whose process has died, claimed."""
+    record = Record("http://s/artifactory", PATH, state, **more)  # type: ignore[arg-type]
+    with closing(journal.create(record)) as entry:
+        os.pwrite(entry.file, DATA, 0)
+        name = entry.name
+    return journal.find(name)
+
+
+async def upload(entry: Entry, store: Store, **how: bool) -> Outcome:
+    return await recovery.upload(entry, cast("ArtifactStore", store), force=how.get("force", False))
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "after"),
+    [
+        (State.DEPLOYING, QuotaExceeded("full"), State.FAILED),
+        (State.DEPLOYING, Unavailable("later"), State.DEPLOYING),
+        (State.FAILED, Unavailable("later"), State.FAILED),
+        (State.WRITING, QuotaExceeded("full"), State.WRITING),
+    ],
+)
+async def test_an_upload_that_fails_keeps_the_file(
+    journal: Journal, state: State, error: JfsError, after: State
+) -> None:
+    with closing(left(journal, state)) as entry, pytest.raises(type(error)):
+        await upload(entry, Store(error))
+    (seen,) = journal.survey()
+    assert (seen.size, seen.record.state, seen.record.error) == (len(DATA), after, str(error))
+    assert str(error) in recovery.describe(seen.record)
+
+
+async def test_what_came_meanwhile_is_not_replaced(journal: Journal) -> None:
+    there = FileInfo(PATH, 1, Checksums(sha256="00" * 32), 0)
+    with closing(left(journal, State.DEPLOYING)) as entry:
+        assert await upload(entry, Store(there=there)) is Outcome.CHANGED
+        store = Store(there=there)
+        assert await upload(entry, store, force=True) is Outcome.UPLOADED
+    assert store.deployed[0].properties == {"env": ("production",)}
+    assert journal.survey() == []
+
+
+async def test_what_was_opened_there_is_replaced(journal: Journal) -> None:
+    there = FileInfo(PATH, 1, Checksums(sha256="00" * 32), 0)
+    with closing(left(journal, State.FAILED, base="00" * 32)) as entry:
+        assert await upload(entry, Store(there=there)) is Outcome.UPLOADED
+
+
+def test_a_survey_holds_nothing(journal: Journal) -> None:
+    entry = journal.create(Record("s", PATH))
+    (seen,) = journal.survey()
+    assert (seen.in_use, seen.name) == (True, entry.name)
+    entry.close()
+    (seen,) = journal.survey()
+    assert not seen.in_use
+    journal.find(entry.name).close()
+
+
+def test_who_looks_never_sweeps_away_what_is_being_made(journal: Journal) -> None:
+    done = threading.Event()
+    looks = []
+
+    def look() -> None:
+        other = Journal(journal.directory)
+        while not done.is_set():
+            looks.append(len(other.survey()))
+
+    with ThreadPoolExecutor() as pool:
+        looking = pool.submit(look)
+        try:
+            for _ in range(300):
+                entry = journal.create(Record("s", PATH))
+                assert entry.data_path.exists()
+                entry.remove()
+                entry.close()
+        finally:
+            done.set()
+        looking.result()
+    assert looks
+    assert journal.survey() == []
+
+
+def test_export_keeps_holes_and_what_it_fails_to_replace(journal: Journal, tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    with closing(left(journal, State.FAILED)) as entry:
+        os.pwrite(entry.file, b"end", 40 << 20)
+        os.ftruncate(entry.file, 80 << 20)
+        recovery.export(entry, target)
+        found = target.stat()
+        assert (found.st_size, found.st_blocks * 512 < 1 << 20) == (80 << 20, True)
+        content = target.read_bytes()
+        assert (content[:7], content[40 << 20 : (40 << 20) + 4]) == (DATA, b"end\0")
+        os.ftruncate(entry.file, 0)
+        recovery.export(entry, target)
+        assert target.read_bytes() == b""
+        with pytest.raises(FileNotFoundError):
+            recovery.export(entry, tmp_path / "no/such")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out.bin", "staging"]

@@ -1,0 +1,5 @@
+"""The mounts of ``tests/mount``."""
+
+from tests.mount.conftest import mounted, mounter
+
+__all__ = ["mounted", "mounter"]
