@@ -88,6 +88,21 @@ def steps(root: Path, sha256_of_digits: str, *, have: Callable[..., bool] = _hav
             "user.reviewed",
             of_mount=True,
         ),
+        Step(
+            "Upload a new version: it is on the server when cp ends, and no byte of it moved",
+            f"mkdir -p {place('vision/digits-mlp/1.2.0')}"
+            f" && cp {place(DIGITS)} {place('vision/digits-mlp/1.2.0/')}"
+            f" && readlink {place('vision/digits-mlp/@latest')}",
+            "1.2.0",
+            of_mount=True,
+        ),
+        Step(
+            "Take it back",
+            f"rm -r {place('vision/digits-mlp/1.2.0')}"
+            f" && readlink {place('vision/digits-mlp/@latest')}",
+            "1.1.0",
+            of_mount=True,
+        ),
     ]
 
 

@@ -1,8 +1,11 @@
 """Writing through the facade: what close says, what the server has, what the journal keeps."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import random
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -636,6 +639,43 @@ async def test_a_failure_that_no_close_could_tell(
         assert b"403" in await fs.getxattr(await find(fs, "f"), b"user.jfs.last_error")
         assert await content(fs, "f") == b"old"
     assert [data for _, data in kept(staging)] == [b"new"]
+
+
+async def test_the_bytes_of_a_failed_upload_are_on_disk(ask: Requests, staging: Path) -> None:
+    async with writing(ask, staging) as fs:
+        ask.server.faults.add(Fault.status(413, PATH, method="PUT"))
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, DATA)
+        data = only(staging, "*.data")
+        # Where the file system has no delayed allocation (tmpfs) there is nothing to see.
+        assert is_delayed(data) or not is_delayed(control(staging))
+        with pytest.raises(QuotaExceeded):
+            await fs.flush(opened.handle)
+        assert not is_delayed(data)
+        assert not is_delayed(only(staging, "*.json"))
+        await fs.release(opened.handle)
+
+
+def only(directory: Path, pattern: str) -> Path:
+    (found,) = directory.glob(pattern)
+    return found
+
+
+def control(directory: Path) -> Path:
+    """Give a file that nobody synced."""
+    path = directory / "control"
+    path.write_bytes(DATA)
+    return path
+
+
+def is_delayed(path: Path) -> bool:
+    """Whether bytes of a file have no place on disk yet (ioctl_fiemap(2): DELALLOC)."""
+    query = bytearray(struct.pack("=QQIIII", 0, 1 << 62, 0, 0, 64, 0) + bytes(64 * 56))
+    with path.open("rb") as file, contextlib.suppress(OSError):
+        fcntl.ioctl(file, 0xC020660B, query)
+    count = struct.unpack_from("=I", query, 20)[0]
+    flags = (struct.unpack_from("=I", query, 32 + 56 * each + 40)[0] for each in range(count))
+    return any(flag & 0x4 for flag in flags)
 
 
 async def test_the_old_readers_of_a_failed_overwrite_are_told(ask: Requests, staging: Path) -> None:
