@@ -209,7 +209,13 @@ class ArtifactoryClient:
         await changes.make_folder(self._session, path)
 
     async def delete(self, path: RepoPath) -> None:
-        await changes.delete(self._session, path)
+        try:
+            await changes.delete(self._session, path)
+        except NotFound as error:
+            # A virtual repository shows what its members have, and deletes nothing (5).
+            if await self._exists(path):
+                raise changes.not_local(error) from None
+            raise
 
     async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
         await changes.transfer(self._session, "move", source, target, self._exists, tree=tree)

@@ -88,15 +88,15 @@ class DiskBlockStore:
         if not self._room(content.size):
             return False
         try:
-            if adoption.install(paths, content, self.block_size, staged):
-                return True
+            with contextlib.suppress(OSError):  # another file system: its bytes are copied
+                if adoption.install(paths, content, self.block_size, staged):
+                    return True
             adoption.fill(self.inspect(content), staged)
-            return False
         except (OSError, CacheError) as error:
             log.info("%s: not taken in: %s", staged, error)
-            return False
         finally:
             self._written(content.size)
+        return False
 
     def _paths(self, content: ContentKey) -> tuple[Path, Path]:
         if not _DIGEST.fullmatch(content.digest) or content.size <= 0:

@@ -22,7 +22,7 @@ from jfs.vfs.journal import Entry, Journal, Record
 
 _HASHERS = 2
 _PIECE = 1 * MiB
-_QUEUED = 32 * MiB  # bytes that wait for the hash at most; then a write waits
+_QUEUED = 32 * MiB  # bytes of all files that wait for the hash at most; then a write waits
 
 
 class StagingArea:
@@ -37,6 +37,7 @@ class StagingArea:
         self.journal = Journal(settings.staging)
         self.server = server
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-hash")
+        self._room = _Room(_QUEUED)
         status = os.statvfs(settings.staging)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
         # disk is no file of models.
@@ -47,15 +48,14 @@ class StagingArea:
         entry = self.journal.create(
             Record(self.server, path, base=base, properties=self.settings.properties)
         )
-        return StagingFile(entry.file, entry, self._hashers, self._largest)
+        return self._made(entry.file, entry)
 
     def anonymous(self) -> "StagingFile":
         """Make a file for content whose name is gone. Raises OSError."""
-        return StagingFile(self.journal.anonymous(), None, self._hashers, self._largest)
+        return self._made(self.journal.anonymous(), None)
 
-    def adopt(self, entry: Entry) -> "StagingFile":
-        """Go on with what another process left. Any thread."""
-        return StagingFile(entry.file, entry, self._hashers, self._largest)
+    def _made(self, file: int, entry: Entry | None) -> "StagingFile":
+        return StagingFile(file, entry, _RunningHash(self._hashers, self._room), self._largest)
 
     def close(self) -> None:
         """End the threads."""
@@ -69,11 +69,13 @@ class StagingFile:
         entry: in the journal; None for content that shall never be uploaded.
     """
 
-    def __init__(self, file: int, entry: Entry | None, hashers: Executor, largest: int) -> None:
+    def __init__(
+        self, file: int, entry: Entry | None, running_hash: "_RunningHash", largest: int
+    ) -> None:
         self.file = file
         self.entry = entry
         self.size = os.fstat(file).st_size
-        self._hash = _RunningHash(hashers)
+        self._hash = running_hash
         self._largest = largest
         self._users = 0
         self._closing = False
@@ -150,14 +152,33 @@ class StagingFile:
         self.file = -1
 
 
+class _Room:
+    """Memory for bytes that wait to be hashed, whichever file they are of. Any thread."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until something is free; one taker may go beyond it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free > 0)
+            self._free -= size
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+
 class _RunningHash:
     """The sha256 of a prefix, which grows with every write that continues it."""
 
-    def __init__(self, hashers: Executor) -> None:
+    def __init__(self, hashers: Executor, room: _Room) -> None:
         self._hashers = hashers
+        self._room = room
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
-        self._queued = 0
         self._busy = False
         self._reset()
 
@@ -171,11 +192,10 @@ class _RunningHash:
             self.rewind(offset)
         if offset != self._end:
             return
+        self._room.take(len(data))
         with self._changed:
-            self._changed.wait_for(lambda: self._queued < _QUEUED)
             self._end += len(data)
             self._queue.append(data)
-            self._queued += len(data)
             if not self._busy:
                 self._busy = True
                 self._hashers.submit(self._work, self._sha256)
@@ -185,8 +205,8 @@ class _RunningHash:
         if offset >= self._end:
             return
         with self._changed:
+            self._room.give(sum(map(len, self._queue)))
             self._queue.clear()
-            self._queued = 0
             self._changed.wait_for(lambda: not self._busy)
             self._reset()
 
@@ -211,6 +231,4 @@ class _RunningHash:
                     return
                 data = self._queue.popleft()
             sha256.update(data)
-            with self._changed:
-                self._queued = max(0, self._queued - len(data))
-                self._changed.notify_all()
+            self._room.give(len(data))
