@@ -267,7 +267,7 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return self._filesystem.readlink(inode).encode("utf-8")
+        return (await self._filesystem.readlink(inode)).encode("utf-8")
 
     @_boundary
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

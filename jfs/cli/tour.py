@@ -89,7 +89,7 @@ def steps(root: Path, sha256_of_digits: str, *, have: Callable[..., bool] = _hav
             of_mount=True,
         ),
         Step(
-            "Upload a new version: it is on the server when cp ends, and no byte of it moved",
+            "Upload a new version: it is on the server when cp ends",
             f"mkdir -p {place('vision/digits-mlp/1.2.0')}"
             f" && cp {place(DIGITS)} {place('vision/digits-mlp/1.2.0/')}"
             f" && readlink {place('vision/digits-mlp/@latest')}",

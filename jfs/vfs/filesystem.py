@@ -130,9 +130,16 @@ class Filesystem:
             await self._tree.refresh(inode)
         return self._status.of(inode)
 
-    def readlink(self, ino: int) -> str:
-        """Give what a selector stands for. Raises NoEntry."""
-        target = link_target(self._tree.find(ino))
+    async def readlink(self, ino: int) -> str:
+        """Give what a link points to. The kernel keeps its inode for a while, but asks this anew.
+
+        Raises:
+            InvalidArgument: it is no link. NoEntry: a selector that nothing fits any more.
+        """
+        inode = self._tree.find(ino)
+        if isinstance(inode.computed, Link):
+            inode.computed = await self._selectors.current(inode.computed)
+        target = link_target(inode)
         if target is None:
             raise InvalidArgument(f"inode {ino} is no link")
         return target
@@ -346,10 +353,12 @@ class Filesystem:
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set a property. Whether it exists is the caller's to check (XATTR_CREATE)."""
         await self._extended.set(self._tree.find(ino), name, value)
+        self._tree.changes += 1
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         """Remove a property. Raises as ``setxattr``, and NoAttribute."""
         await self._extended.set(self._tree.find(ino), name, None)
+        self._tree.changes += 1
 
     async def drain(self) -> None:
         """Return when no upload is under way."""
@@ -389,6 +398,6 @@ class Filesystem:
                 return self._queries.root()
             if not name.startswith(selectors.MARK) or parent.computed is not None:
                 raise
-        target = await self._selectors.resolve(parent, name)
+        link = await self._selectors.link(parent, name)
         info = FolderInfo(RepoPath(parent.path.repo, f"{parent.path.path}//{name}"), 0)
-        return self._tree.inodes.compute(f"{parent.path}//{name}", info, Link(target))
+        return self._tree.inodes.compute(f"{parent.path}//{name}", info, link)

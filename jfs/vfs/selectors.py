@@ -22,9 +22,17 @@ _LATEST = "@latest"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a computed symbolic link points to."""
+    """What a computed symbolic link points to.
+
+    Attributes:
+        folder, name: the selector.
+        as_of: ``Tree.changes`` when it was resolved: a change made here since may mean another.
+    """
 
     target: str
+    folder: Inode
+    name: str
+    as_of: int
 
 
 def parse_criterion(text: str) -> tuple[str, str] | None:
@@ -51,6 +59,15 @@ class Selectors:
     def __init__(self, store: ArtifactStore, tree: Tree) -> None:
         self._store = store
         self._tree = tree
+
+    async def link(self, folder: Inode, name: str) -> Link:
+        """Resolve a selector. Raises as ``resolve``."""
+        as_of = self._tree.changes
+        return Link(await self.resolve(folder, name), folder, name, as_of)
+
+    async def current(self, link: Link) -> Link:
+        """Resolve it again, if anything was changed here since. Raises as ``resolve``."""
+        return link if link.as_of == self._tree.changes else await self.link(link.folder, link.name)
 
     async def resolve(self, folder: Inode, name: str) -> str:
         """Give the name of the entry of *folder* that a selector means.

@@ -48,6 +48,7 @@ class Tree:
         # Names that this mount changed while a listing of their folder is under way: what it says
         # about them is older than what we know.
         self._being_listed: dict[Inode, set[str]] = {}
+        self.changes = 0  # made by this mount, of names, content and properties
         self.inodes = InodeTable(root, trio.current_time() + settings.attr_ttl_s)
 
     def find(self, ino: int) -> Inode:
@@ -226,6 +227,7 @@ class Tree:
             inode.parent.missing.pop(inode.name, None)
 
     def _touch(self, parent: Inode, name: str) -> None:
+        self.changes += 1
         if parent.missing is not None:
             parent.missing.pop(name, None)
         if (touched := self._being_listed.get(parent)) is not None:

@@ -85,7 +85,7 @@ async def find(filesystem: Filesystem, path: str) -> int:
     while waiting:
         attributes = await filesystem.lookup(trail[-1], waiting.pop())
         if stat.S_ISLNK(attributes.mode):
-            target = filesystem.readlink(attributes.ino)
+            target = await filesystem.readlink(attributes.ino)
             waiting += reversed(target.split("/"))
         else:
             trail.append(attributes.ino)

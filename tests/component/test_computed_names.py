@@ -35,7 +35,7 @@ def models(server: EmbeddedServer) -> EmbeddedServer:
 async def link(fs: Filesystem, folder: str, name: str) -> str:
     attributes = await fs.lookup(await find(fs, folder), name)
     assert stat.S_ISLNK(attributes.mode)
-    target = fs.readlink(attributes.ino)
+    target = await fs.readlink(attributes.ino)
     assert attributes.size == len(target.encode())
     fs.forget(attributes.ino, 1)
     return target
@@ -189,3 +189,23 @@ def test_the_newest_of_several() -> None:
     readme = FileInfo(RepoPath("r", "v9.txt"), 1, Checksums(), 5)
     assert newest([folder("v1"), readme]) == "v1"
     assert newest([readme]) == "v9.txt"
+
+
+async def test_a_selector_follows_what_is_changed_here(models: EmbeddedServer) -> None:
+    """The kernel keeps the inode of a link, and asks for its target each time."""
+    async with composed(models, REPO) as fs:
+        bert = await find(fs, "nlp/bert")
+        latest = (await fs.lookup(bert, "@latest")).ino
+        newest_now = await fs.readlink(latest)
+        await fs.mkdir(bert, "99.0.0", 0o755, Caller(0, 0))
+        assert await fs.readlink(latest) == "99.0.0"
+        await fs.rmdir(bert, "99.0.0")
+        assert await fs.readlink(latest) == newest_now
+        chosen = (await fs.lookup(bert, "@env=production")).ino
+        assert await fs.readlink(chosen) == "1.10.0"
+        for version in ("1.9.0", "1.10.0"):
+            await fs.removexattr(await find(fs, f"nlp/bert/{version}/model.bin"), b"user.env")
+        with pytest.raises(NoEntry):
+            await fs.readlink(chosen)
+        await fs.setxattr(await find(fs, "nlp/bert/2.0.0-rc1"), b"user.env", b"production")
+        assert await fs.readlink(chosen) == "2.0.0-rc1"

@@ -101,8 +101,8 @@ def test_check_runs_every_step(demo: Starter, tmp_path: Path) -> None:
     mountpoint = tmp_path / "made" / "models"
     code, output, errors = demo("--check", str(mountpoint)).end()
     assert code == 0, output + errors
-    assert output.count("ok  ") == 10
-    assert "10 of 10 steps ok" in output
+    assert output.count("ok  ") == 12
+    assert "12 of 12 steps ok" in output
     assert errors == ""
     assert not mountpoint.parent.exists()  # made by the demo, so removed by it
 
@@ -125,7 +125,7 @@ def test_what_is_printed_can_be_pasted(demo: Starter, tmp_path: Path) -> None:
     running = demo(str(tmp_path / "mo dels"))
     printed = running.until("Ctrl-C ends")
     commands = re.findall(r"^# .*\n(.*)\n", printed, re.MULTILINE)
-    assert len(commands) == 10
+    assert len(commands) == 12
     for command in commands:
         subprocess.run(["/bin/sh", "-c", command], check=True, timeout=60, capture_output=True)
 
@@ -193,7 +193,7 @@ def test_a_step_that_fails_is_told(demo: Starter, tmp_path: Path) -> None:
         "failed  Map the tensors of a safetensors file",
         "failed  Everything that is approved for production",  # other bytes: its properties went
     ]
-    assert "8 of 10 steps ok" in output
+    assert "10 of 12 steps ok" in output
 
 
 def test_data_that_is_someone_elses_is_left_alone(demo: Starter, tmp_path: Path) -> None:
