@@ -1,0 +1,1 @@
+"""What runs suites of other projects against a mount."""
