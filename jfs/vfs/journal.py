@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -169,7 +170,10 @@ class Journal:
 
     def anonymous(self) -> int:
         """Make a file without a name, for content that shall go with its last reader. OSError."""
-        return os.open(self.directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        # Not O_TMPFILE: overlayfs, where containers live, has it only since Linux 6.1.
+        file, name = tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
+        os.unlink(name)
+        return file
 
     def left_behind(self) -> Iterator[Entry]:
         """Give every staged file that no living process holds; the caller closes each.

@@ -198,7 +198,7 @@ class Namespace:
                 await self._require_empty(target)
             elif target is not None:
                 await self._files.keep_for_readers(target)
-            await self._move(source, target, new_parent.path.child(new_name))
+            kept = await self._move(source, target, new_parent.path.child(new_name))
             # no checkpoint until tree and attributes have changed
             old, file = source.path, self._files.find(source)
             if source.local and target is not None and not target.local and file is not None:
@@ -209,11 +209,17 @@ class Namespace:
                 await self._files.detach(target)
             for inode in self._files.below(source):
                 await self._files.relocate(inode)
+            if kept:
+                await self._store.set_properties(source.path, kept)
         await self._make_again(parent, emptied)
         self._forget_queries()
 
-    async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
-        """Move on the server. The target is empty, or a file."""
+    async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> Properties:
+        """Move on the server. The target is empty, or a file.
+
+        Returns:
+            Properties that the entry shall have of the one whose place it took.
+        """
         kept: Properties = {}
         if (
             target is not None
@@ -232,7 +238,7 @@ class Namespace:
                 file.replaces = False
             if kept:
                 source.properties = kept
-            return
+            return {}
         if target is not None and target.is_folder and not target.local:
             # Moved onto a folder, the server would nest it there (artifactory-rest 8).
             await self._store.delete(target.path)
@@ -243,8 +249,7 @@ class Namespace:
                 await self._store.make_folder(target.path)
             raise
         source.properties_until = 0.0
-        if kept:
-            await self._store.set_properties(path, kept)
+        return kept
 
     async def _target(self, parent: Inode, name: str) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""
