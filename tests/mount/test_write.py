@@ -32,8 +32,7 @@ def ask(mounted: MountedServer) -> Requests:
 
 def shell(command: str, where: Path) -> str:
     result = subprocess.run(
-        ["sh", "-eu", "-c", command],
-        cwd=where,
+        ["env", "-C", str(where), "sh", "-eu", "-c", command],
         capture_output=True,
         text=True,
         check=False,

@@ -50,8 +50,9 @@ def run(
     """
     with log.open("w") as output:
         process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=cwd,
+            # Popen itself would change directory between vfork and exec, with the interpreter's
+            # lock held: the server that a look-up on the way asks may live in this process.
+            ["env", "-C", str(cwd), *(str(word) for word in command)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
