@@ -20,8 +20,8 @@ from jfs.vfs.staging import StagingArea, StagingFile
 log = logging.getLogger(__name__)
 
 # An upload that takes longer goes to disk meanwhile: a loss of power in the middle of it counts.
-# A shorter one is slowed down by that (2 GiB on two cores: 0.60 of curl's speed instead of 0.71); it
-# is synced if it fails.
+# A shorter one is slowed down by that (2 GiB on two cores: 0.60 of curl's speed, not 0.71); it is
+# synced if it fails.
 _SYNC_AFTER_S = 10.0
 
 
