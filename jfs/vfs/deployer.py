@@ -6,6 +6,8 @@ journal then says why, and ``jfs recover`` deals with them.
 
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
@@ -39,13 +41,8 @@ class Deployer:
         self._idle = trio.Event()
         self._idle.set()
 
-    @property
-    def active(self) -> int:
-        """Uploads that are under way."""
-        return self._active
-
     async def wait_idle(self) -> None:
-        """Return when no upload is under way."""
+        """Return when no upload is under way, those that begin meanwhile included."""
         while self._active:
             await self._idle.wait()
 
@@ -70,50 +67,49 @@ class Deployer:
             IntegrityError, RemoteError: the server's verdict; the journal has kept it.
             OSError: the local disk failed.
         """
+        async with self._under_way(staged) as entry:
+            if is_new and self._area.settings.no_overwrite:
+                await self._require_absent(path)
+            there = {} if is_new else await self._store.properties(path)
+            # It may have been a symbolic link, whose place a file takes.
+            kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
+            properties = {**(properties or kept), **self._area.settings.properties}
+            sha256 = await trio.to_thread.run_sync(
+                _seal, staged, entry, path, properties, modified_ns
+            )
+            deployment = Deployment(
+                path, staged.size, Checksums(sha256=sha256), properties, modified_ns
+            )
+            done = trio.Event()
+            self._nursery.start_soon(_sync_if_long, entry, done)
+            try:
+                info = await self._store.deploy(deployment, staged.file)
+            finally:
+                done.set()
+            if gone := there.keys() - properties.keys():
+                # Where the bytes are the same the server keeps what is not named.
+                await self._store.set_properties(path, dict.fromkeys(gone))
+        self._metrics.count("deploys")
+        # The answer to a deploy names no time of modification.
+        return replace(info, modified_ns=modified_ns or time.time_ns())
+
+    @asynccontextmanager
+    async def _under_way(self, staged: StagingFile) -> AsyncIterator[Entry]:
+        """Count an upload while it lasts; what fails is kept, and the journal says why."""
+        assert staged.entry is not None
+        if not self._active:
+            self._idle = trio.Event()
         self._active += 1
-        self._idle = trio.Event()
         try:
-            return await self._deploy(staged, path, is_new, properties, modified_ns)
+            yield staged.entry
         except (JfsError, OSError) as error:
             self._metrics.count("deploys_failed")
-            await trio.to_thread.run_sync(_keep, staged, str(error))
+            await trio.to_thread.run_sync(_keep, staged.entry, str(error))
             raise
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
-
-    async def _deploy(
-        self,
-        staged: StagingFile,
-        path: RepoPath,
-        is_new: bool,
-        properties: Properties,
-        modified_ns: int | None,
-    ) -> FileInfo:
-        assert staged.entry is not None
-        if is_new and self._area.settings.no_overwrite:
-            await self._require_absent(path)
-        there = {} if is_new else await self._store.properties(path)
-        # It may have been a symbolic link, whose place a file takes.
-        kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
-        properties = {**(properties or kept), **self._area.settings.properties}
-        sha256 = await trio.to_thread.run_sync(_seal, staged, path, properties, modified_ns)
-        deployment = Deployment(
-            path, staged.size, Checksums(sha256=sha256), properties, modified_ns
-        )
-        done = trio.Event()
-        self._nursery.start_soon(_sync_if_long, staged.entry, done)
-        try:
-            info = await self._store.deploy(deployment, staged.file)
-        finally:
-            done.set()
-        if gone := there.keys() - properties.keys():
-            # Where the bytes are the same the server keeps what is not named.
-            await self._store.set_properties(path, dict.fromkeys(gone))
-        self._metrics.count("deploys")
-        # The answer to a deploy names no time of modification.
-        return replace(info, modified_ns=modified_ns or time.time_ns())
 
     async def _require_absent(self, path: RepoPath) -> None:
         try:
@@ -124,24 +120,26 @@ class Deployer:
 
 
 def _seal(
-    staged: StagingFile, path: RepoPath, properties: Properties, modified_ns: int | None
+    staged: StagingFile,
+    entry: Entry,
+    path: RepoPath,
+    properties: Properties,
+    modified_ns: int | None,
 ) -> str:
     """Finish the digest, and note in the journal that the file is whole. Blocking."""
-    assert staged.entry is not None
-    staged.entry.update(
+    entry.update(
         state=State.DEPLOYING, path=path, properties=properties, modified_ns=modified_ns, error=""
     )
     return staged.sha256()
 
 
-def _keep(staged: StagingFile, reason: str) -> None:
+def _keep(entry: Entry, reason: str) -> None:
     """Let the bytes of a failed upload survive everything. Blocking; never raises."""
-    assert staged.entry is not None
     try:
-        staged.entry.update(state=State.FAILED, error=reason)
-        staged.entry.sync()
+        entry.update(state=State.FAILED, error=reason)
+        entry.sync()
     except OSError as error:
-        log.error("%s: its journal cannot be written: %s", staged.entry.record.path, error)
+        log.error("%s: its journal cannot be written: %s", entry.record.path, error)
 
 
 async def _sync_if_long(entry: Entry, done: trio.Event) -> None:

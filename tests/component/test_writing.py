@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from jfs.config import WriteSettings
 from jfs.errors import (
@@ -606,6 +607,23 @@ async def test_an_upload_whose_answer_is_lost_is_not_sent_twice(
         assert fault.hits == 1
         assert ask.server.stats.bytes_received == len(DATA)  # once
     assert ask.get(PATH).body == DATA
+
+
+async def test_a_drain_ends_with_the_last_upload(ask: Requests, staging: Path) -> None:
+    """Also when one began after the drain did."""
+    first = ask.server.faults.add(Fault.stall(PATH, method="PUT", times=1))
+    second = ask.server.faults.add(Fault.stall(f"/{REPO}/g", method="PUT", times=1))
+    async with writing(ask, staging) as fs:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(put, fs, "f", DATA)
+                await trio.to_thread.run_sync(first.wait_hit)
+                nursery.start_soon(fs.drain)
+                nursery.start_soon(put, fs, "g", DATA)
+                await trio.to_thread.run_sync(second.wait_hit)
+                first.release()
+                second.release()
+    assert ask.get(f"/{REPO}/g").body == DATA
 
 
 async def test_a_failed_fsync_is_made_good_by_the_next_close(ask: Requests, staging: Path) -> None:
