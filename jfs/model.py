@@ -8,6 +8,8 @@ Properties = Mapping[str, tuple[str, ...]]
 _NAME_MAX = 255  # bytes, Linux NAME_MAX
 PARENT_MAX = 1024  # characters of a parent's path (artifactory-rest 2.1)
 _FORBIDDEN = frozenset('\\|*?"')
+_FORBIDDEN_IN_KEY = frozenset("(){}[]*+^$\\/~`!@#%&<>;=,±§")
+_KEY_MAX = 255  # characters (artifactory-rest 2.1)
 _CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
 
 
@@ -35,6 +37,19 @@ def problem_with_name(name: str) -> str | None:
         return "is '&', which Artifactory forbids"
     if name.endswith(_CHECKSUM_FILES):
         return "is the name of a checksum file, which Artifactory answers itself"
+    return None
+
+
+def problem_with_key(key: str) -> str | None:
+    """Say why *key* cannot be a property's; None if it can."""
+    if not (key[:1].isascii() and key[:1].isalpha()):
+        return "a property key must begin with an ASCII letter"
+    if any(letter.isspace() for letter in key):
+        return "a property key must not hold white space"
+    if bad := _FORBIDDEN_IN_KEY.intersection(key):
+        return f"a property key must not hold {min(bad)!r}"
+    if len(key) > _KEY_MAX:
+        return f"a property key must not be longer than {_KEY_MAX} characters"
     return None
 
 

@@ -34,10 +34,10 @@ from jfs.fuse import Operations, invalidate
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.protocols import BlockStore
-from jfs.vfs import recovery
 from jfs.vfs.filesystem import Filesystem, Remembered
-from jfs.vfs.reader import DataPlane
-from jfs.vfs.staging import StagingArea
+from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing import recovery
+from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 

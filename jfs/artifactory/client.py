@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import trio
 
-from jfs.artifactory import aql, builds, changes, deploys, wire
+from jfs.artifactory import aql, builds, mutations, uploads, wire
 from jfs.artifactory.builds import BuildInfo
-from jfs.artifactory.deploys import Deploys
 from jfs.artifactory.session import CACHE, Session
+from jfs.artifactory.uploads import Uploads
 from jfs.config import Credentials, ServerSettings
 from jfs.errors import (
     AccessDenied,
@@ -52,18 +52,18 @@ class ArtifactoryClient:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._session = Session(settings, metrics)
-        self._deploys = Deploys(self._session, metrics)
+        self._uploads = Uploads(self._session, metrics)
         self._without_list: set[str] = set()  # repositories whose `?list` was refused
         self._kinds: dict[str, str] = {}  # of the repositories, as last listed
 
     async def aclose(self) -> None:
         """Close every connection."""
-        self._deploys.close()
+        self._uploads.close()
         await self._session.aclose()
 
     def cut_uploads(self) -> None:
         """Cut the uploads that are under way; they fail soon. Any thread."""
-        self._deploys.close()
+        self._uploads.close()
 
     async def check(self) -> None:
         """Make sure that an Artifactory answers and lets us in.
@@ -196,33 +196,33 @@ class ArtifactoryClient:
     async def is_empty(self, path: RepoPath) -> bool:
         return await self._json(_storage(path), wire.parse_is_empty)
 
-    # changes: what is asked, and how often, is the room of ``changes`` and ``deploys``
+    # changes: what is asked, and how often, is the room of ``mutations`` and ``uploads``
 
     async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
-        info = await self._deploys.deploy(deployment, file)
-        late = deploys.set_afterwards(deployment.properties)
+        info = await self._uploads.deploy(deployment, file)
+        late = uploads.set_afterwards(deployment.properties)
         if late:
             await self.set_properties(deployment.path, late)
         return info
 
     async def make_folder(self, path: RepoPath) -> None:
-        await changes.make_folder(self._session, path)
+        await mutations.make_folder(self._session, path)
 
     async def delete(self, path: RepoPath) -> None:
         try:
-            await changes.delete(self._session, path)
+            await mutations.delete(self._session, path)
         except NotFound as error:
             # A virtual repository shows what its members have, and deletes nothing (5).
             if await self._exists(path):
-                raise changes.not_local(error) from None
+                raise mutations.not_local(error) from None
             raise
 
     async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
-        await changes.transfer(self._session, "move", source, target, self._exists, tree=tree)
+        await mutations.transfer(self._session, "move", source, target, self._exists, tree=tree)
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
         kept = await self._kept(source)  # a remote repository itself has nothing to copy
-        await changes.transfer(self._session, "copy", kept, target, self._exists, tree=tree)
+        await mutations.transfer(self._session, "copy", kept, target, self._exists, tree=tree)
 
     async def publish_build(self, document: Mapping[str, object]) -> None:
         """Publish what ``builds.document`` made; the same run once more replaces it."""

@@ -11,7 +11,7 @@ from jfs.cli.places import refresh_mounts, require_item, require_name, require_o
 from jfs.cli.promotion import Promoted, Wish
 from jfs.cli.properties import properties_of
 from jfs.errors import ConfigError, JfsError
-from jfs.vfs.xattrs import encode_values
+from jfs.vfs.attributes.xattrs import encode_values
 
 
 @click.command("promote")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from jfs.errors import ConfigError, NamespaceError
 from jfs.model import Properties
-from jfs.vfs.xattrs import PREFIX, decode_values, key_to_write
+from jfs.vfs.attributes.xattrs import PREFIX, decode_values, key_to_write
 
 
 def properties_of(pairs: Iterable[str]) -> Properties:

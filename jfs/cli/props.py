@@ -11,7 +11,7 @@ from jfs.cli.properties import properties_of
 from jfs.cli.tables import print_rows
 from jfs.errors import ConfigError, JfsError, NamespaceError
 from jfs.model import Properties
-from jfs.vfs.xattrs import PREFIX, encode_values, key_to_write
+from jfs.vfs.attributes.xattrs import PREFIX, encode_values, key_to_write
 
 
 @click.group("props")

@@ -19,9 +19,9 @@ from jfs.cli.tables import moment, print_rows
 from jfs.config import Source, credentials_from, default_cache_directory
 from jfs.errors import ConfigError, JfsError
 from jfs.model import RepoPath
-from jfs.vfs import recovery
-from jfs.vfs.journal import Entry, Journal, Record, Sighting, State, closing
-from jfs.vfs.recovery import Outcome
+from jfs.vfs.writing import recovery
+from jfs.vfs.writing.journal import Entry, Journal, Record, Sighting, State, closing
+from jfs.vfs.writing.recovery import Outcome
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)

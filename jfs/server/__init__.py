@@ -1,6 +1,11 @@
-"""The embedded Artifactory-compatible server, for `jfs serve`, `jfs demo` and tests."""
+"""The embedded Artifactory-compatible server, for `jfs serve`, `jfs demo` and tests.
 
-from jfs.server.faults import Fault, FaultPlan
+Rooms, from the top; each imports only what is below it (import-linter): ``runner`` (threads and
+sockets), ``service`` (the table of addresses), ``routes``, ``http``, ``store``, ``search``,
+``wire``.
+"""
+
+from jfs.server.http.faults import Fault, FaultPlan
 from jfs.server.runner import EmbeddedServer, TlsFiles
 
 __all__ = ["EmbeddedServer", "Fault", "FaultPlan", "TlsFiles"]

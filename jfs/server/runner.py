@@ -19,19 +19,19 @@ from aiohttp import web
 from jfs.errors import ConfigError
 from jfs.extents import KiB, MiB
 from jfs.model import Checksums, Properties, RepoPath
-from jfs.server import deployments
-from jfs.server.access import Access, token_of
-from jfs.server.answers import ApiError
-from jfs.server.catalogue import Item
-from jfs.server.deployments import Deployment
-from jfs.server.faults import FaultPlan
-from jfs.server.paths import check_path, check_properties
-from jfs.server.remote import check_upstream
-from jfs.server.rights import ADMIN, parse_users
+from jfs.server.http.access import Access, token_of
+from jfs.server.http.faults import FaultPlan
+from jfs.server.http.signed import SignedStorage
+from jfs.server.http.stats import ServerStats
+from jfs.server.routes.upstreams import check_upstream
 from jfs.server.service import CONTEXT, Service
-from jfs.server.signed import SignedStorage
-from jfs.server.stats import ServerStats
-from jfs.server.store import Store
+from jfs.server.store import placement
+from jfs.server.store.catalogue import Item
+from jfs.server.store.placement import Deployment
+from jfs.server.store.rights import ADMIN, parse_users
+from jfs.server.store.store import Store
+from jfs.server.wire.answers import ApiError
+from jfs.server.wire.paths import check_path, check_properties
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class EmbeddedServer:
         allow_remote: listen beyond loopback, and without TLS.
         durable: what was answered survives a loss of power, not only a kill.
         users: rights by name, beside the administrator: ``{"ann": "rw", "bob": ["r", "wnd@b-*"]}``,
-            each ``RIGHTS[@REPO-GLOB]`` as ``jfs.server.rights`` has it. Each has a ``NAME.token``.
+            each ``RIGHTS[@REPO-GLOB]`` as ``store.rights`` has it. Each has a ``NAME.token``.
         quota_bytes: how much content may lie on disk; more is answered 413.
     Raises:
         ConfigError: from here and ``start``: directory, token, user, address or TLS cannot be used.
@@ -229,7 +229,7 @@ class EmbeddedServer:
         check_properties(stated)
         known = checksums or Checksums(sha256)
         if isinstance(content, Path) and known.sha256 is not None:
-            return deployments.adopt(store, target, content, known, stated)
+            return placement.adopt(store, target, content, known, stated)
         incoming = store.receive()
         try:
             if isinstance(content, Path):
@@ -238,7 +238,7 @@ class EmbeddedServer:
                         incoming.write(data)
             else:
                 incoming.write(content)
-            return deployments.received(store, target, incoming, Deployment(ADMIN, stated))
+            return placement.received(store, target, incoming, Deployment(ADMIN, stated))
         finally:
             incoming.discard()
 

@@ -14,21 +14,9 @@ from urllib.parse import unquote
 from aiohttp import web
 from multidict import CIMultiDict
 
-from jfs.server import (
-    builds,
-    content,
-    deploy,
-    properties_api,
-    repositories_api,
-    search_api,
-    storage_api,
-    system_api,
-    transfer,
-    weather,
-)
-from jfs.server.access import Access
-from jfs.server.answers import ApiError
-from jfs.server.exchange import (
+from jfs.server.http import weather
+from jfs.server.http.access import Access
+from jfs.server.http.exchange import (
     Answer,
     Call,
     Reception,
@@ -38,13 +26,25 @@ from jfs.server.exchange import (
     json_answer,
     respond,
 )
-from jfs.server.faults import Fault, FaultPlan, Kind
-from jfs.server.paths import parse_query, parse_target, split_target
-from jfs.server.remote import Upstreams
-from jfs.server.rights import ANONYMOUS
-from jfs.server.signed import SignedStorage
-from jfs.server.stats import ServerStats
-from jfs.server.store import Store, no_room
+from jfs.server.http.faults import Fault, FaultPlan, Kind
+from jfs.server.http.signed import SignedStorage
+from jfs.server.http.stats import ServerStats
+from jfs.server.routes import (
+    builds,
+    download,
+    properties,
+    repositories,
+    search,
+    storage,
+    system,
+    transfer,
+    upload,
+)
+from jfs.server.routes.upstreams import Upstreams
+from jfs.server.store.rights import ANONYMOUS
+from jfs.server.store.store import Store, no_room
+from jfs.server.wire.answers import ApiError
+from jfs.server.wire.paths import parse_query, parse_target, split_target
 
 log = logging.getLogger(__name__)
 
@@ -52,45 +52,45 @@ CONTEXT = "/artifactory"
 Endpoint = Callable[[Call], Awaitable[Answer]]
 
 _EXACT: Mapping[str, Mapping[str, Endpoint]] = {
-    "api/system/ping": {"GET": system_api.ping},
-    "api/system/version": {"GET": system_api.version},
-    "api/system/usage": {"POST": system_api.usage},
-    "api/storageinfo": {"GET": system_api.storage_info},
-    "api/storageinfo/calculate": {"POST": system_api.calculate},
-    "api/v1/uploads/config": {"GET": system_api.uploads_config},
+    "api/system/ping": {"GET": system.ping},
+    "api/system/version": {"GET": system.version},
+    "api/system/usage": {"POST": system.usage},
+    "api/storageinfo": {"GET": system.storage_info},
+    "api/storageinfo/calculate": {"POST": system.calculate},
+    "api/v1/uploads/config": {"GET": system.uploads_config},
     "api/build": {"GET": builds.listing, "PUT": builds.publish},
-    "api/repositories": {"GET": repositories_api.listing},
-    "api/search/aql": {"POST": search_api.aql},
-    "api/search/artifact": {"GET": search_api.artifact},
-    "api/search/prop": {"GET": search_api.prop},
-    "api/search/checksum": {"GET": search_api.checksum},
+    "api/repositories": {"GET": repositories.listing},
+    "api/search/aql": {"POST": search.aql},
+    "api/search/artifact": {"GET": search.artifact},
+    "api/search/prop": {"GET": search.prop},
+    "api/search/checksum": {"GET": search.checksum},
 }
 _BELOW: Mapping[str, Mapping[str, Endpoint]] = {
     "api/build/": {"GET": builds.get, "DELETE": builds.delete},
     "api/repositories/": {
-        "GET": repositories_api.get,
-        "PUT": repositories_api.create,
-        "POST": repositories_api.update,
-        "DELETE": repositories_api.delete,
+        "GET": repositories.get,
+        "PUT": repositories.create,
+        "POST": repositories.update,
+        "DELETE": repositories.delete,
     },
     "api/storage/": {
-        "GET": storage_api.get,
-        "PUT": properties_api.put,
-        "DELETE": properties_api.delete,
+        "GET": storage.get,
+        "PUT": properties.put,
+        "DELETE": properties.delete,
     },
     "api/metadata/": {
-        "PATCH": properties_api.patch_metadata,
-        "DELETE": properties_api.delete_metadata,
+        "PATCH": properties.patch_metadata,
+        "DELETE": properties.delete_metadata,
     },
     "api/copy/": {"POST": transfer.copy},
     "api/move/": {"POST": transfer.move},
-    "list/": {"GET": content.read},
-    "simple/": {"GET": content.read},
+    "list/": {"GET": download.read},
+    "simple/": {"GET": download.read},
 }
 _CONTENT: Mapping[str, Endpoint] = {
-    "GET": content.read,
-    "PUT": deploy.put,
-    "DELETE": deploy.delete,
+    "GET": download.read,
+    "PUT": upload.put,
+    "DELETE": upload.delete,
 }
 _DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _OPEN = frozenset(["api/system/ping"])  # needs no login
@@ -197,7 +197,7 @@ class Service:
                 call = call.of(self._access.user(headers))
             reads = route.name in _BROWSED and request.method in ("GET", "HEAD")
             if reads:
-                content.require_readable(call, parse_target(call.rest).path)
+                download.require_readable(call, parse_target(call.rest).path)
             answer = None
             if fault is not None and fault.kind is Kind.REDIRECT and route.name == "content":
                 answer = await self._redirect(call, fault)
@@ -226,7 +226,7 @@ class Service:
         if self._store.repositories.remote(target.path.repo) is None:
             return None
         kept = await self._upstreams.keep(call, target.path)
-        return await content.read_target(call, replace(target, path=kept))
+        return await download.read_target(call, replace(target, path=kept))
 
     async def _redirect(self, call: Call, fault: Fault) -> Answer | None:
         """Redirect a download of a file, as real servers do: nothing but GET of what exists."""
@@ -261,7 +261,7 @@ def _route(method: str, raw: str) -> _Route:
         raise ApiError(404, f"Not Found: this service is at {CONTEXT}")
     path = path.lstrip("/")
     if not path:
-        return _method(method, {"GET": system_api.ping}, "", "")
+        return _method(method, {"GET": system.ping}, "", "")
     if methods := _EXACT.get(path.rstrip("/")):
         return _method(method, methods, path.rstrip("/"), "")
     for prefix, methods in _BELOW.items():

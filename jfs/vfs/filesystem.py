@@ -22,22 +22,22 @@ from jfs.errors import (
 from jfs.extents import Extent
 from jfs.model import FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs import queries, selectors
-from jfs.vfs.attributes import Attributes, Caller, Change, LocalAttributeTable
-from jfs.vfs.deployer import Deployer
-from jfs.vfs.extended import ExtendedAttributes
-from jfs.vfs.files import OpenFiles
-from jfs.vfs.inodes import ROOT, Inode
-from jfs.vfs.namespace import Namespace
-from jfs.vfs.openfile import Opened
-from jfs.vfs.properties import PropertyTable
-from jfs.vfs.queries import Queries, QueryFolder
-from jfs.vfs.reader import DataPlane
-from jfs.vfs.selectors import Link, Selectors
-from jfs.vfs.staging import StagingArea
-from jfs.vfs.status import StatusView, link_target
-from jfs.vfs.tree import Tree
-from jfs.vfs.writer import Writing
+from jfs.vfs.attributes.extended import ExtendedAttributes
+from jfs.vfs.attributes.properties import PropertyTable
+from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
+from jfs.vfs.files.openfile import Opened
+from jfs.vfs.files.table import OpenFiles
+from jfs.vfs.files.writer import Writing
+from jfs.vfs.mutations import Mutations
+from jfs.vfs.namespace import queries, selectors
+from jfs.vfs.namespace.inodes import ROOT, Inode
+from jfs.vfs.namespace.local import LocalAttributeTable
+from jfs.vfs.namespace.queries import Queries, QueryFolder
+from jfs.vfs.namespace.selectors import Link, Selectors
+from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing.deployer import Deployer
+from jfs.vfs.writing.staging import StagingArea
 
 __all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened", "Remembered"]
 
@@ -89,14 +89,14 @@ class Filesystem:
             self._writing = Writing(area, deployer, LocalAttributeTable())
         self._abandoned = abandoned
         self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._abandon)
-        self._status = StatusView(settings, self._files, self._writing)
+        self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings.attr_ttl_s)
         self._extended = ExtendedAttributes(
             store, self._properties, self._files, address, read_only=area is None
         )
         self._selectors = Selectors(store, self._tree)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s)
-        self._namespace = Namespace(
+        self._mutations = Mutations(
             store, self._tree, self._files, self._properties, self._writing, self._queries.forget
         )
         self._listings: dict[int, Sequence[tuple[str, Inode]]] = {}
@@ -112,7 +112,7 @@ class Filesystem:
         inode = await self._resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
         self._tree.inodes.remember(inode)
-        return self._status.of(inode)
+        return self._stat.of(inode)
 
     def remember(self, ino: int) -> None:
         """Count a lookup that ``readdir`` gave to the kernel."""
@@ -128,7 +128,7 @@ class Filesystem:
         inode = self._tree.find(ino)
         if self._files.find(inode) is None:
             await self._tree.refresh(inode)
-        return self._status.of(inode)
+        return self._stat.of(inode)
 
     async def readlink(self, ino: int) -> str:
         """Give what a link points to. The kernel keeps its inode for a while, but asks this anew.
@@ -169,7 +169,7 @@ class Filesystem:
         except KeyError:
             raise BadHandle(f"handle {handle} is not an open folder") from None
         return [
-            (name, self._status.of(inode), position + 1)
+            (name, self._stat.of(inode), position + 1)
             for position, (name, inode) in enumerate(listing[start : start + 256], start)
             if inode.attached() and self._tree.inodes.lives(inode)
         ]
@@ -213,13 +213,13 @@ class Filesystem:
             InvalidName, NameTooLong: a name that Linux and Artifactory cannot both hold.
             AlreadyExists: O_EXCL, and there is one.
         """
-        inode, opened = await self._namespace.create(
+        inode, opened = await self._mutations.create(
             self._tree.find(parent), name, flags, caller.pid
         )
         if inode.local:
-            self._status.own(inode, mode, caller)
+            self._stat.own(inode, mode, caller)
         self._tree.inodes.remember(inode)
-        return opened, self._status.of(inode)
+        return opened, self._stat.of(inode)
 
     async def mknod(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
         """Make an empty file. Raises NotPermitted for devices, pipes and sockets."""
@@ -237,31 +237,31 @@ class Filesystem:
 
     async def mkdir(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
         """Make a folder. Raises AlreadyExists, InvalidName."""
-        inode = await self._namespace.mkdir(self._tree.find(parent), name)
-        self._status.own(inode, mode, caller)
+        inode = await self._mutations.mkdir(self._tree.find(parent), name)
+        self._stat.own(inode, mode, caller)
         self._tree.inodes.remember(inode)
-        return self._status.of(inode)
+        return self._stat.of(inode)
 
     async def symlink(self, parent: int, name: str, target: str, caller: Caller) -> Attributes:
         """Make a symbolic link, stored as the ``jf`` client stores one."""
-        inode = await self._namespace.symlink(self._tree.find(parent), name, target)
-        self._status.own(inode, 0o777, caller)
+        inode = await self._mutations.symlink(self._tree.find(parent), name, target)
+        self._stat.own(inode, 0o777, caller)
         self._tree.inodes.remember(inode)
-        return self._status.of(inode)
+        return self._stat.of(inode)
 
     async def unlink(self, parent: int, name: str) -> None:
         """Remove a file. Who has it open keeps its content. Raises IsADirectory."""
-        await self._namespace.unlink(self._tree.find(parent), name)
+        await self._mutations.unlink(self._tree.find(parent), name)
 
     async def rmdir(self, parent: int, name: str) -> None:
         """Remove an empty folder. Raises NotEmpty, NotADirectory."""
-        await self._namespace.rmdir(self._tree.find(parent), name)
+        await self._mutations.rmdir(self._tree.find(parent), name)
 
     async def rename(
         self, parent: int, name: str, new_parent: int, new_name: str, flags: int
     ) -> None:
-        """Move an entry on the server, also to another repository; see ``Namespace.rename``."""
-        await self._namespace.rename(
+        """Move an entry on the server, also to another repository; see ``Mutations.rename``."""
+        await self._mutations.rename(
             self._tree.find(parent), name, self._tree.find(new_parent), new_name, flags
         )
 
@@ -339,8 +339,8 @@ class Filesystem:
             raise NotPermitted(f"{inode.name}: is computed")
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
-        self._status.change(inode, change)
-        return self._status.of(inode)
+        self._stat.change(inode, change)
+        return self._stat.of(inode)
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         """Give a property, or a fact about the artifact; see ``ExtendedAttributes``."""

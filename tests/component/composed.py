@@ -24,9 +24,9 @@ from jfs.metrics import Metrics
 from jfs.model import FolderInfo, RepoPath
 from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
-from jfs.vfs.inodes import ROOT
-from jfs.vfs.reader import DataPlane
-from jfs.vfs.staging import StagingArea
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing.staging import StagingArea
 
 TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
 

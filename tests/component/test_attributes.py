@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jfs.config import TreeSettings
 from jfs.errors import InvalidProperty, NamespaceError, NoAttribute, NotPermitted, Unsupported
 from jfs.server import EmbeddedServer, Fault
-from jfs.vfs.inodes import ROOT
-from jfs.vfs.xattrs import decode_values, encode_values, key_to_write
+from jfs.vfs.attributes.xattrs import decode_values, encode_values, key_to_write
+from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import composed, find, names
 from tests.component.server_requests import REPO, Requests
 

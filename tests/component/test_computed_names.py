@@ -7,10 +7,10 @@ import pytest
 from jfs.errors import NoEntry, NotPermitted, ReadOnly, RemoteError, Unsupported
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault
-from jfs.vfs.attributes import Caller
+from jfs.vfs.attributes.stat import Caller
 from jfs.vfs.filesystem import Filesystem
-from jfs.vfs.inodes import ROOT
-from jfs.vfs.selectors import newest
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.namespace.selectors import newest
 from tests.component.composed import composed, content, find, names
 from tests.component.server_requests import REPO
 

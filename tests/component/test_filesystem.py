@@ -38,8 +38,8 @@ from jfs.model import (
 )
 from jfs.protocols import Sink
 from jfs.vfs.filesystem import Filesystem
-from jfs.vfs.inodes import ROOT
-from jfs.vfs.reader import DataPlane
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.reading.reader import DataPlane
 
 TREE = TreeSettings(uid=1, gid=2, umask=0o022, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jfs.errors import NoEntry
 from jfs.model import problem_with_name
 from jfs.server import EmbeddedServer
-from jfs.vfs.inodes import ROOT
+from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 

@@ -15,7 +15,7 @@ from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.protocols import Sink
-from jfs.vfs.reader import ContentReader, DataPlane
+from jfs.vfs.reading.reader import ContentReader, DataPlane
 
 SETTINGS = ReadSettings(memory_bytes=8 * MiB, segment_bytes=1 * MiB, window_bytes=4 * MiB)
 

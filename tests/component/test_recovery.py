@@ -11,9 +11,9 @@ import pytest
 from jfs.errors import JfsError, NotFound, QuotaExceeded, Unavailable
 from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs import recovery
-from jfs.vfs.journal import Entry, Journal, Record, State, closing
-from jfs.vfs.recovery import Outcome
+from jfs.vfs.writing import recovery
+from jfs.vfs.writing.journal import Entry, Journal, Record, State, closing
+from jfs.vfs.writing.recovery import Outcome
 
 PATH = RepoPath("models", "a/m.bin")
 DATA = b"weights"

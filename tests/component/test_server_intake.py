@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from jfs.extents import MiB
-from jfs.server import EmbeddedServer, Fault, deploy
-from jfs.server.intake import LARGE
+from jfs.server import EmbeddedServer, Fault
+from jfs.server.http.intake import LARGE
+from jfs.server.routes import upload
 from tests.component.server_requests import REPO, Requests
 
 BODY = random.Random(1).randbytes(LARGE + 5 * MiB + 12_345)
@@ -60,10 +61,10 @@ class Upload:
 @pytest.mark.parametrize("piece", [10_000_000, 1_234_567, len(BODY)])
 def test_a_large_body(ask: Requests, tmp_path: Path, piece: int) -> None:
     ask.server.stats.reset()
-    upload = Upload(ask)
+    sending = Upload(ask)
     for start in range(0, len(BODY), piece):
-        upload.socket.sendall(BODY[start : start + piece])
-    status, headers = upload.answer()
+        sending.socket.sendall(BODY[start : start + piece])
+    status, headers = sending.answer()
     assert status == 201
     assert headers["Connection"] == "close"
     assert headers["X-Checksum-Sha256"] == hashlib.sha256(BODY).hexdigest()
@@ -118,29 +119,29 @@ def test_a_wrong_checksum_is_heard_of(ask: Requests, tmp_path: Path) -> None:
 def test_a_large_upload_that_breaks_off_leaves_nothing(
     ask: Requests, tmp_path: Path, sent: int, closed: bool
 ) -> None:
-    upload = Upload(ask)
-    upload.socket.sendall(BODY[:sent])
+    sending = Upload(ask)
+    sending.socket.sendall(BODY[:sent])
     if closed:
-        upload.socket.close()
+        sending.socket.close()
     ask.server.stop()  # while the other one still sends
-    upload.socket.close()
+    sending.socket.close()
     assert contents(tmp_path) == []
     ask.server.start()
     assert ask.tree() == {}
 
 
 def test_a_client_that_falls_silent(ask: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "BODY_IDLE_S", 0.2)
-    upload = Upload(ask)
-    upload.socket.sendall(BODY[: len(BODY) // 2])
-    assert upload.answer()[0] == 408
+    monkeypatch.setattr(upload, "BODY_IDLE_S", 0.2)
+    sending = Upload(ask)
+    sending.socket.sendall(BODY[: len(BODY) // 2])
+    assert sending.answer()[0] == 408
     assert ask.tree() == {}
 
 
 def test_a_large_upload_that_is_never_answered(ask: Requests) -> None:
     ask.server.faults.add(Fault.drop(method="PUT", times=1))
-    upload = Upload(ask)
-    upload.socket.sendall(BODY)
-    with upload.socket, contextlib.suppress(ConnectionResetError):
-        assert upload.socket.recv(1) == b""
+    sending = Upload(ask)
+    sending.socket.sendall(BODY)
+    with sending.socket, contextlib.suppress(ConnectionResetError):
+        assert sending.socket.recv(1) == b""
     assert ask.get(PATH).body == BODY

@@ -10,8 +10,8 @@ import pytest
 
 from jfs.extents import KiB
 from jfs.server import EmbeddedServer
-from jfs.server.answers import ApiError
-from jfs.server.patterns import accepts
+from jfs.server.store.patterns import accepts
+from jfs.server.wire.answers import ApiError
 from tests.component.server_requests import REPO, Requests, connected
 
 QUOTA = 1000 * KiB

@@ -18,7 +18,7 @@ from jfs.errors import ConfigError
 from jfs.extents import GiB, MiB
 from jfs.model import Checksums
 from jfs.server import EmbeddedServer, TlsFiles
-from jfs.server.intake import LARGE
+from jfs.server.http.intake import LARGE
 from tests.component.server_requests import REPO, Requests, connected
 
 _DEADLINE_S = 30

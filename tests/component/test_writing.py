@@ -35,10 +35,10 @@ from jfs.errors import (
 )
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
-from jfs.vfs.attributes import Caller, Change
+from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
-from jfs.vfs.inodes import ROOT
-from jfs.vfs.journal import Journal, Record, State
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing.journal import Journal, Record, State
 from tests.component.composed import block_store, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 

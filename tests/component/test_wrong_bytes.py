@@ -12,9 +12,9 @@ from jfs.errors import IntegrityError
 from jfs.extents import Extent, MiB
 from jfs.model import ContentKey
 from jfs.server import EmbeddedServer
-from jfs.server.faults import Fault
+from jfs.server.http.faults import Fault
 from jfs.vfs.filesystem import Filesystem
-from jfs.vfs.inodes import ROOT
+from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import block_store, composed
 from tests.conftest import REPO
 

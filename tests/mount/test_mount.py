@@ -195,7 +195,7 @@ def test_the_token_file_is_read_again(
 def test_garbage_from_the_server_is_eio_for_that_file_only(
     server: EmbeddedServer, mounter: Mounter
 ) -> None:
-    from jfs.server.faults import Fault
+    from jfs.server.http.faults import Fault
 
     server.deploy(REPO, "good", b"good")
     server.deploy(REPO, "bad", b"bad")

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jfs.errors import NoEntry
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
-from jfs.vfs.inodes import ROOT, Inode, InodeTable
+from jfs.vfs.namespace.inodes import ROOT, Inode, InodeTable
 
 ROOT_INFO = FolderInfo(RepoPath("repo"), 0)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jfs.extents import Extent, GiB, KiB, MiB
-from jfs.vfs.readahead import ReadaheadPlanner
+from jfs.vfs.reading.readahead import ReadaheadPlanner
 
 BLOCK = 32 * KiB
 WINDOW = 32 * MiB

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jfs.model import RepoPath
-from jfs.server.answers import ApiError
-from jfs.server.paths import (
+from jfs.server.wire.answers import ApiError
+from jfs.server.wire.paths import (
     check_path,
     parse_keys,
     parse_property_list,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jfs.extents import Extent
-from jfs.server.answers import http_date
-from jfs.server.ranges import Unsatisfiable, not_modified, requested
+from jfs.server.wire.answers import http_date
+from jfs.server.wire.ranges import Unsatisfiable, not_modified, requested
 
 SHA1 = "a" * 40
 AT_S = 1_700_000_000

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jfs.vfs.versions import version_key
+from jfs.vfs.namespace.versions import version_key
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,260 @@
+"""Deploy content: by checksum where the server has it already, else whole.
+
+Zero bytes first: a checksum deploy costs one small request, and answers 404 where the content is
+not known (artifactory-rest 4.3). It also settles a body whose answer was lost: the server has the
+content then, and asking again moves nothing. The server's checksums are held against ours whatever
+way it went.
+
+Trio thread; bodies are sent by worker threads.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import httpx
+import trio
+
+from jfs.artifactory import retry, wire
+from jfs.artifactory.exchange import USER_AGENT, failure, mapped, tls_context
+from jfs.artifactory.filebody import FileBody
+from jfs.artifactory.mutations import not_local
+from jfs.artifactory.session import Session
+from jfs.artifactory.transport import BulkTransport
+from jfs.errors import Conflict, IntegrityError, JfsError, NotFound, ProtocolViolation
+from jfs.extents import KiB, MiB
+from jfs.metrics import Metrics
+from jfs.model import Deployment, FileInfo, Properties
+
+log = logging.getLogger(__name__)
+
+# After the last byte a server with remote storage still has to store it: so many bytes a second.
+_SETTLING_RATE = 20 * MiB
+# How often a body is sent when connections break off in the middle of it.
+_BODIES = 4
+# How often when the server says that it got other bytes, or that somebody else was writing there.
+_REFUSALS = 2
+# Request lines of Tomcat end at 8 KiB with everything else in them; the rest is set afterwards.
+_MAX_MATRIX = 4 * KiB
+# In a matrix parameter servers differ about these, whatever their encoding (artifactory-rest 2.2).
+_UNSAFE = frozenset(";,\\")
+
+
+class Uploads:
+    """The deploys of one client."""
+
+    def __init__(self, session: Session, metrics: Metrics) -> None:
+        settings = session.settings
+        self._session = session
+        self._metrics = metrics
+        self._transport = BulkTransport(
+            tls_context(settings),
+            connect_timeout_s=settings.connect_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+        )
+        self._client = httpx.Client(transport=self._transport, follow_redirects=False)
+        self._limits: dict[str, trio.CapacityLimiter] = {}  # of bodies at a time, by repository
+        self._closed = False
+
+    def close(self) -> None:
+        """Cut what is under way; later deploys fail. Any thread."""
+        self._closed = True
+        self._transport.close()
+
+    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+        """See ``ArtifactStore.deploy``; setting what ``set_afterwards`` gives is the caller's."""
+        delays = retry.delays()
+        bodies = refusals = 0
+        deadline = trio.current_time() + self._session.settings.request_deadline_s
+        while True:
+            attempt = _Attempt(deployment, file, self._session.settings.idle_timeout_s)
+            try:
+                return await self._once(attempt)
+            except JfsError as error:
+                self._metrics.count("deploy_errors")
+                if self._closed:
+                    raise
+                if attempt.sent:
+                    # A long upload over a bad line is not given up for the time that it took.
+                    bodies += 1
+                    deadline = trio.current_time() + self._session.settings.request_deadline_s
+                refused = isinstance(error, Conflict | IntegrityError)
+                refusals += refused
+                wait = retry.wait_before_retry(error, next(delays), deadline - trio.current_time())
+                if refused and refusals < _REFUSALS:
+                    wait = 0.0
+                if wait is None or bodies >= _BODIES:
+                    raise
+                log.info("%s: deploying again: %s", deployment.path, error)
+            await trio.sleep(wait)
+
+    async def _once(self, attempt: "_Attempt") -> FileInfo:
+        """Make one attempt in a worker thread; cancelling cuts its connection."""
+        deployment = attempt.deployment
+        limit = self._limits.setdefault(
+            deployment.path.repo, trio.CapacityLimiter(self._session.settings.connections)
+        )
+        async with limit:
+            failure: JfsError | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cut_when_cancelled, attempt)
+                try:
+                    with trio.CancelScope(shield=True):  # the thread reads the caller's file
+                        found = await trio.to_thread.run_sync(self._attempt, attempt)
+                except JfsError as error:  # raised in here it would leave as a group
+                    failure = error
+                nursery.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+        _compare(found, deployment)
+        return found
+
+    def _attempt(self, attempt: "_Attempt") -> FileInfo:
+        """Deploy by checksum, else whole, on one connection. Blocking; a worker thread."""
+        deployment = attempt.deployment
+        # An empty body is smaller than the question whether it is known.
+        if deployment.size:
+            with contextlib.suppress(NotFound):
+                answer = self._put(attempt.question(), deployment, {"X-Checksum-Deploy": "true"})
+                self._metrics.count("checksum_deploys")
+                return _parsed(answer, deployment)
+        try:
+            return _parsed(self._put(attempt.body(), deployment, {}), deployment)
+        except NotFound as error:
+            raise not_local(error) from None
+        except Conflict as error:
+            if "checksum" in error.message.lower():
+                raise IntegrityError(f"{deployment.path}: {error}") from None
+            raise
+        finally:
+            self._metrics.count("sent_bytes", attempt.sent)
+
+    def _put(self, body: FileBody, deployment: Deployment, headers: Mapping[str, str]) -> bytes:
+        url = httpx.URL(self._session.settings.url + _address(deployment))
+        headers = {
+            **_headers(deployment),
+            **headers,
+            "Host": url.netloc.decode("ascii"),
+            "Content-Length": str(body.size),
+            "User-Agent": USER_AGENT,
+            "Accept": "*/*",
+            **self._session.authenticator.headers(),
+        }
+        self._metrics.count("requests")
+        with mapped("PUT", url):
+            request = httpx.Request("PUT", url, headers=headers, stream=body)
+            response = self._client.send(request, stream=True)
+            try:
+                answer = response.read()
+            finally:
+                response.close()
+        # Not followed to another place: a redirected write would become another request.
+        if not 200 <= response.status_code < 300:
+            raise failure(response, answer)
+        return answer
+
+
+class _Attempt:
+    """One attempt: what is under way of it, so that it can be cut."""
+
+    def __init__(self, deployment: Deployment, file: int, idle_s: float) -> None:
+        self.deployment = deployment
+        self._file = file
+        self._idle_s = idle_s
+        self._lock = threading.Lock()
+        self._current: FileBody | None = None
+        self._body: FileBody | None = None
+        self._cut = False
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the content that were sent."""
+        return self._body.sent if self._body is not None else 0
+
+    def question(self) -> FileBody:
+        """Give the body of a checksum deploy: none."""
+        return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
+
+    def body(self) -> FileBody:
+        """Give the content."""
+        size = self.deployment.size
+        self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
+        return self._next(self._body)
+
+    def cut(self) -> None:
+        """End what is under way at once. Any thread."""
+        with self._lock:
+            self._cut = True
+            if self._current is not None:
+                self._current.cut()
+
+    def _next(self, body: FileBody) -> FileBody:
+        with self._lock:
+            self._current = body
+            if self._cut:
+                body.cut()
+        return body
+
+
+def _compare(found: FileInfo, deployment: Deployment) -> None:
+    """Hold what the server says that it stored against what it was sent."""
+    ours, theirs = deployment.checksums, found.checksums
+    pairs = ((ours.sha256, theirs.sha256), (ours.sha1, theirs.sha1), (ours.md5, theirs.md5))
+    if any(a and b and a != b for a, b in pairs) or found.size != deployment.size:
+        raise IntegrityError(f"{deployment.path}: the server stored other bytes than it was sent")
+
+
+def set_afterwards(properties: Properties) -> Mapping[str, tuple[str, ...]]:
+    """Give the properties that a deploy cannot carry safely: set them once it is done."""
+    carried = _carried(properties)
+    return {key: values for key, values in properties.items() if key not in carried}
+
+
+def _carried(properties: Properties) -> Properties:
+    room = _MAX_MATRIX
+    carried = {}
+    for key, values in properties.items():
+        room -= len(_matrix({key: values}))
+        if room >= 0 and not any(_UNSAFE.intersection(value) for value in values):
+            carried[key] = values
+    return carried
+
+
+def _matrix(properties: Properties) -> str:
+    return "".join(
+        f";{quote(key, safe='')}={quote(value, safe='')}"
+        for key, values in properties.items()
+        for value in values
+    )
+
+
+def _address(deployment: Deployment) -> str:
+    return wire.encode_path(deployment.path) + _matrix(_carried(deployment.properties))
+
+
+def _headers(deployment: Deployment) -> dict[str, str]:
+    sums = deployment.checksums
+    headers = {
+        f"X-Checksum-{name.capitalize()}": value
+        for name, value in (("sha256", sums.sha256), ("sha1", sums.sha1), ("md5", sums.md5))
+        if value
+    }
+    if deployment.modified_ns is not None:
+        headers["Last-Modified"] = wire.http_date(deployment.modified_ns)
+    return headers
+
+
+def _parsed(answer: bytes, deployment: Deployment) -> FileInfo:
+    if not answer:
+        raise ProtocolViolation(f"{deployment.path}: the answer to a deploy is empty")
+    document = wire.parse_json(answer, f"PUT {deployment.path}")
+    return wire.parse_deployed(document, deployment.path)
+
+
+async def _cut_when_cancelled(attempt: _Attempt) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        attempt.cut()

@@ -1,0 +1,133 @@
+"""Remote repositories: what is asked for is fetched from upstream once, whole, and kept.
+
+A remote repository ``R`` keeps what it fetched in ``R-cache``, which is read like a local one and
+never written to by clients. HEAD fetches too, as real servers do (artifactory-rest 9.2). What
+upstream does not have is believed missing for a while; what is kept is served while it fails.
+``https://huggingface.co`` is an upstream like any other: ``R/ORG/MODEL/resolve/main/FILE``.
+
+The server's event loop only.
+"""
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+from urllib.parse import urlsplit
+
+import aiohttp
+from cachetools import TTLCache
+
+from jfs.extents import MiB
+from jfs.model import RepoPath
+from jfs.server.http.exchange import Call
+from jfs.server.store import placement
+from jfs.server.store.placement import Deployment
+from jfs.server.store.rights import ADMIN, CACHE
+from jfs.server.wire import answers
+from jfs.server.wire.answers import ApiError
+
+log = logging.getLogger(__name__)
+
+_MISSED_S = 1800.0  # missedRetrievalCachePeriodSecs, its default
+_MISSED_KEPT = 10_000
+_CONNECT_S, _IDLE_S = 15.0, 60.0
+_PIECE = 1 * MiB
+
+
+class Upstreams:
+    """Fetches from upstream, of one server. Close it with ``aclose``."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._fetching: dict[RepoPath, asyncio.Lock] = {}
+        self._missed: TTLCache[RepoPath, bool] = TTLCache(_MISSED_KEPT, _MISSED_S)
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def keep(self, call: Call, path: RepoPath) -> RepoPath:
+        """Make sure that an item of a remote repository is kept; give where.
+
+        Any other path is given as it is.
+
+        Raises:
+            ApiError: 404 upstream has no such file; 502 it fails, and nothing is kept.
+        """
+        config = call.store.repositories.remote(path.repo)
+        if config is None:
+            return path
+        kept = RepoPath(path.repo + CACHE, path.path)
+        if call.store.lookup(kept) is not None:
+            return kept
+        lock = self._fetching.setdefault(path, asyncio.Lock())
+        try:
+            async with lock:  # one download shared by everybody who asks meanwhile
+                if await call.run(lambda: call.store.find(kept)) is None:
+                    if path in self._missed:
+                        raise ApiError(404, "File not found.")
+                    await self._fetch(call, config, path, kept)
+        finally:
+            if not lock.locked():
+                self._fetching.pop(path, None)
+        return kept
+
+    async def _fetch(
+        self, call: Call, config: dict[str, object], path: RepoPath, kept: RepoPath
+    ) -> None:
+        url = f"{str(config['url']).rstrip('/')}/{answers.quote_path(path.path)}"
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_IDLE_S)
+            # Content is stored as upstream has it: nothing is decoded on the way.
+            self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+        try:
+            async with self._session.get(url, headers=_headers(config)) as response:
+                if response.status in (401, 403, 404, 410):
+                    self._missed[path] = True
+                    raise ApiError(404, f"File not found: upstream answered {response.status}.")
+                if response.status != 200:
+                    raise ApiError(502, f"Upstream answered {response.status}.")
+                media_type = response.headers.get("Content-Type", "")
+                if media_type.startswith("text/html") and not path.name.endswith("html"):
+                    # A page about a folder, or a login: no artifact of a model repository.
+                    self._missed[path] = True
+                    raise ApiError(404, "File not found: upstream has a page there, no file.")
+                await self._store(call, response, kept)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            log.warning("%s: upstream failed: %s", path, error or type(error).__name__)
+            raise ApiError(502, "Upstream does not answer.") from None
+
+    async def _store(self, call: Call, response: aiohttp.ClientResponse, kept: RepoPath) -> None:
+        stated = answers.parse_http_date(response.headers.get("Last-Modified", ""))
+        deployment = Deployment(ADMIN, modified=stated * 1000 if stated else None)
+        incoming = await call.run(call.store.receive)
+        try:
+            async for piece in response.content.iter_chunked(_PIECE):
+                await call.run(partial(incoming.write, piece))
+            await call.run(
+                lambda: placement.received(call.store, kept, incoming, deployment, cache=True)
+            )
+        finally:
+            await call.run(incoming.discard)
+
+
+def _headers(config: dict[str, object]) -> dict[str, str]:
+    """Authenticate at upstream, as the repository is configured."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"Artifactory/{answers.VERSION}"}
+    user, password = config.get("username"), config.get("password")
+    if user and password:
+        headers["Authorization"] = aiohttp.BasicAuth(str(user), str(password)).encode()
+    elif password:  # a token: how Hugging Face is asked for gated models
+        headers["Authorization"] = f"Bearer {password}"
+    return headers
+
+
+def check_upstream(url: object) -> str:
+    """Give the URL of an upstream. Raises ApiError 400."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(str(url))
+        if parts.scheme in ("http", "https") and parts.hostname and not parts.query:
+            return str(url)
+    raise ApiError(
+        400, f"A remote repository needs the URL of its upstream, not '{url}'.", plain=True
+    )

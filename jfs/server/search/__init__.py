@@ -1,0 +1,1 @@
+"""AQL: ``language`` reads it, ``sql`` answers it from the catalogue. Imports ``wire``."""

@@ -1,0 +1,153 @@
+"""What ``stat`` shows of an entry: the server's facts, what was set here, what is being written.
+
+Trio thread only.
+"""
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+import trio
+
+from jfs.config import TreeSettings
+from jfs.model import FileInfo
+from jfs.vfs.files.openfile import content_of
+from jfs.vfs.files.table import OpenFiles
+from jfs.vfs.files.writer import STAGED, Writing
+from jfs.vfs.namespace.inodes import ROOT, Inode
+from jfs.vfs.namespace.local import LocalAttributes
+from jfs.vfs.namespace.selectors import Link
+
+_NOTHING = LocalAttributes()
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What ``stat`` shows. Times are ns, TTLs seconds."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    entry_ttl_s: float
+    attr_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for a new entry: it is theirs."""
+
+    uid: int
+    gid: int
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What ``setattr`` sets; None stays as it is. *mode* is permission bits."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class StatView:
+    """See the module. *writing*: None if nothing can be set."""
+
+    def __init__(self, settings: TreeSettings, files: OpenFiles, writing: Writing | None) -> None:
+        self._settings = settings
+        self._files = files
+        self._local = writing.attributes if writing is not None else None
+
+    def of(self, inode: Inode) -> Attributes:
+        """Describe an inode as of now."""
+        settings = self._settings
+        file = self._files.find(inode)
+        info = file.info if file is not None else inode.info
+        local = _NOTHING
+        if self._local is not None and inode.computed is None:
+            local = self._local.get(inode.path).of(self._tag(inode))
+        # The kernel counts from its own receipt: give it what is left of ours, so that a change
+        # is seen within one TTL and not two.
+        left = max(0.0, inode.fresh_until - trio.current_time())
+        if inode.ino == ROOT or inode.computed is not None or inode.local:
+            left = settings.attr_ttl_s
+        mode, size, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 0, 2
+        target = link_target(inode)
+        if target is not None:
+            mode, size, nlink = stat.S_IFLNK | 0o777, len(target.encode()), 1
+        elif isinstance(info, FileInfo):
+            size = file.size if file is not None else info.size
+            mode, nlink = stat.S_IFREG | 0o666 & ~settings.umask, 1
+        if local.mode is not None:
+            mode = stat.S_IFMT(mode) | local.mode
+        if inode.computed is None and not inode.attached():
+            nlink = 0
+        mtime_ns = info.modified_ns if local.mtime_ns is None else local.mtime_ns
+        return Attributes(
+            ino=inode.ino,
+            mode=mode,
+            nlink=nlink,
+            uid=settings.uid if local.uid is None else local.uid,
+            gid=settings.gid if local.gid is None else local.gid,
+            size=size,
+            atime_ns=mtime_ns if local.atime_ns is None else local.atime_ns,
+            mtime_ns=mtime_ns,
+            ctime_ns=mtime_ns if local.ctime_ns is None else local.ctime_ns,
+            entry_ttl_s=min(left, settings.entry_ttl_s),
+            attr_ttl_s=min(left, settings.attr_ttl_s),
+        )
+
+    def own(self, inode: Inode, mode: int, caller: Caller) -> None:
+        """Keep the mode and owner of a new entry, where they are not those of all entries."""
+        if self._local is None:
+            return
+        usual = (0o777 if inode.is_folder else 0o666) & ~self._settings.umask
+        given: dict[str, int] = {}
+        if stat.S_IMODE(mode) != usual and link_target(inode) is None:
+            given["mode"] = stat.S_IMODE(mode)
+        if (caller.uid, caller.gid) != (os.getuid(), os.getgid()):
+            given |= {"uid": caller.uid, "gid": caller.gid}
+        if given:
+            self._local.set(inode.path, **given)
+
+    def change(self, inode: Inode, change: Change) -> None:
+        """Keep what was set, but the size. A time that is set goes along with the next upload."""
+        assert self._local is not None
+        fields = ("mode", "uid", "gid", "atime_ns", "mtime_ns")
+        given = {name: value for name in fields if (value := getattr(change, name)) is not None}
+        if not given:
+            return
+        tag = self._tag(inode)
+        known = self._local.get(inode.path).of(tag)
+        times = {"atime_ns": known.atime_ns, "mtime_ns": known.mtime_ns}
+        self._local.set(
+            inode.path, **{**times, **given, "ctime_ns": time.time_ns(), "content": tag}
+        )
+        file = self._files.find(inode)
+        if file is not None and change.mtime_ns is not None:
+            file.modified_ns = change.mtime_ns
+
+    def _tag(self, inode: Inode) -> str | None:
+        """Say what the times of an entry belong to: its content, if it has one."""
+        file = self._files.find(inode)
+        if file is not None and file.dirty:
+            return STAGED
+        info = file.info if file is not None else inode.info
+        return str(content_of(info)) if isinstance(info, FileInfo) else None
+
+
+def link_target(inode: Inode) -> str | None:
+    """Give what a link points to, computed or stored; None: it is no link."""
+    if isinstance(inode.computed, Link):
+        return inode.computed.target
+    return inode.info.link_target if isinstance(inode.info, FileInfo) else None

@@ -1,0 +1,119 @@
+"""What all handles of one open file share. Trio thread only."""
+
+from dataclasses import dataclass
+
+import trio
+
+from jfs.errors import ProtocolViolation, Stale
+from jfs.model import ArtifactVersion, ContentKey, FileInfo
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.reading.reader import ContentReader
+from jfs.vfs.writing.staging import StagingFile
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A new handle.
+
+    Attributes:
+        keep_cache: the kernel's pages of the inode still hold this content.
+        direct: what is written shall not go through them.
+    """
+
+    handle: int
+    keep_cache: bool
+    direct: bool = False
+
+
+class OpenFile:
+    """All handles of one inode; see the module.
+
+    Attributes:
+        info: what the server has, as of the last open or deploy.
+        reader: of that content; None: it is empty, or nobody needed it yet.
+        staged: the truth while it is there.
+        handles, writers, direct: open handles; those of them that may write; and those whose bytes
+            do not go through the kernel's page cache.
+        generation: changes of content so far; *deployed*: of them on the server; *tried*: of them
+            in the last deploy, whether it went well or not.
+        replaces: it was made here, and took the name of a file that the server still has.
+        modified_ns: its time, if somebody set one since it was deployed.
+        ours: what is at the path was put there through this open file.
+        replaced: the server has other content, and somebody has opened it: nothing can be read.
+        broken: a write that the local disk refused: what is staged is not what was written, and is
+            not uploaded; until it is emptied.
+        detached: the name is gone: nothing will ever be uploaded.
+    """
+
+    __slots__ = (
+        "broken",
+        "deployed",
+        "detached",
+        "direct",
+        "generation",
+        "handles",
+        "info",
+        "inode",
+        "lock",
+        "modified_ns",
+        "ours",
+        "reader",
+        "replaced",
+        "replaces",
+        "staged",
+        "tried",
+        "writers",
+    )
+
+    def __init__(self, inode: Inode, info: FileInfo) -> None:
+        self.inode = inode
+        self.info = info
+        self.reader: ContentReader | None = None
+        self.staged: StagingFile | None = None
+        self.handles = 0
+        self.writers = 0
+        self.direct = 0
+        self.lock = trio.Lock()
+        self.generation = 0
+        self.deployed = 0
+        self.tried = 0
+        self.modified_ns: int | None = None
+        self.ours = False
+        self.replaces = False
+        self.replaced = False
+        self.broken: OSError | None = None
+        self.detached = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something that the server does not have."""
+        return self.generation > self.deployed and not self.detached
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what it shows is decided here, and not by what the server has by now."""
+        return self.dirty or self.detached or self.writers > 0
+
+    @property
+    def size(self) -> int:
+        return self.staged.size if self.staged is not None else self.info.size
+
+    def require_current(self) -> None:
+        """Raises Stale: somebody has opened newer content since, or the upload failed."""
+        if self.replaced:
+            raise Stale(f"{self.inode.path}: replaced on the server since it was opened")
+
+
+def content_of(info: FileInfo) -> ContentKey:
+    """Give what tells contents apart, also where the server names no checksum."""
+    version = info.version
+    if version is not None:
+        return version.content
+    return ContentKey("none", info.size)
+
+
+def version_of(info: FileInfo) -> ArtifactVersion:
+    """Give the version to read. Raises ProtocolViolation without a checksum to tell it by."""
+    if info.version is None:
+        raise ProtocolViolation(f"{info.path}: the server names no sha256 or sha1 of it")
+    return info.version

@@ -1,0 +1,230 @@
+"""Change open files: stage, write, truncate, deploy, and show the server's version again.
+
+Everything here but ``deploy_dirty`` wants the lock of the open file held: what is uploaded does not
+change meanwhile. Trio thread only; disk and hashing are in threads.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from jfs.errors import ProtocolViolation
+from jfs.extents import Extent, GiB, MiB
+from jfs.model import FileInfo
+from jfs.vfs.files.openfile import OpenFile, content_of, version_of
+from jfs.vfs.namespace.local import LocalAttributeTable
+from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.reading.reader import ContentReader, DataPlane
+from jfs.vfs.writing.deployer import Deployer
+from jfs.vfs.writing.journal import State
+from jfs.vfs.writing.staging import StagingArea, StagingFile
+
+log = logging.getLogger(__name__)
+
+_COPY_PIECE = 1 * MiB
+# Content that is open while its name goes is copied to this disk first, up to so many bytes; the
+# server forgets it with its name. Readers of more get ESTALE, as after a change from elsewhere.
+_KEPT_FOR_READERS = 1 * GiB
+
+# What the times of content belong to that is not on the server yet.
+STAGED = "staged"
+
+
+async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
+    """Give the reader of what the server has; None: nothing is in it."""
+    if file.reader is None and file.info.size:
+        reader = await plane.open(version_of(file.info))
+        if file.reader is not None:  # somebody else was faster
+            await reader.close()
+        else:
+            file.reader = reader
+    return file.reader
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a mount that can be written to writes with."""
+
+    area: StagingArea
+    deployer: Deployer
+    attributes: LocalAttributeTable
+
+
+class Writer:
+    """See the module.
+
+    Args:
+        abandoned: told about a file whose upload failed and which nobody writes any more.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        plane: DataPlane,
+        attributes: LocalAttributeTable,
+        area: StagingArea,
+        deployer: Deployer,
+        abandoned: Callable[[OpenFile], None],
+    ) -> None:
+        self._tree = tree
+        self._plane = plane
+        self._attributes = attributes
+        self._area = area
+        self._deployer = deployer
+        self._abandoned = abandoned
+
+    async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
+        """Write all of *data*. Raises JfsError, OSError."""
+        staged = await self._stage(file, file.size)
+        await self._change(file, staged)
+        try:
+            await trio.to_thread.run_sync(staged.write, offset, data)
+        except OSError as error:
+            file.broken = error
+            raise
+
+    async def truncate(self, file: OpenFile, size: int) -> None:
+        """Cut or extend; only what stays is fetched. Raises JfsError, OSError."""
+        if file.size == size:
+            if not file.detached:  # nothing to upload, but the call sets the times (POSIX)
+                now, tag = time.time_ns(), STAGED if file.dirty else str(content_of(file.info))
+                self._attributes.set(file.inode.path, mtime_ns=now, ctime_ns=now, content=tag)
+            return
+        staged = await self._stage(file, min(size, file.size))
+        await self._change(file, staged)
+        await trio.to_thread.run_sync(staged.truncate, size)
+        if not size:
+            file.broken = None
+
+    async def deploy_dirty(self, file: OpenFile) -> None:
+        """Upload what the server does not have. Takes the lock.
+
+        Raises:
+            JfsError, OSError: the verdict; ``file`` stays dirty.
+        """
+        async with file.lock:
+            if file.dirty:
+                await self._deploy(file)
+
+    async def settle(self, file: OpenFile) -> None:
+        """The last writer has gone: let the staged bytes become a cache entry."""
+        staged = file.staged
+        if staged is None or file.detached:
+            return
+        if file.dirty:
+            if file.broken is not None:  # half a file, on a full disk: its writer was told
+                await trio.to_thread.run_sync(staged.forget)
+            self._abandon(file)
+            return
+        await trio.to_thread.run_sync(self._adopt, file.info, staged)
+        file.staged = None
+        staged.close()
+
+    async def keep_for_readers(self, file: OpenFile) -> None:
+        """Bring the content here before the server forgets it with its name.
+
+        Raises:
+            JfsError, OSError: it cannot be read, or this disk has no room.
+        """
+        if file.staged is not None or not file.info.size or file.replaced:
+            return
+        if file.info.size > _KEPT_FOR_READERS:
+            log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
+            return
+        staged = await trio.to_thread.run_sync(self._area.anonymous)
+        try:
+            await self._copy(file, staged, file.info.size)
+        except BaseException:
+            staged.close()
+            raise
+        file.staged = staged
+
+    async def _stage(self, file: OpenFile, size: int) -> StagingFile:
+        """Make the file staged, with the first *size* bytes of what it shows."""
+        if file.staged is not None:
+            return file.staged
+        if file.detached:
+            staged = await trio.to_thread.run_sync(self._area.anonymous)
+        else:
+            base = None if file.inode.local else file.info.checksums.sha256
+            staged = await trio.to_thread.run_sync(self._area.new, file.inode.path, base)
+        try:
+            await self._copy(file, staged, size)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(staged.forget)
+            staged.close()
+            raise
+        file.staged = staged
+        return staged
+
+    async def _copy(self, file: OpenFile, staged: StagingFile, size: int) -> None:
+        reader = await reader_of(file, self._plane) if size else None
+        for piece in Extent(0, size).pieces(_COPY_PIECE):
+            assert reader is not None
+            data = bytes(await reader.read(piece))
+            if len(data) != piece.size:
+                raise ProtocolViolation(f"{file.inode.path}: ends at {piece.start + len(data)}")
+            await trio.to_thread.run_sync(staged.write, piece.start, data)
+
+    async def _change(self, file: OpenFile, staged: StagingFile) -> None:
+        """Note that the content is about to change."""
+        file.generation += 1
+        file.modified_ns = None
+        now = time.time_ns()
+        if not file.detached:
+            self._attributes.set(file.inode.path, mtime_ns=now, ctime_ns=now, content=STAGED)
+        entry = staged.entry
+        if entry is None or file.detached or entry.record.state is State.WRITING:
+            return
+        base = file.info.checksums.sha256
+        await trio.to_thread.run_sync(lambda: entry.update(state=State.WRITING, base=base))
+
+    async def _deploy(self, file: OpenFile) -> None:
+        inode = file.inode
+        if file.broken is not None:
+            file.tried = file.generation
+            raise file.broken
+        staged = await self._stage(file, file.size)
+        generation = file.tried = file.generation
+        is_new = inode.local and not file.replaces
+        info = await self._deployer.deploy(
+            staged,
+            inode.path,
+            is_new=is_new,
+            properties=inode.properties or {} if inode.local else {},
+            modified_ns=file.modified_ns,
+        )
+        # no checkpoint: the file is what the server has now
+        file.deployed = generation
+        file.info = info
+        file.ours, file.replaces = True, False
+        reader, file.reader = file.reader, None
+        inode.properties_until = 0.0
+        self._tree.changed(inode, info)
+        self._attributes.set(inode.path, content=str(content_of(info)))
+        if reader is not None:
+            await reader.close()
+
+    def _adopt(self, info: FileInfo, staged: StagingFile) -> None:
+        """Blocking; a worker thread."""
+        assert staged.entry is not None
+        if self._plane.store is not None and info.size:
+            self._plane.store.adopt(version_of(info).content, staged.entry.data_path)
+        staged.forget()
+
+    def _abandon(self, file: OpenFile) -> None:
+        """Show what the server has again: the upload failed, and the journal keeps the bytes."""
+        file.replaced = True
+        staged, file.staged = file.staged, None
+        assert staged is not None
+        staged.close()
+        inode = file.inode
+        self._attributes.forget(inode.path)
+        if inode.local:
+            self._tree.removed(inode)
+        self._tree.doubt(inode)
+        self._abandoned(file)

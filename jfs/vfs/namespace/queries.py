@@ -1,0 +1,200 @@
+"""The query tree: ``.by/KEY=VALUE[/KEY=VALUE…]/`` shows the artifacts that match, in their folders.
+
+Files in it are the real entries, with the same inodes: one page cache, one cache on disk, and
+their properties can be set. Folders are computed, since the kernel allows a folder in one place
+only (``d_splice_alias`` moves it). A folder that carries the properties itself is shown whole. One
+scoped query for each combination of criteria, believed for a while. Trio thread only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
+from cachetools import TTLCache
+
+from jfs.errors import InvalidName, NoEntry
+from jfs.model import (
+    SYMLINK_TARGET,
+    Criteria,
+    EntryInfo,
+    FileInfo,
+    FolderInfo,
+    Match,
+    RepoPath,
+    as_link,
+)
+from jfs.protocols import ArtifactStore
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.selectors import parse_criterion
+from jfs.vfs.namespace.tree import Tree, below
+
+NAME = ".by"
+_RESULTS_KEPT = 64  # combinations of criteria
+
+
+@dataclass(frozen=True, slots=True)
+class QueryFolder:
+    """What a computed folder stands for.
+
+    Attributes:
+        criteria: key and value pairs; none: ``.by`` itself.
+        parts: names below the criteria, as below the root of the mount.
+    """
+
+    criteria: tuple[tuple[str, str], ...] = ()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its path, which no item of the server can have: there is no repository ``.by``."""
+        criteria = (f"{key}={value}" for key, value in self.criteria)
+        return "/".join([NAME, *criteria, "", *self.parts])
+
+
+@dataclass(slots=True)
+class _Folder:
+    """A folder of a result: what matched in it."""
+
+    entries: dict[str, "_Folder | FileInfo"] = field(default_factory=dict)
+    whole: bool = False  # it carries the properties itself
+
+
+_Shown = FileInfo | QueryFolder | Inode
+
+
+class Queries:
+    """The query tree of one mount.
+
+    Args:
+        ttl_s: how long a result is believed.
+    """
+
+    def __init__(self, store: ArtifactStore, tree: Tree, ttl_s: float) -> None:
+        self._store = store
+        self._tree = tree
+        self._results: TTLCache[tuple[tuple[str, str], ...], _Folder] = TTLCache(
+            _RESULTS_KEPT, ttl_s, timer=trio.current_time
+        )
+        self._lock = trio.Lock()
+
+    def root(self) -> Inode:
+        """Give the inode of ``.by``."""
+        return self._computed(QueryFolder())
+
+    async def lookup(self, folder: QueryFolder, name: str) -> Inode:
+        """Resolve a name in a computed folder; a real entry wins over a further criterion.
+
+        Raises:
+            NoEntry: nothing that matches has this name.
+            RemoteError: the server could not be asked.
+        """
+        entries = await self._entries(folder)
+        found = self._inode(entries[name]) if name in entries else None
+        if found is not None:
+            return found
+        criterion = parse_criterion(name)
+        if criterion is None or folder.parts:
+            raise NoEntry(f"{folder.key}/{name}: nothing that matches")
+        return self._computed(QueryFolder((*folder.criteria, criterion)))
+
+    async def children(self, folder: QueryFolder) -> Sequence[Inode]:
+        """List a computed folder. Raises NoEntry, RemoteError.
+
+        The inodes are made for the caller, who settles those that nobody took.
+        """
+        entries = await self._entries(folder)
+        inodes = (self._inode(entries[name]) for name in sorted(entries))
+        return [inode for inode in inodes if inode is not None]
+
+    def forget(self) -> None:
+        """Believe no result any more."""
+        self._results.clear()
+
+    async def _entries(self, folder: QueryFolder) -> dict[str, _Shown]:
+        if not folder.criteria:
+            return {}
+        found = await self._result(folder.criteria)
+        for part in folder.parts:
+            if found.whole:
+                break
+            entry = found.entries.get(part)
+            if not isinstance(entry, _Folder):
+                raise NoEntry(f"{folder.key}: nothing that matches")
+            found = entry
+        if found.whole:
+            return await self._mirrored(folder)
+        return {
+            name: each
+            if isinstance(each, FileInfo)
+            else QueryFolder(folder.criteria, (*folder.parts, name))
+            for name, each in found.entries.items()
+        }
+
+    async def _mirrored(self, folder: QueryFolder) -> dict[str, _Shown]:
+        """Show everything in the real folder of the same place."""
+        real = await self._tree.walk(folder.parts)
+        return {
+            child.name: QueryFolder(folder.criteria, (*folder.parts, child.name))
+            if child.is_folder
+            else child
+            for child in await self._tree.children(real)
+        }
+
+    async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Folder:
+        async with self._lock:
+            known = self._results.get(criteria)
+            if known is not None:
+                return known
+            scope = self._tree.inodes.root.path
+            try:
+                matches = await self._store.search(
+                    Criteria(scope, criteria, kind="any", plain=True)
+                )
+                links = await self._links(criteria, matches)
+            except InvalidName as error:
+                raise NoEntry(str(error)) from None
+            result = _Folder()
+            for match in matches:
+                info = links.get(match.info.path, match.info)
+                _insert(result, below(scope, info.path), info)
+            self._results[criteria] = result
+            return result
+
+    async def _links(
+        self, criteria: tuple[tuple[str, str], ...], matches: Sequence[Match]
+    ) -> Mapping[RepoPath, EntryInfo]:
+        """Find out which empty files are symbolic links: one more query, if there are any."""
+        if not any(isinstance(m.info, FileInfo) and not m.info.size for m in matches):
+            return {}
+        scope = self._tree.inodes.root.path
+        found = await self._store.search(Criteria(scope, (*criteria, (SYMLINK_TARGET, "*"))))
+        return {m.info.path: as_link(m.info, m.properties) for m in found}
+
+    def _inode(self, shown: _Shown) -> Inode | None:
+        """Give the inode of an entry; None for a file outside of the mount."""
+        if isinstance(shown, Inode):
+            return shown
+        if isinstance(shown, FileInfo):
+            return self._tree.adopt(shown)
+        return self._computed(shown)
+
+    def _computed(self, folder: QueryFolder) -> Inode:
+        info = FolderInfo(RepoPath(NAME, folder.key), self._tree.inodes.root.info.modified_ns)
+        return self._tree.inodes.compute(folder.key, info, folder)
+
+
+def _insert(root: _Folder, parts: Sequence[str], info: EntryInfo) -> None:
+    if not parts:
+        return
+    folder = root
+    for part in parts[:-1]:
+        entry = folder.entries.setdefault(part, _Folder())
+        if not isinstance(entry, _Folder):
+            return  # a file with something below it: the server contradicts itself
+        folder = entry
+    if isinstance(info, FileInfo):
+        folder.entries.setdefault(parts[-1], info)
+        return
+    entry = folder.entries.setdefault(parts[-1], _Folder())
+    if isinstance(entry, _Folder):
+        entry.whole = True

@@ -1,0 +1,413 @@
+"""Read one content: from memory, from the disk cache, from the server; ahead of who reads it.
+
+A ``ContentReader`` belongs to one artifact version and is shared by every handle on it. ``read``
+asks the planner what to fetch, starts a segment for each piece that nobody is fetching yet
+(single-flight), and answers from the segments as their bytes arrive.
+
+Concurrency: trio thread, except ``_fill_blocking``, which runs in a worker thread and touches only
+its segment, the cached content and the source. Between taking a view and answering with it there
+must be no checkpoint: see ``segments``.
+"""
+
+import logging
+from bisect import bisect_right, insort
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import trio
+
+from jfs.config import ReadSettings
+from jfs.errors import (
+    CacheError,
+    DeadlineExceeded,
+    IntegrityError,
+    JfsError,
+    Stale,
+    Unavailable,
+)
+from jfs.extents import Extent, KiB
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion, RepoPath
+from jfs.protocols import BlockStore, CachedContent, RangeSource
+from jfs.vfs.reading.readahead import ReadaheadPlanner
+from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool
+
+log = logging.getLogger(__name__)
+
+# Another process of this node is fetching the same blocks: look again this often, and after so
+# long without a block from it (it may be stopped, or its network dead) fetch them ourselves.
+_CLAIM_POLL_S = 0.005
+_CLAIM_PATIENCE_S = 10.0
+
+# One writer leaves a disk idle between its writes; more only queue.
+_DISK_WRITERS = 2
+
+# A content that does not match its digest is fetched again so often before it is refused.
+_REFETCHES = 1
+
+_BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Worker threads that receive at a time.
+
+    Read-ahead never takes the last worker: a READ that somebody waits for is not queued behind
+    bytes that nobody has asked for.
+    """
+
+    demand: trio.CapacityLimiter
+    ahead: trio.CapacityLimiter
+
+
+class DataPlane:
+    """What all readers of one mount share: the source, the cache, memory and worker threads.
+
+    Args:
+        nursery: fetches run in it; cancelling it ends them at their next checkpoint.
+        fetches: worker threads that receive at a time, from each repository.
+    """
+
+    def __init__(
+        self,
+        source: RangeSource,
+        store: BlockStore | None,
+        settings: ReadSettings,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        *,
+        fetches: int,
+    ) -> None:
+        self.source = source
+        self.store = store
+        self.settings = settings
+        self.metrics = metrics
+        self.nursery = nursery
+        self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
+        self.disk_limit = trio.CapacityLimiter(_DISK_WRITERS)
+        self._fetches = fetches
+        self._limits: dict[str, _Limits] = {}
+
+    def limits(self, repo: str) -> "_Limits":
+        """Give the workers of a repository: one that hangs keeps only its own readers waiting."""
+        limits = self._limits.get(repo)
+        if limits is None:
+            limits = self._limits[repo] = _Limits(
+                trio.CapacityLimiter(self._fetches),
+                trio.CapacityLimiter(max(1, self._fetches - 1)),
+            )
+        return limits
+
+    def rejections(self, version: ArtifactVersion) -> int:
+        """How often what was read of *version* turned out to be wrong."""
+        return self.store.rejections(version.content) if self.store is not None else 0
+
+    async def open(self, version: ArtifactVersion) -> "ContentReader":
+        """Open a version for reading. A cache that cannot be used is read past, not reported.
+
+        Raises:
+            IntegrityError: its bytes, fetched whole twice, did not match its digest.
+        """
+        if self.rejections(version) > _REFETCHES:
+            raise IntegrityError(
+                f"{version.path}: the server keeps sending bytes that do not match its checksum"
+            )
+        cached: CachedContent | None = None
+        if self.store is not None:
+            try:
+                cached = await trio.to_thread.run_sync(self.store.open, version.content)
+            except CacheError as error:
+                log.warning("%s: reading without the disk cache: %s", version.path, error)
+        return ContentReader(self, version, cached)
+
+
+class ContentReader(SegmentOwner):
+    """See the module; made by ``DataPlane.open``."""
+
+    def __init__(
+        self, plane: DataPlane, version: ArtifactVersion, cached: CachedContent | None
+    ) -> None:
+        self.version = version
+        self._plane = plane
+        self._cached = cached
+        block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
+        self._block_size = block_size
+        self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
+        self._segments: dict[int, Segment] = {}  # by start; they never overlap
+        self._starts: list[int] = []
+        self._working = 0  # tasks that still use our segments
+        self._closed = False
+        self._stale: Stale | None = None
+        self.rejections = plane.rejections(version)
+
+    async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
+        """Give the bytes of *extent*, cut at the end of the file.
+
+
+        Returns:
+            A view that stays right until the caller's next checkpoint only, or bytes.
+        Raises:
+            Stale: the artifact was replaced; for every later READ too.
+            IntegrityError: what was read so far does not match the digest.
+            DeadlineExceeded: the bytes did not come in time.
+            RemoteError: the server failed, after retries.
+        Cancellation: the fetch goes on; its bytes go to the cache.
+        """
+        extent = extent.clipped(self.version.size)
+        if not extent:
+            return b""
+        if self._stale is not None:
+            raise self._stale
+        if self._plane.rejections(self.version) != self.rejections:
+            raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
+        plan = self._planner.observe(extent)
+        segment = self._covering(extent)
+        if segment is None and self._cached is not None:
+            resident = self._cached.read_resident(extent)
+            if resident is not None:
+                self._start_ahead(plan.ahead)
+                return resident
+        self._start_missing(plan.demand, demand=True)
+        self._start_ahead(plan.ahead)
+        try:
+            with trio.fail_after(self._plane.settings.deadline_s):
+                return await self._serve(extent)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(
+                f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
+            ) from None
+
+    def relocate(self, path: RepoPath) -> None:
+        """The same content is at another path now: what is fetched from here on is asked there."""
+        self.version = replace(self.version, path=path)
+
+    async def close(self) -> None:
+        """Let go of everything once the fetches under way have ended. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._close_when_idle()
+
+    def discard(self, segment: Segment) -> None:
+        if self._segments.get(segment.extent.start) is segment:
+            del self._segments[segment.extent.start]
+            self._starts.remove(segment.extent.start)
+            if segment.users == 0:
+                self._plane.pool.free(segment)
+
+    def _give_back(self, segment: Segment) -> None:
+        """End one use of a segment; the last one frees what was discarded meanwhile."""
+        segment.users -= 1
+        if segment.users == 0 and self._segments.get(segment.extent.start) is not segment:
+            self._plane.pool.free(segment)
+
+    async def _serve(self, extent: Extent) -> memoryview | bytearray:
+        first = self._at(extent.start)
+        if first is not None and first.extent.stop >= extent.stop:
+            return await self._take(first, extent)
+        parts = bytearray()
+        position = extent.start
+        while position < extent.stop:
+            segment = self._at(position)
+            if segment is None:
+                # Given up while we waited for the piece before it.
+                rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
+                self._start_missing(rest, demand=True)
+                continue
+            piece = Extent(position, min(extent.stop, segment.extent.stop))
+            parts += await self._take(segment, piece)
+            position = piece.stop
+        return parts
+
+    async def _take(self, segment: Segment, extent: Extent) -> memoryview:
+        segment.users += 1  # its buffer must not be reused between our waking and our reply
+        try:
+            await segment.wait(extent.stop)
+            # no checkpoint from here to the reply
+            return segment.slice(extent)
+        finally:
+            self._give_back(segment)
+
+    def _at(self, position: int) -> Segment | None:
+        """Give the segment that holds byte *position*."""
+        at = bisect_right(self._starts, position) - 1
+        if at < 0:
+            return None
+        segment = self._segments[self._starts[at]]
+        return segment if position < segment.extent.stop else None
+
+    def _covering(self, extent: Extent) -> Segment | None:
+        segment = self._at(extent.start)
+        return segment if segment is not None and segment.extent.contains(extent) else None
+
+    def _gaps(self, extent: Extent) -> list[Extent]:
+        """Give the runs of *extent* that no segment covers."""
+        gaps = []
+        position = extent.start
+        while position < extent.stop:
+            segment = self._at(position)
+            if segment is not None:
+                position = segment.extent.stop
+                continue
+            at = bisect_right(self._starts, position)
+            stop = min(extent.stop, self._starts[at]) if at < len(self._starts) else extent.stop
+            gaps.append(Extent(position, stop))
+            position = stop
+        return gaps
+
+    def _start_ahead(self, extent: Extent) -> None:
+        reached = self._start_missing(extent, demand=False)
+        if reached < extent.stop:
+            self._planner.retract(extent, reached)
+
+    def _start_missing(self, extent: Extent, *, demand: bool) -> int:
+        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows.
+
+        Returns:
+            Up to where everything of *extent* is there or under way.
+        """
+        for gap in self._gaps(extent):
+            for piece in gap.pieces(self._plane.settings.segment_bytes):
+                segment = self._plane.pool.allocate(piece, demand=demand)
+                if segment is None:
+                    return piece.start
+                self._segments[piece.start] = segment
+                insort(self._starts, piece.start)
+                self._working += 1
+                self._plane.nursery.start_soon(self._work, segment, demand)
+        return extent.stop
+
+    async def _work(self, segment: Segment, demand: bool) -> None:
+        """Fill one segment and leave it to the pool."""
+        segment.users += 1
+        try:
+            await self._fill(segment, demand)
+        finally:
+            if segment.error is not None or self._closed:
+                self.discard(segment)
+            else:
+                self._plane.pool.keep(segment, self)
+            self._give_back(segment)
+            self._working -= 1
+        if self._closed:
+            await self._close_when_idle()
+
+    async def _fill(self, segment: Segment, demand: bool) -> None:
+        """Fill one segment. A failure ends in the segment, never in the nursery."""
+        error: BaseException | None = None
+        limits = self._plane.limits(self.version.path.repo)
+        limit = limits.demand if demand else limits.ahead
+        try:
+            path = self.version.path
+            try:
+                await self._fill_claimed(segment, limit)
+            except Stale:
+                if self.version.path == path:
+                    raise
+                await self._fill_claimed(segment, limit)  # it was moved while we asked
+        except trio.Cancelled:
+            error = Unavailable("the mount is ending")
+            raise
+        except JfsError as failure:
+            error = failure
+            if isinstance(failure, Stale):
+                self._stale = failure
+            log.debug("%s %s: %s", self.version.path, segment.extent, failure)
+        except Exception as failure:
+            error = JfsError(f"internal error: {failure!r}")
+            log.exception("%s %s: fetch failed", self.version.path, segment.extent)
+        finally:
+            if not segment.done:
+                segment.finish(error)
+
+    async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
+        """Wait until no other process fetches the same, then fill and publish."""
+        cached = self._cached
+        if cached is None:
+            await self._in_thread(segment, [segment.extent], limit)
+            return
+        waiting_since = trio.current_time()
+        known_missing = None
+        claim: AbstractContextManager[None] | None = nullcontext()
+        while missing := cached.missing(segment.extent):
+            claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
+            if claim is not None:
+                # Between our look and our claim the other process may have finished.
+                missing = cached.missing(segment.extent)
+                break
+            if missing != known_missing:
+                known_missing = missing
+                waiting_since = trio.current_time()
+            elif trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
+                log.warning("%s: another process holds its blocks and stands still", self.version)
+                break
+            await trio.sleep(_CLAIM_POLL_S)
+        with claim or nullcontext():
+            fetched = await self._in_thread(segment, missing, limit)
+            # READs are answered from now on; the disk is written behind them, in threads of its
+            # own, so that a slow disk holds up no connection. Memory bounds how far behind.
+            segment.finish()
+            for run in fetched:
+                await trio.to_thread.run_sync(
+                    cached.publish, run.start, segment.slice(run), limiter=self._plane.disk_limit
+                )
+
+    async def _in_thread(
+        self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
+    ) -> list[Extent]:
+        return await trio.to_thread.run_sync(self._fill_blocking, segment, missing, limiter=limit)
+
+    def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> list[Extent]:
+        """Receive *missing* from the server and everything else from disk, in order.
+
+        Returns:
+            The runs that came from the server.
+        """
+        fetched: list[Extent] = []
+        position = segment.extent.start
+        for run in [*missing, Extent(segment.extent.stop, segment.extent.stop)]:
+            kept = Extent(position, run.start)
+            if kept and not self._from_disk(segment, kept):
+                self._from_server(segment, kept)  # evicted or damaged since we looked
+                fetched.append(kept)
+            if run:
+                self._from_server(segment, run)
+                fetched.append(run)
+            position = run.stop
+        return fetched
+
+    def _from_disk(self, segment: Segment, run: Extent) -> bool:
+        if self._cached is None or not self._cached.read_into(run, segment.slice(run)):
+            return False
+        self._plane.metrics.count("disk_bytes", run.size)
+        segment.progress(run.stop)
+        return True
+
+    def _from_server(self, segment: Segment, run: Extent) -> None:
+        self._plane.source.fetch(self.version, run, _SegmentSink(segment, run))
+
+    async def _close_when_idle(self) -> None:
+        if self._working:
+            return  # the last of them comes back here
+        for segment in list(self._segments.values()):
+            self.discard(segment)
+        cached, self._cached = self._cached, None
+        if cached is not None:
+            await trio.to_thread.run_sync(cached.close)
+
+
+class _SegmentSink:
+    """Receive one run into its place in the segment. The filling thread only."""
+
+    __slots__ = ("_position", "_segment", "_stop")
+
+    def __init__(self, segment: Segment, run: Extent) -> None:
+        self._segment = segment
+        self._position = run.start
+        self._stop = run.stop
+
+    def buffer(self) -> memoryview:
+        return self._segment.slice(Extent(self._position, self._stop))
+
+    def advance(self, count: int) -> None:
+        self._position += count
+        self._segment.progress(self._position)

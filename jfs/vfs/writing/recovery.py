@@ -1,0 +1,200 @@
+"""What earlier mounts left in the journal: go on with it, where that is safe.
+
+A file that was closed, and whose upload was interrupted by the end of its process, is uploaded
+again; but only if the server still has what it had when the file was opened: what somebody put
+there since is newer. What was never closed may be half a file, and what was refused has been
+reported to its writer: both wait for a person, ``jfs recover``.
+
+Trio thread only, but for ``export``.
+"""
+
+import enum
+import errno
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from jfs.errors import JfsError, NotFound
+from jfs.extents import MiB
+from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
+from jfs.protocols import ArtifactStore
+from jfs.vfs.writing.journal import Entry, Record, State
+from jfs.vfs.writing.staging import StagingArea
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(enum.Enum):
+    """What became of a staged file."""
+
+    UPLOADED = "uploaded"
+    WAS_THERE = "was on the server already"
+    CHANGED = "the server has other content by now"
+
+
+async def resume(area: StagingArea, store: ArtifactStore) -> None:
+    """Upload what was interrupted; say what waits. Never raises; for the start of a mount."""
+    waiting = 0
+    # One by one: meanwhile the others are free for `jfs recover`.
+    left = area.journal.left_behind()
+    while (entry := await trio.to_thread.run_sync(_next, left)) is not None:
+        try:
+            if entry.record.server != area.server:
+                continue
+            if entry.record.state is not State.DEPLOYING:
+                waiting += 1
+                continue
+            waiting += not await _resume_one(entry, store)
+        finally:
+            entry.close()
+    if waiting:
+        log.info("%d files of earlier mounts were not uploaded: `jfs recover ls`", waiting)
+
+
+def _next(left: Iterator[Entry]) -> Entry | None:
+    try:
+        return next(left, None)
+    except OSError as error:
+        log.warning("what earlier mounts left cannot be looked at: %s", error)
+        return None
+
+
+async def _resume_one(entry: Entry, store: ArtifactStore) -> bool:
+    path = entry.record.path
+    try:
+        outcome = await upload(entry, store, force=False)
+    except (JfsError, OSError) as error:
+        log.info("%s: its upload was interrupted, and fails again: %s", path, error)
+        return False
+    log.info("%s: its upload was interrupted: %s", path, outcome.value)
+    return outcome is not Outcome.CHANGED
+
+
+async def upload(
+    entry: Entry, store: ArtifactStore, *, force: bool, target: RepoPath | None = None
+) -> Outcome:
+    """Upload a staged file, and take it out of the journal once it is on the server.
+
+    Args:
+        force: also over content that came there since the file was opened.
+        target: another place than its own; what is there counts as having come since.
+    Raises:
+        RemoteError, IntegrityError: the server's verdict; the journal keeps the file.
+        OSError: the local disk failed.
+    """
+    record = entry.record
+    path = target or record.path
+    base = record.base if path == record.path else None
+    sha256 = await trio.to_thread.run_sync(_digest, entry.file)
+    there = await _sha256_at(store, path)
+    if there == sha256:
+        await trio.to_thread.run_sync(entry.remove)
+        return Outcome.WAS_THERE
+    if not force and there != base:
+        return Outcome.CHANGED
+    properties = record.properties
+    if there is not None:
+        # The server would drop what is not sent again; what was set since counts too.
+        found = await store.properties(path)
+        kept = {key: values for key, values in found.items() if key != SYMLINK_TARGET}
+        properties = {**kept, **properties}
+    deployment = Deployment(
+        path, entry.size, Checksums(sha256=sha256), properties, record.modified_ns
+    )
+    try:
+        await store.deploy(deployment, entry.file)
+    except (JfsError, OSError) as error:
+        changes = {"error": str(error), "state": _state_after(error, record.state)}
+        await trio.to_thread.run_sync(lambda: entry.update(**changes))
+        raise
+    await trio.to_thread.run_sync(entry.remove)
+    return Outcome.UPLOADED
+
+
+def _state_after(error: Exception, state: State) -> State:
+    """Give the state after another upload failed.
+
+    What was never closed stays so, and what may work a while later is left to the next mount.
+    """
+    passing = isinstance(error, JfsError) and error.retryable
+    return State.FAILED if state is State.DEPLOYING and not passing else state
+
+
+def describe(record: Record) -> str:
+    """Say in words why a file waits, which no process holds."""
+    match record.state:
+        case State.WRITING:
+            text = "was being written when its mount ended"
+        case State.DEPLOYING:
+            text = "was being uploaded when its mount ended"
+        case State.FAILED:
+            return record.error or "its upload failed"
+    return f"{text}; since then: {record.error}" if record.error else text
+
+
+def export(entry: Entry, target: Path) -> None:
+    """Copy the bytes to *target*, over what is there, holes as holes. Blocking. Raises OSError.
+
+    They are on disk under that name, or it is as it was.
+    """
+    temporary = target.with_name(f".jfs-{secrets.token_hex(8)}")
+    out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _copy_data(entry.file, out)
+            os.fsync(out)
+        finally:
+            os.close(out)
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _copy_data(file: int, out: int) -> None:
+    size = os.fstat(file).st_size
+    os.ftruncate(out, size)
+    position = 0
+    while position < size:
+        try:
+            position = os.lseek(file, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole
+                return
+            raise
+        stop = os.lseek(file, position, os.SEEK_HOLE)
+        while position < stop:
+            data = os.pread(file, min(MiB, stop - position), position)
+            if not data:
+                raise OSError(errno.EIO, "a staged file became shorter")
+            while data:
+                written = os.pwrite(out, data, position)
+                position += written
+                data = data[written:]
+
+
+async def _sha256_at(store: ArtifactStore, path: RepoPath) -> str | None:
+    try:
+        info = await store.stat(path)
+    except NotFound:
+        return None
+    return info.checksums.sha256 if isinstance(info, FileInfo) else None
+
+
+def _digest(file: int) -> str:
+    found = hashlib.sha256()
+    position = 0
+    while data := os.pread(file, MiB, position):
+        found.update(data)
+        position += len(data)
+    return found.hexdigest()
