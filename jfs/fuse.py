@@ -20,8 +20,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 
+from jfs import threads
 from jfs.errors import (
     InvalidName,
     JfsError,
@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
         if ino is not None:
             # Pages that were read a moment ago hold what was there before. In a thread: one of them
             # may be locked by a READ that waits for this loop.
-            await trio.to_thread.run_sync(_drop_pages, ino)
+            await threads.notifying(_drop_pages, ino)
         return count
 
     @_boundary
@@ -317,7 +317,7 @@ class Operations(pyfuse3.Operations):
         file keeps its version, and the next open decides about them.
         """
         remembered = await self._filesystem.refresh(inode)
-        return str(await trio.to_thread.run_sync(invalidate, remembered)).encode()
+        return str(await threads.notifying(invalidate, remembered)).encode()
 
     def _negative(self) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from jfs import fusectl
+from jfs import fusectl, threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
@@ -183,7 +183,7 @@ def _keep_memory() -> None:
 
 async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
     metrics = Metrics()
-    await trio.to_thread.run_sync(
+    await threads.own_mount(
         lambda: check_mountpoint(settings.mountpoint, nonempty=settings.nonempty)
     )
     async with (
@@ -196,13 +196,13 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
         root = await _root(client, settings)
         source = HttpRangeSource(settings.server, metrics)
         stack.callback(source.close)
-        store = await trio.to_thread.run_sync(_open_store, settings, metrics)
+        store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
-            stack.push_async_callback(trio.to_thread.run_sync, store.close)
+            stack.push_async_callback(threads.on_disk, store.close)
         plane = DataPlane(
             source,
             store,
-            fit_to_memory(settings.read, await trio.to_thread.run_sync(memory_limit)),
+            fit_to_memory(settings.read, await threads.on_disk(memory_limit)),
             metrics,
             nursery,
             fetches=settings.server.connections,
@@ -227,14 +227,14 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
 
 async def _tell_kernel(remembered: Remembered) -> None:
     # In a thread: the kernel may hold what this needs while it waits for an answer of this loop.
-    await trio.to_thread.run_sync(invalidate, remembered, abandon_on_cancel=True)
+    await threads.notifying(invalidate, remembered)
 
 
 async def _staging(settings: MountSettings) -> StagingArea | None:
     """Open the staging directory; None: the mount is read-only. Raises ConfigError."""
     if settings.write is None:
         return None
-    return await trio.to_thread.run_sync(StagingArea, settings.write, settings.server.url)
+    return await threads.on_disk(StagingArea, settings.write, settings.server.url)
 
 
 async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:
@@ -330,15 +330,15 @@ async def _say_ready(mountpoint: Path, filesystem: Filesystem, ready: Callable[[
     """Call *ready* when the mount answers a request that came through the kernel."""
     with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
         # A thread, since our own loop has to answer it; the call releases the interpreter's lock.
-        await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
+        await threads.own_mount(os.statvfs, mountpoint)
     if scope.cancelled_caught:
         log.error("%s: the kernel does not answer", mountpoint)
         return
     # In a thread like every look at our own mount: even resolving its path asks our event loop.
-    entry = await trio.to_thread.run_sync(mount_at, mountpoint)
+    entry = await threads.own_mount(mount_at, mountpoint)
     if entry is not None:
         filesystem.mounted(entry.device)
-        await trio.to_thread.run_sync(fusectl.tune, entry.device)
+        await threads.own_mount(fusectl.tune, entry.device)
     ready()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from jfs import threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, ServerSettings
@@ -76,7 +77,7 @@ async def _run(
     advanced: Progress,
 ) -> Warmed:
     metrics = Metrics()
-    store = await trio.to_thread.run_sync(DiskBlockStore, cache, metrics)
+    store = await threads.on_disk(DiskBlockStore, cache, metrics)
     source = HttpRangeSource(server, metrics)
     result = Warmed()
     try:
@@ -93,7 +94,7 @@ async def _run(
                         await run.file(info, verify)
     finally:
         source.close()
-        await trio.to_thread.run_sync(store.close)
+        await threads.on_disk(store.close)
     return result
 
 
@@ -148,12 +149,12 @@ class _Run:
         try:
             if version is None:
                 raise ProtocolViolation("the server names no checksum of it")
-            cached = await trio.to_thread.run_sync(self._store.open, version.content)
+            cached = await threads.on_disk(self._store.open, version.content)
             try:
                 await self._content(version, cached)
             finally:
-                await trio.to_thread.run_sync(cached.close)
-            if verify and not await trio.to_thread.run_sync(self._store.verify, version.content):
+                await threads.hashing(cached.close)
+            if verify and not await threads.hashing(self._store.verify, version.content):
                 raise ProtocolViolation("its bytes do not match its checksum: dropped")
         except JfsError as error:
             log.debug("%s: %s", info.path, error)
@@ -191,9 +192,7 @@ class _Run:
                 continue
             with claim:
                 for run in cached.missing(piece):
-                    await trio.to_thread.run_sync(
-                        self._fetch, version, cached, run, limiter=self._limit
-                    )
+                    await threads.in_turn(self._limit, self._fetch, version, cached, run)
 
     def _fetch(self, version: ArtifactVersion, cached: CachedContent, run: Extent) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from jfs import threads
 from jfs.artifactory import aql, builds, mutations, uploads, wire
 from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.session import CACHE, Session
@@ -346,7 +347,7 @@ async def _parsed(body: bytes, address: str, parse: Callable[[Any], _T]) -> _T:
     A listing of 100,000 files takes a second.
     """
     if len(body) > 100_000:
-        return await trio.to_thread.run_sync(lambda: parse(wire.parse_json(body, address)))
+        return await threads.computing(lambda: parse(wire.parse_json(body, address)))
     return parse(wire.parse_json(body, address))
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 import trio
 
+from jfs import threads
 from jfs.artifactory import retry, wire
 from jfs.artifactory.exchange import USER_AGENT, failure, mapped, tls_context
 from jfs.artifactory.filebody import FileBody
@@ -55,7 +56,6 @@ class Uploads:
             idle_timeout_s=settings.idle_timeout_s,
         )
         self._client = httpx.Client(transport=self._transport, follow_redirects=False)
-        self._limits: dict[str, trio.CapacityLimiter] = {}  # of bodies at a time, by repository
         self._closed = False
 
     def close(self) -> None:
@@ -93,16 +93,15 @@ class Uploads:
     async def _once(self, attempt: "_Attempt") -> FileInfo:
         """Make one attempt in a worker thread; cancelling cuts its connection."""
         deployment = attempt.deployment
-        limit = self._limits.setdefault(
-            deployment.path.repo, trio.CapacityLimiter(self._session.settings.connections)
-        )
-        async with limit:
+        repo, tokens = deployment.path.repo, self._session.settings.connections
+        workers = threads.asking("upload threads", repo, tokens)
+        async with threads.asking("uploads", repo, tokens):
             failure: JfsError | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, attempt)
                 try:
                     with trio.CancelScope(shield=True):  # the thread reads the caller's file
-                        found = await trio.to_thread.run_sync(self._attempt, attempt)
+                        found = await threads.in_turn(workers, self._attempt, attempt)
                 except JfsError as error:  # raised in here it would leave as a group
                     failure = error
                 nursery.cancel_scope.cancel()

@@ -21,7 +21,7 @@ import trio
 from rich.console import Console
 from rich.markup import escape
 
-from jfs import mount
+from jfs import mount, threads
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import children, tour
 from jfs.config import Credentials, ServerSettings
@@ -201,9 +201,7 @@ async def _clear(mountpoint: Path) -> None:
     with trio.move_on_after(_CLEARED_S, shield=True):
         if mount.mount_at(mountpoint) is not None:
             with contextlib.suppress(ConfigError):  # someone else took it away just now
-                await trio.to_thread.run_sync(
-                    lambda: mount.unmount(mountpoint, lazy=True), abandon_on_cancel=True
-                )
+                await threads.own_mount(lambda: mount.unmount(mountpoint, lazy=True))
 
 
 async def _tour(places: _Places, running: _Running) -> list[tour.Step]:

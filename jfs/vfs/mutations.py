@@ -10,8 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
-import trio
-
+from jfs import threads
 from jfs.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -94,7 +93,7 @@ class Mutations:
             else:
                 return inode, await self._files.open(inode, flags, pid)
         path = parent.path.child(name)
-        staged = await trio.to_thread.run_sync(writing.area.new, path, None)
+        staged = await threads.on_disk(writing.area.new, path, None)
         # no checkpoint until it is open
         info = FileInfo(path, 0, Checksums(), time.time_ns())
         inode = self._tree.made(parent, name, info, local=True)
@@ -119,7 +118,7 @@ class Mutations:
             raise AlreadyExists(f"{path}: is there already")
         properties = {**writing.area.settings.properties, SYMLINK_TARGET: (target,)}
         deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
-        file = await trio.to_thread.run_sync(writing.area.journal.anonymous)
+        file = await threads.on_disk(writing.area.journal.anonymous)
         try:
             await self._store.deploy(deployment, file)
         finally:

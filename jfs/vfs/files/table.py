@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from jfs import threads
 from jfs.errors import (
     BadHandle,
     InvalidArgument,
@@ -150,7 +151,7 @@ class OpenFiles:
             return
         pids = [each.pid for each in self._handles.values() if each.file is file and each.writes]
         ino = file.inode.ino
-        if not await trio.to_thread.run_sync(has_copy, opened.pid, pids, ino, self.device):
+        if not await threads.own_mount(has_copy, opened.pid, pids, ino, self.device):
             await self._require_writer(file.inode).deploy_dirty(file)
 
     async def fsync(self, handle: int) -> None:
@@ -192,7 +193,7 @@ class OpenFiles:
             if file.dirty:
                 left.append(file.inode.path)
             elif file.staged is not None:
-                await trio.to_thread.run_sync(file.staged.forget)
+                await threads.on_disk(file.staged.forget)
             await self._let_go(file)
         self._handles.clear()
         return left
@@ -287,7 +288,7 @@ class OpenFiles:
         if file is not None:
             file.detached = True
             if file.staged is not None:
-                await trio.to_thread.run_sync(file.staged.forget)
+                await threads.on_disk(file.staged.forget)
 
     async def note_properties(self, inode: Inode) -> None:
         """Let the journal know what was set on a file that was never uploaded. Its lock is held."""
@@ -295,7 +296,7 @@ class OpenFiles:
         entry = file.staged.entry if file is not None and file.staged is not None else None
         if entry is not None and not (file is not None and file.detached):
             properties = {**entry.record.properties, **(inode.properties or {})}
-            await trio.to_thread.run_sync(lambda: entry.update(properties=properties))
+            await threads.on_disk(lambda: entry.update(properties=properties))
 
     async def relocate(self, inode: Inode) -> None:
         """The inode has another path now. Its lock is held."""
@@ -308,7 +309,7 @@ class OpenFiles:
             file.reader.relocate(path)
         entry = file.staged.entry if file.staged is not None else None
         if entry is not None and not file.detached:
-            await trio.to_thread.run_sync(lambda: entry.update(path=path))
+            await threads.on_disk(lambda: entry.update(path=path))
 
     # inside
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from jfs import threads
 from jfs.errors import ProtocolViolation
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
@@ -81,7 +82,7 @@ class Writer:
         staged = await self._stage(file, file.size)
         await self._change(file, staged)
         try:
-            await trio.to_thread.run_sync(staged.write, offset, data)
+            await threads.on_disk(staged.write, offset, data)
         except OSError as error:
             file.broken = error
             raise
@@ -95,7 +96,7 @@ class Writer:
             return
         staged = await self._stage(file, min(size, file.size))
         await self._change(file, staged)
-        await trio.to_thread.run_sync(staged.truncate, size)
+        await threads.on_disk(staged.truncate, size)
         if not size:
             file.broken = None
 
@@ -116,10 +117,10 @@ class Writer:
             return
         if file.dirty:
             if file.broken is not None:  # half a file, on a full disk: its writer was told
-                await trio.to_thread.run_sync(staged.forget)
+                await threads.on_disk(staged.forget)
             self._abandon(file)
             return
-        await trio.to_thread.run_sync(self._adopt, file.info, staged)
+        await threads.on_disk(self._adopt, file.info, staged)
         file.staged = None
         staged.close()
 
@@ -134,7 +135,7 @@ class Writer:
         if file.info.size > _KEPT_FOR_READERS:
             log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
             return
-        staged = await trio.to_thread.run_sync(self._area.anonymous)
+        staged = await threads.on_disk(self._area.anonymous)
         try:
             await self._copy(file, staged, file.info.size)
         except BaseException:
@@ -147,15 +148,15 @@ class Writer:
         if file.staged is not None:
             return file.staged
         if file.detached:
-            staged = await trio.to_thread.run_sync(self._area.anonymous)
+            staged = await threads.on_disk(self._area.anonymous)
         else:
             base = None if file.inode.local else file.info.checksums.sha256
-            staged = await trio.to_thread.run_sync(self._area.new, file.inode.path, base)
+            staged = await threads.on_disk(self._area.new, file.inode.path, base)
         try:
             await self._copy(file, staged, size)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(staged.forget)
+                await threads.on_disk(staged.forget)
             staged.close()
             raise
         file.staged = staged
@@ -168,7 +169,7 @@ class Writer:
             data = bytes(await reader.read(piece))
             if len(data) != piece.size:
                 raise ProtocolViolation(f"{file.inode.path}: ends at {piece.start + len(data)}")
-            await trio.to_thread.run_sync(staged.write, piece.start, data)
+            await threads.on_disk(staged.write, piece.start, data)
 
     async def _change(self, file: OpenFile, staged: StagingFile) -> None:
         """Note that the content is about to change."""
@@ -181,7 +182,7 @@ class Writer:
         if entry is None or file.detached or entry.record.state is State.WRITING:
             return
         base = file.info.checksums.sha256
-        await trio.to_thread.run_sync(lambda: entry.update(state=State.WRITING, base=base))
+        await threads.on_disk(lambda: entry.update(state=State.WRITING, base=base))
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from jfs import threads
 from jfs.config import ReadSettings
 from jfs.errors import (
     CacheError,
@@ -38,9 +39,6 @@ log = logging.getLogger(__name__)
 # long without a block from it (it may be stopped, or its network dead) fetch them ourselves.
 _CLAIM_POLL_S = 0.005
 _CLAIM_PATIENCE_S = 10.0
-
-# One writer leaves a disk idle between its writes; more only queue.
-_DISK_WRITERS = 2
 
 # A content that does not match its digest is fetched again so often before it is refused.
 _REFETCHES = 1
@@ -84,19 +82,14 @@ class DataPlane:
         self.metrics = metrics
         self.nursery = nursery
         self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
-        self.disk_limit = trio.CapacityLimiter(_DISK_WRITERS)
         self._fetches = fetches
-        self._limits: dict[str, _Limits] = {}
 
     def limits(self, repo: str) -> "_Limits":
         """Give the workers of a repository: one that hangs keeps only its own readers waiting."""
-        limits = self._limits.get(repo)
-        if limits is None:
-            limits = self._limits[repo] = _Limits(
-                trio.CapacityLimiter(self._fetches),
-                trio.CapacityLimiter(max(1, self._fetches - 1)),
-            )
-        return limits
+        return _Limits(
+            threads.asking("fetches", repo, self._fetches),
+            threads.asking("fetches ahead", repo, max(1, self._fetches - 1)),
+        )
 
     def rejections(self, version: ArtifactVersion) -> int:
         """How often what was read of *version* turned out to be wrong."""
@@ -115,7 +108,7 @@ class DataPlane:
         cached: CachedContent | None = None
         if self.store is not None:
             try:
-                cached = await trio.to_thread.run_sync(self.store.open, version.content)
+                cached = await threads.on_disk(self.store.open, version.content)
             except CacheError as error:
                 log.warning("%s: reading without the disk cache: %s", version.path, error)
         return ContentReader(self, version, cached)
@@ -347,14 +340,12 @@ class ContentReader(SegmentOwner):
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
             for run in fetched:
-                await trio.to_thread.run_sync(
-                    cached.publish, run.start, segment.slice(run), limiter=self._plane.disk_limit
-                )
+                await threads.publishing(cached.publish, run.start, segment.slice(run))
 
     async def _in_thread(
         self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
     ) -> list[Extent]:
-        return await trio.to_thread.run_sync(self._fill_blocking, segment, missing, limiter=limit)
+        return await threads.in_turn(limit, self._fill_blocking, segment, missing)
 
     def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> list[Extent]:
         """Receive *missing* from the server and everything else from disk, in order.
@@ -392,7 +383,7 @@ class ContentReader(SegmentOwner):
             self.discard(segment)
         cached, self._cached = self._cached, None
         if cached is not None:
-            await trio.to_thread.run_sync(cached.close)
+            await threads.on_disk(cached.close)
 
 
 class _SegmentSink:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import trio
 
+from jfs import threads
 from jfs.errors import AlreadyExists, JfsError, NotFound
 from jfs.metrics import Metrics
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, Properties, RepoPath
@@ -74,9 +75,7 @@ class Deployer:
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
             properties = {**(properties or kept), **self._area.settings.properties}
-            sha256 = await trio.to_thread.run_sync(
-                _seal, staged, entry, path, properties, modified_ns
-            )
+            sha256 = await threads.hashing(_seal, staged, entry, path, properties, modified_ns)
             deployment = Deployment(
                 path, staged.size, Checksums(sha256=sha256), properties, modified_ns
             )
@@ -104,7 +103,7 @@ class Deployer:
             yield staged.entry
         except (JfsError, OSError) as error:
             self._metrics.count("deploys_failed")
-            await trio.to_thread.run_sync(_keep, staged.entry, str(error))
+            await threads.on_disk(_keep, staged.entry, str(error))
             raise
         finally:
             self._active -= 1
@@ -148,7 +147,7 @@ async def _sync_if_long(entry: Entry, done: trio.Event) -> None:
         await done.wait()
         return
     try:
-        await trio.to_thread.run_sync(entry.sync_data)
+        await threads.on_disk(entry.sync_data)
     except OSError as error:
         # The upload goes on: it does not need this disk any more.
         log.warning("%s: the staged copy may not survive: %s", entry.record.path, error)

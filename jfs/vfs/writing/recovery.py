@@ -17,8 +17,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import trio
-
+from jfs import threads
 from jfs.errors import JfsError, NotFound
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
@@ -42,7 +41,7 @@ async def resume(area: StagingArea, store: ArtifactStore) -> None:
     waiting = 0
     # One by one: meanwhile the others are free for `jfs recover`.
     left = area.journal.left_behind()
-    while (entry := await trio.to_thread.run_sync(_next, left)) is not None:
+    while (entry := await threads.on_disk(_next, left)) is not None:
         try:
             if entry.record.server != area.server:
                 continue
@@ -90,10 +89,10 @@ async def upload(
     record = entry.record
     path = target or record.path
     base = record.base if path == record.path else None
-    sha256 = await trio.to_thread.run_sync(_digest, entry.file)
+    sha256 = await threads.hashing(_digest, entry.file)
     there = await _sha256_at(store, path)
     if there == sha256:
-        await trio.to_thread.run_sync(entry.remove)
+        await threads.on_disk(entry.remove)
         return Outcome.WAS_THERE
     if not force and there != base:
         return Outcome.CHANGED
@@ -110,9 +109,9 @@ async def upload(
         await store.deploy(deployment, entry.file)
     except (JfsError, OSError) as error:
         changes = {"error": str(error), "state": _state_after(error, record.state)}
-        await trio.to_thread.run_sync(lambda: entry.update(**changes))
+        await threads.on_disk(lambda: entry.update(**changes))
         raise
-    await trio.to_thread.run_sync(entry.remove)
+    await threads.on_disk(entry.remove)
     return Outcome.UPLOADED
 
 

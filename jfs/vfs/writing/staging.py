@@ -12,8 +12,7 @@ import threading
 from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-import trio
-
+from jfs import threads
 from jfs.config import WriteSettings
 from jfs.errors import FileTooLarge
 from jfs.extents import Extent, MiB
@@ -118,7 +117,7 @@ class StagingFile:
         # Closed under a reader, its descriptor would soon be another file's.
         self._users += 1
         try:
-            return await trio.to_thread.run_sync(
+            return await threads.on_disk(
                 os.pread,
                 self.file,
                 extent.size,
