@@ -305,7 +305,7 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        # Reached only without default_permissions, which mount.py always sets.
+        # Reached only without default_permissions, which jfs.mount.session always sets.
         raise Unsupported("access is the kernel's to decide")
 
     async def _refresh(self, inode: int) -> bytes:

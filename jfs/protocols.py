@@ -2,7 +2,7 @@
 
 ``ArtifactStore`` is the control plane (names, sizes, properties), ``RangeSource`` the data plane
 (bytes), ``BlockStore`` the cache on disk. The filesystem in ``vfs/`` sees nothing else of the
-server or of the disk; ``mount.py`` decides what stands behind each.
+server or of the disk; ``jfs.mount.serving`` decides what stands behind each.
 """
 
 from collections.abc import Mapping, Sequence

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from jfs import mount
 from jfs.artifactory import ArtifactoryClient
 from jfs.config import ServerSettings, Source, parse_source
 from jfs.errors import ConfigError
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
+from jfs.mount import table
 from jfs.vfs.filesystem import REFRESH
 
 _T = TypeVar("_T")
@@ -110,15 +110,15 @@ def options(command: _F) -> _F:
     return wrapped  # type: ignore[return-value]  # the same command, with other parameters
 
 
-def mount_above(place: Path) -> mount.MountEntry | None:
+def mount_above(place: Path) -> table.MountEntry | None:
     """Give the mount of jfs that a path lies in, by name alone.
 
     A look at the path itself would ask a daemon that may be stuck.
     """
     for folder in (place, *place.parents):
-        entry = next((e for e in reversed(mount.mounts()) if e.mountpoint == str(folder)), None)
+        entry = next((e for e in reversed(table.mounts()) if e.mountpoint == str(folder)), None)
         if entry is not None:
-            return entry if entry.fstype == mount.FSTYPE else None
+            return entry if entry.fstype == table.FSTYPE else None
     return None
 
 

@@ -21,13 +21,15 @@ import trio
 from rich.console import Console
 from rich.markup import escape
 
-from jfs import mount, threads
+from jfs import threads
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import children, tour
 from jfs.config import Credentials, ServerSettings
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, RepoPath
+from jfs.mount.mountpoint import check_mountpoint, unmount
+from jfs.mount.table import mount_at
 
 REPOSITORY = "ml-models-local"
 _READY_S = 60.0  # a cold start of Python on a slow, busy machine
@@ -93,7 +95,7 @@ def _directories(mountpoint: Path, data: Path | None, port: int) -> Iterator[_Pl
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise ConfigError(f"--data {data}: must not lie in MOUNTPOINT, nor MOUNTPOINT in it")
     with _made(mountpoint):
-        mount.check_mountpoint(mountpoint)
+        check_mountpoint(mountpoint)
         with tempfile.TemporaryDirectory(
             prefix="jfs-demo-", ignore_cleanup_errors=True
         ) as temporary:
@@ -199,9 +201,9 @@ async def _mounted(places: _Places, readers: trio.Nursery) -> AsyncIterator[_Run
 async def _clear(mountpoint: Path) -> None:
     """Take away what a mount that died left behind: its mountpoint, answering ENOTCONN."""
     with trio.move_on_after(_CLEARED_S, shield=True):
-        if mount.mount_at(mountpoint) is not None:
+        if mount_at(mountpoint) is not None:
             with contextlib.suppress(ConfigError):  # someone else took it away just now
-                await threads.own_mount(lambda: mount.unmount(mountpoint, lazy=True))
+                await threads.own_mount(lambda: unmount(mountpoint, lazy=True))
 
 
 async def _tour(places: _Places, running: _Running) -> list[tour.Step]:

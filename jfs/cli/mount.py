@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from jfs import logs, mount
+from jfs import logs
 from jfs.cli import daemon
 from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
 from jfs.cli.properties import properties_of
@@ -25,6 +25,7 @@ from jfs.config import (
     parse_source,
 )
 from jfs.errors import ConfigError
+from jfs.mount import serving
 
 _PATH = click.Path(path_type=Path)
 
@@ -210,11 +211,11 @@ def command(
     if background:
         name = str(settings.mountpoint).strip("/").replace("/", "-") or "root"
         target = log_file.absolute() if log_file else daemon.default_log_file(name)
-        daemon.start(lambda ready: mount.serve(settings, ready), target, level)
+        daemon.start(lambda ready: serving.serve(settings, ready), target, level)
         click.echo(f"jfs: {source} mounted at {settings.mountpoint}")
         return
     logs.set_up(level, file=str(log_file) if log_file else None)
-    mount.serve(settings, _announce(settings))
+    serving.serve(settings, _announce(settings))
 
 
 def _sharing(allow_other: bool) -> frozenset[str]:

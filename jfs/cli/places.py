@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jfs import mount
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli.connection import Place
 from jfs.config import parse_source
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.model import EntryInfo, RepoPath, problem_with_name
+from jfs.mount import table
 from jfs.vfs.filesystem import REFRESH
 
 # A mount that is stuck must not keep the command; what it shows is true again after its TTL.
@@ -77,8 +77,8 @@ def refresh_mounts(server_url: str, changed: Iterable[RepoPath]) -> None:
 
 
 def _refresh(server_url: str, folders: set[RepoPath]) -> None:
-    for entry in mount.mounts():
-        if entry.fstype != mount.FSTYPE:
+    for entry in table.mounts():
+        if entry.fstype != table.FSTYPE:
             continue
         try:
             shown = parse_source(entry.source, os.environ)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from jfs import mount
 from jfs.errors import ConfigError
+from jfs.mount.mountpoint import unmount
+from jfs.mount.table import FSTYPE, mount_at
 
 
 @click.command("umount")
@@ -20,13 +21,13 @@ def command(mountpoint: Path, lazy: bool) -> None:
 
     Exit codes: 0 unmounted, 2 it could not be, and the message says why.
     """
-    entry = mount.mount_at(mountpoint.absolute())
+    entry = mount_at(mountpoint.absolute())
     if entry is None:
         raise ConfigError(f"{mountpoint}: nothing is mounted there")
-    if entry.fstype != mount.FSTYPE:
+    if entry.fstype != FSTYPE:
         raise ConfigError(f"{mountpoint}: is a {entry.fstype} mount, not one of jfs")
     try:
-        mount.unmount(mountpoint.absolute(), lazy=lazy)
+        unmount(mountpoint.absolute(), lazy=lazy)
     except ConfigError as error:
         if "busy" in str(error):
             raise ConfigError(

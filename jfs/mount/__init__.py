@@ -1,0 +1,13 @@
+"""One mount from its start to its end: the checks before, the kernel's mount, signals, the end.
+
+=============== ==================================================================================
+``serving``     composition root: check, build, mount, serve, end
+``session``     the kernel's mount, through pyfuse3
+``signals``     how signals end a mount
+``mountpoint``  checks before a mount; taking a mount away
+``table``       what is mounted where: ``/proc/self/mountinfo``
+=============== ==================================================================================
+
+Imports go downwards in this order. ``table`` and ``mountpoint`` load neither pyfuse3 nor the
+filesystem: every command may use them.
+"""
