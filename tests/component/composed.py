@@ -1,4 +1,4 @@
-"""The filesystem facade on a real server, as ``jfs.mount.serving`` composes it, without a kernel."""
+"""The filesystem facade on a real server, as a mount composes it, without a kernel."""
 
 import stat
 import tempfile
