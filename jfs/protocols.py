@@ -61,6 +61,15 @@ class ArtifactStore(Protocol):
             InvalidName: a value that the query language cannot express.
         """
 
+    async def locate(self, version: ArtifactVersion) -> RepoPath | None:
+        """Return where the content of *version* can be read now; None: nowhere that we may read.
+
+        Asked by checksum, so the place may lie in another repository: the one where the server
+        keeps the item (a remote repository's ``-cache``). Its own path is preferred, then its own
+        repository. What is fetched there is held against the version as everywhere. A search that
+        the server refuses finds nothing; NotFound is never raised.
+        """
+
     async def downloads(self, path: RepoPath) -> int:
         """Give how often an artifact was downloaded."""
 

@@ -7,7 +7,7 @@ and none for ``*`` and ``?``, which are wildcards only under ``$match``.
 from datetime import UTC, datetime
 
 from jfs.errors import InvalidName
-from jfs.model import Criteria
+from jfs.model import Checksums, Criteria
 
 _PLAIN = ("repo", "path", "name", "type", "size", "modified", "actual_sha1", "sha256")
 _FULL = (*_PLAIN, "created", "created_by", "modified_by", "actual_md5", "property")
@@ -44,6 +44,20 @@ def find(criteria: Criteria, repo: str) -> str:
         wanted.append('"modified":{"$lt":' + _quoted(_moment(criteria.older_ns)) + "}")
     include = ",".join(f'"{name}"' for name in (_PLAIN if criteria.plain else _FULL))
     return "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
+
+
+def same_content(sums: Checksums, repo: str, limit: int) -> str:
+    """Return the query for artifacts with one of *sums*; *repo*: only there, unless empty.
+
+    No properties are asked for: a limit would count rows joined with them (artifactory-rest 10.1).
+    """
+    fields = (("sha256", sums.sha256), ("actual_sha1", sums.sha1))
+    any_of = ",".join("{" + f'"{name}":{_quoted(value)}' + "}" for name, value in fields if value)
+    wanted = ['"type":"file"', f'"$or":[{any_of}]']
+    if repo:
+        wanted.append(f'"repo":{_quoted(repo)}')
+    include = ",".join(f'"{name}"' for name in _PLAIN)
+    return "items.find({" + ",".join(wanted) + "}).include(" + include + f").limit({limit})"
 
 
 def _value(text: str) -> str:

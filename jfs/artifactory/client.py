@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import trio
 
 from jfs import threads
-from jfs.artifactory import aql, builds, mutations, uploads, wire
+from jfs.artifactory import aql, builds, locating, mutations, uploads, wire
 from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.session import CACHE, Session
 from jfs.artifactory.uploads import Uploads
@@ -29,6 +29,7 @@ from jfs.errors import (
 )
 from jfs.metrics import Metrics
 from jfs.model import (
+    ArtifactVersion,
     Criteria,
     Deployment,
     EntryInfo,
@@ -190,6 +191,9 @@ class ArtifactoryClient:
             return [match for each in found if (match := self._shown(each, scope)) is not None]
 
         return await _parsed(response.content, "/api/search/aql", matches)
+
+    async def locate(self, version: ArtifactVersion) -> RepoPath | None:
+        return await locating.locate(self._session, version, await self._kept(version.path))
 
     async def downloads(self, path: RepoPath) -> int:
         return await self._json(f"{_storage(await self._kept(path))}?stats", wire.parse_downloads)
