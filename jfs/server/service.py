@@ -131,8 +131,9 @@ class Service:
         self._ending = True
 
     async def aclose(self) -> None:
-        """End what is fetched from upstream."""
+        """End what is fetched from upstream, and what signed storage keeps open."""
         await self._upstreams.aclose()
+        self._signed.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; an aiohttp handler."""
@@ -229,15 +230,17 @@ class Service:
         return await download.read_target(call, replace(target, path=kept))
 
     async def _redirect(self, call: Call, fault: Fault) -> Answer | None:
-        """Redirect a download of a file, as real servers do: nothing but GET of what exists."""
-        if call.request.method != "GET" or call.query.get("artifactory.disableRedirect") == "true":
+        """Redirect a download of a file that exists; real servers do so for GET alone."""
+        if call.query.get("artifactory.disableRedirect") == "true" and not fault.opaque:
             return None
         path = parse_target(call.rest).path
-        item = await call.run(lambda: self._store.find(path))
-        if item is None or item.blob is None:
+        found = await call.run(lambda: self._store.read(path))
+        if found.item.blob is None:
             return None
-        self._store.count_download(item, call.user.name)
-        return await self._signed.redirect(path, fault)
+        if call.request.method == "GET":
+            self._store.count_download(found.item, call.user.name)
+        stated = download.describe(found, found.item.blob)
+        return await self._signed.redirect(path, call.request.method, stated, fault)
 
     def _own_stats(self, request: web.BaseRequest) -> Answer:
         """Answer ``/jfs/stats``: outside Artifactory's address space, and not counted."""

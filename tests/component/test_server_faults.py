@@ -161,10 +161,15 @@ def test_redirects_to_signed_storage(ask: Requests) -> None:
     ask.server.faults.add(Fault.redirect("/*/f.bin"))
     reply = ask.get(FILE, Range="bytes=0-9")
     assert reply.status == 302
+    assert reply.headers["X-Checksum-Sha256"] == hashlib.sha256(BODY).hexdigest()
     location = reply.headers["Location"]
     assert not location.startswith(ask.server.url.removesuffix("/artifactory"))
+    sha1 = hashlib.sha1(BODY).hexdigest()
+    assert f"/filestore/{sha1[:2]}/{sha1}?" in location
     assert ask.head(FILE).status == 200
     assert ask.get(f"{FILE}?artifactory.disableRedirect=true").body == BODY
+    missing = ask.get(f"/{REPO}/absent/f.bin")
+    assert (missing.status, missing.message) == (404, "File not found.")
 
     part = signed(location, Range="bytes=0-9")
     assert (part.status, part.body) == (206, BODY[:10])
@@ -179,8 +184,55 @@ def test_redirects_to_signed_storage(ask: Requests) -> None:
         assert refused.status == 400
         assert b"Only one auth mechanism allowed" in refused.body
     assert signed(location[:-3] + "xxx").status == 403
-    assert signed(location.replace("f.bin", "g.bin")).status == 403
+    assert signed(location.replace(sha1, "0" * 40)).status == 403
     assert ask.server.stats.by_route["GET signed"] == 9
+
+
+def test_a_location_names_content(ask: Requests) -> None:
+    """What was replaced, or removed, is served under its old location while that lives."""
+    fault = ask.server.faults.add(Fault.redirect("/*/f.bin"))
+    old = ask.get(FILE).headers["Location"]
+    ask.put(FILE, b"other")
+    new = ask.get(FILE).headers["Location"]
+    assert (signed(old).body, signed(new).body) == (BODY, b"other")
+    ask.delete(FILE)
+    assert (signed(old).body, signed(new).body) == (BODY, b"other")
+    assert fault.hits == 2
+
+
+def test_shapes_and_lies_of_redirects(ask: Requests) -> None:
+    ask.put(f"/{REPO}/other", b"other")
+    faults = ask.server.faults
+
+    faults.add(Fault.redirect("/*/f.bin", opaque=True, silent=True))
+    reply = ask.get(FILE)
+    assert f"/bucket{FILE}?" in reply.headers["Location"]
+    assert "X-Checksum-Sha1" not in reply.headers
+    assert "ETag" not in reply.headers
+    assert signed(reply.headers["Location"]).body == BODY
+    ask.put(FILE, b"replaced")
+    assert signed(reply.headers["Location"]).body == b"replaced"
+    assert ask.get(f"{FILE}?artifactory.disableRedirect=true").status == 302
+    faults.clear()
+
+    faults.add(Fault.redirect("/*/f.bin", to=f"{REPO}/other", headers={"ETag": "W/x"}))
+    reply = ask.get(FILE)
+    assert reply.headers["ETag"] == "W/x"
+    assert signed(reply.headers["Location"]).body == b"other"
+    faults.clear()
+
+    faults.add(Fault.redirect("/*/f.bin", relative=True))
+    faults.add(Fault.other_content(f"{REPO}/other", f"/bucket{FILE}", times=1))
+    location = ask.get(FILE).headers["Location"]
+    assert location.startswith("//127.0.0.1:")
+    assert signed(f"http:{location}").body == b"other"
+    assert signed(f"http:{location}").body == b"replaced"
+    faults.clear()
+
+    faults.add(Fault.redirect("/*/f.bin", method="*"))
+    head = ask.head(FILE)
+    assert head.status == 302
+    assert signed(head.headers["Location"]).status == 403  # signed for HEAD
 
 
 def test_signed_locations_that_end(ask: Requests) -> None:

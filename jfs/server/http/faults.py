@@ -2,8 +2,9 @@
 
 A ``Fault`` says what goes wrong and for which requests: a glob on the decoded path below
 ``/artifactory`` (``*`` crosses slashes) and one on the method. Only a fault whose glob begins with
-``/bucket`` acts on signed storage, whose paths are ``/bucket/REPO/PATH``. Any thread: tests add
-faults from theirs while the server's loop matches.
+``/bucket`` acts on signed storage: it is held against ``/bucket/REPO/PATH``, the artifact that the
+location was asked for, whatever the location looks like. Any thread: tests add faults from theirs
+while the server's loop matches.
 
 What a request that changes something has done when it goes wrong:
 
@@ -21,6 +22,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from jfs.errors import ConfigError
 
@@ -40,6 +42,15 @@ class Kind(StrEnum):
     WRONG_CHECKSUMS = "wrong_checksums"
     CORRUPT = "corrupt"
     REDIRECT = "redirect"
+    OTHER_CONTENT = "other_content"
+
+
+class When(TypedDict, total=False):
+    """Which requests a fault spoils: see ``Fault``."""
+
+    method: str
+    times: int | None
+    after: int
 
 
 class Gate:
@@ -91,6 +102,10 @@ class Fault:
     expired: bool = False
     uses: int | None = None
     early: bool = False
+    to: str = ""
+    opaque: bool = False
+    silent: bool = False
+    relative: bool = False
     hits: int = field(default=0, init=False)  # requests spoiled so far
     gate: Gate = field(default_factory=Gate, init=False)
     reached: threading.Event = field(default_factory=threading.Event, init=False)
@@ -126,26 +141,22 @@ class Fault:
         path: str = "*",
         *,
         after_bytes: int = 0,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Cut the connection and do nothing: once that many bytes of the request's body came.
 
         A body that is shorter is read to its end, and then the connection is cut.
         """
-        return cls(Kind.CUT, path=path, method=method, times=times, after=after, offset=after_bytes)
+        return cls(Kind.CUT, path=path, **when, offset=after_bytes)
 
     @classmethod
-    def hold(
-        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
-    ) -> "Fault":
+    def hold(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
         """Do nothing until ``release``: then act and answer as if the request had just come.
 
         A client that goes away meanwhile does not undo that, unless it sent a body: its delete or
         move happens late, as behind a slow proxy. A server that is stopped meanwhile does nothing.
         """
-        return cls(Kind.HOLD, path=path, method=method, times=times, after=after)
+        return cls(Kind.HOLD, path=path, **when)
 
     @classmethod
     def status(
@@ -156,9 +167,7 @@ class Fault:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         early: bool = False,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Answer *code* and do nothing; an empty *body* makes the usual JSON error.
 
@@ -168,9 +177,7 @@ class Fault:
         return cls(
             Kind.STATUS,
             path=path,
-            method=method,
-            times=times,
-            after=after,
+            **when,
             code=code,
             body=body,
             headers=headers or {},
@@ -183,12 +190,10 @@ class Fault:
         path: str = "*",
         *,
         body: bytes = b"<html><body>Welcome to the hotel network</body></html>",
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Answer 200 with *body* in place of anything sensible: HTML, or binary junk."""
-        return cls(Kind.GARBAGE, path=path, method=method, times=times, after=after, body=body)
+        return cls(Kind.GARBAGE, path=path, **when, body=body)
 
     @classmethod
     def drop(
@@ -196,14 +201,10 @@ class Fault:
         path: str = "*",
         *,
         after_bytes: int | None = None,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Do what is asked, then cut: before the answer, or after that many bytes of its body."""
-        return cls(
-            Kind.DROP, path=path, method=method, times=times, after=after, offset=after_bytes
-        )
+        return cls(Kind.DROP, path=path, **when, offset=after_bytes)
 
     @classmethod
     def short(
@@ -211,12 +212,10 @@ class Fault:
         path: str = "*",
         *,
         size: int,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Send only *size* bytes, as valid HTTP; Content-Range still names all of them."""
-        return cls(Kind.SHORT, path=path, method=method, times=times, after=after, offset=size)
+        return cls(Kind.SHORT, path=path, **when, offset=size)
 
     @classmethod
     def stall(
@@ -224,14 +223,10 @@ class Fault:
         path: str = "*",
         *,
         after_bytes: int | None = None,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Do what is asked; hold the answer, or its body after so many bytes, until ``release``."""
-        return cls(
-            Kind.STALL, path=path, method=method, times=times, after=after, offset=after_bytes
-        )
+        return cls(Kind.STALL, path=path, **when, offset=after_bytes)
 
     @classmethod
     def wrong_content_range(
@@ -239,57 +234,40 @@ class Fault:
         path: str = "*",
         *,
         value: str | None = None,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Name another range in Content-Range: *value*, or one byte further on."""
         headers = {} if value is None else {"Content-Range": value}
-        return cls(
-            Kind.WRONG_RANGE, path=path, method=method, times=times, after=after, headers=headers
-        )
+        return cls(Kind.WRONG_RANGE, path=path, **when, headers=headers)
 
     @classmethod
-    def ignore_range(
-        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
-    ) -> "Fault":
+    def ignore_range(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
         """Answer 200 with everything."""
-        return cls(Kind.IGNORE_RANGE, path=path, method=method, times=times, after=after)
+        return cls(Kind.IGNORE_RANGE, path=path, **when)
 
     @classmethod
-    def gzip(
-        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
-    ) -> "Fault":
+    def gzip(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
         """Compress the body, as a proxy would. It is made in memory: for small files."""
-        return cls(Kind.GZIP, path=path, method=method, times=times, after=after)
+        return cls(Kind.GZIP, path=path, **when)
 
     @classmethod
     def set_headers(
         cls,
         headers: Mapping[str, str],
         path: str = "*",
-        *,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Overwrite headers of the answer; an empty value removes one."""
-        return cls(
-            Kind.HEADERS, path=path, method=method, times=times, after=after, headers=headers
-        )
+        return cls(Kind.HEADERS, path=path, **when, headers=headers)
 
     @classmethod
-    def wrong_etag(
-        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
-    ) -> "Fault":
-        return cls.set_headers({"ETag": "0" * 40}, path, method=method, times=times, after=after)
+    def wrong_etag(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
+        return cls.set_headers({"ETag": "0" * 40}, path, **when)
 
     @classmethod
-    def wrong_checksums(
-        cls, path: str = "*", *, method: str = "*", times: int | None = None, after: int = 0
-    ) -> "Fault":
+    def wrong_checksums(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
         """State other checksums: in X-Checksum headers and in JSON, that of a deploy too."""
-        return cls(Kind.WRONG_CHECKSUMS, path=path, method=method, times=times, after=after)
+        return cls(Kind.WRONG_CHECKSUMS, path=path, **when)
 
     @classmethod
     def corrupt(
@@ -297,12 +275,10 @@ class Fault:
         path: str = "*",
         *,
         offset: int = 0,
-        method: str = "*",
-        times: int | None = None,
-        after: int = 0,
+        **when: Unpack[When],
     ) -> "Fault":
         """Flip the byte at *offset* of the body."""
-        return cls(Kind.CORRUPT, path=path, method=method, times=times, after=after, offset=offset)
+        return cls(Kind.CORRUPT, path=path, **when, offset=offset)
 
     @classmethod
     def redirect(
@@ -311,25 +287,44 @@ class Fault:
         *,
         expired: bool = False,
         uses: int | None = None,
-        method: str = "GET",
-        times: int | None = None,
-        after: int = 0,
+        to: str = "",
+        opaque: bool = False,
+        silent: bool = False,
+        relative: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **when: Unpack[When],
     ) -> "Fault":
         """Send downloads to a signed location on a second listener that refuses credentials.
+
+        Only GET, unless *method* says otherwise; a location is signed for one method.
 
         Args:
             expired: the location answers 403, as after its 30 seconds.
             uses: it does so after that many requests.
+            to: it leads to the content of another artifact, ``REPO/PATH``.
+            opaque: it names the place, not the content: what is there when it is asked is sent.
+            silent: the redirect itself states no checksums.
+            relative: its Location names no scheme.
+            headers: of the redirect itself, as ``set_headers`` has them.
         """
+        when.setdefault("method", "GET")
         return cls(
             Kind.REDIRECT,
             path=path,
-            method=method,
-            times=times,
-            after=after,
             expired=expired,
             uses=uses,
+            to=to,
+            opaque=opaque,
+            silent=silent,
+            relative=relative,
+            headers=headers or {},
+            **when,
         )
+
+    @classmethod
+    def other_content(cls, other: str, path: str = "/bucket/*", **when: Unpack[When]) -> "Fault":
+        """Send what another artifact, ``REPO/PATH``, holds; of signed storage only."""
+        return cls(Kind.OTHER_CONTENT, path=path, to=other, **when)
 
 
 class FaultPlan:
@@ -362,7 +357,7 @@ class FaultPlan:
         """Find the fault of a request and count it."""
         if not self._faults:
             return None
-        bucket = path.startswith("/bucket/")
+        bucket = path.startswith("/bucket")
         with self._lock:
             return next(
                 (
@@ -404,6 +399,10 @@ _FIELDS = {
     "expired": bool,
     "uses": int,
     "early": bool,
+    "to": str,
+    "opaque": bool,
+    "silent": bool,
+    "relative": bool,
 }
 
 

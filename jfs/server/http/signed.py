@@ -1,16 +1,20 @@
 """A stand-in for object storage behind download redirects: a second listener, started when needed.
 
-Its locations are signed, live shortly, and it refuses credentials as S3 does. Its answers know
-nothing of Artifactory: another ETag, no checksums. Event loop only. Source: artifactory-rest 3.4.
+Its locations name content by its checksum, as those of a real Artifactory do
+(``…/filestore/3b/3b5de69d…?X-Artifactory-repositoryKey=…&X-Amz-Signature=…``): the old location of
+a replaced artifact goes on serving the old content while it lives. They are signed for one method,
+live shortly, and the storage refuses credentials as S3 does. Its answers know nothing of
+Artifactory: another ETag, no checksums. Event loop only. Source: artifactory-rest 3.4.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from typing import IO
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -18,14 +22,17 @@ from jfs.extents import Extent
 from jfs.model import RepoPath
 from jfs.server.http import weather
 from jfs.server.http.exchange import Answer, Slice, cut, respond
-from jfs.server.http.faults import Fault, FaultPlan
+from jfs.server.http.faults import Fault, FaultPlan, Kind
 from jfs.server.http.stats import ServerStats
+from jfs.server.store.filestore import Blob
 from jfs.server.store.store import Store
 from jfs.server.wire import ranges
 from jfs.server.wire.answers import ApiError, quote_path
 
 _LIFE_S = 30.0
 _MAX_LOCATIONS = 10_000
+# Contents kept open for their locations; beyond these a removed one is 404 before its time.
+_MAX_HELD = 64
 _CREDENTIALS = ("Authorization", "X-JFrog-Art-Api", "Cookie")
 
 Starter = Callable[[web.Server], Awaitable[str]]
@@ -33,12 +40,19 @@ Starter = Callable[[web.Server], Awaitable[str]]
 
 @dataclass(slots=True)
 class _Location:
+    """*content* None: what *path* holds when it is asked."""
+
     path: RepoPath
+    content: Blob | None
+    place: str
+    method: str
     until: float
     uses: int | None
 
-    def use(self) -> bool:
-        """Whether it is still good, for one request more."""
+    def use(self, request: web.BaseRequest) -> bool:
+        """Whether it is good for this request; counts it."""
+        if request.path != self.place or request.method != self.method:
+            return False
         if time.monotonic() >= self.until or self.uses == 0:
             return False
         if self.uses is not None:
@@ -47,7 +61,7 @@ class _Location:
 
 
 class SignedStorage:
-    """Args: *start* opens a listener for a server and gives its URL."""
+    """Args: *start* opens a listener for a server and gives its URL. Close it with ``close``."""
 
     def __init__(
         self,
@@ -65,30 +79,81 @@ class SignedStorage:
         self._starting = asyncio.Lock()
         self._url: str | None = None
         self._locations: dict[str, _Location] = {}
+        self._held: dict[str, IO[bytes]] = {}  # by sha256, those that live longest last
 
-    async def redirect(self, path: RepoPath, fault: Fault) -> Answer:
-        """Answer 302 with a location for the content of *path*."""
+    def close(self) -> None:
+        """Close the contents that are kept for their locations."""
+        held, self._held = self._held, {}
+        for file in held.values():
+            file.close()
+
+    async def redirect(
+        self, path: RepoPath, method: str, stated: Mapping[str, str], fault: Fault
+    ) -> Answer:
+        """Answer 302 with a location for the content of *path*.
+
+        Args:
+            stated: headers that describe the artifact.
+        Raises:
+            ApiError: there is no such content.
+        """
         async with self._starting:
             if self._url is None:
                 self._url = await self._start(web.Server(self._serve, access_log=None))
+        blob = await self._hold(RepoPath.parse(fault.to) if fault.to else path)
         signature = secrets.token_urlsafe(16)
         while len(self._locations) >= _MAX_LOCATIONS:
             del self._locations[next(iter(self._locations))]
         life_s = 0.0 if fault.expired else _LIFE_S
-        self._locations[signature] = _Location(path, time.monotonic() + life_s, fault.uses)
-        place = quote_path(str(path))
-        return Answer(302, {"Location": f"{self._url}/bucket/{place}?X-Signature={signature}"})
+        name = blob.sha1 or blob.sha256
+        place = "/bucket/" + (str(path) if fault.opaque else f"filestore/{name[:2]}/{name}")
+        self._locations[signature] = _Location(
+            path,
+            None if fault.opaque else blob,
+            place,
+            method,
+            time.monotonic() + life_s,
+            fault.uses,
+        )
+        query = urlencode(
+            {
+                "X-Artifactory-repositoryKey": path.repo,
+                "X-Artifactory-artifactPath": path.path,
+                "X-Amz-Expires": int(_LIFE_S),
+                "X-Amz-Signature": signature,
+            }
+        )
+        origin = self._url.partition(":")[2] if fault.relative else self._url
+        headers = {} if fault.silent else dict(stated)
+        return Answer(302, {**headers, "Location": f"{origin}{quote_path(place)}?{query}"})
+
+    async def _hold(self, path: RepoPath) -> Blob:
+        """Keep the content of *path* open: it outlives the artifact. Raises ApiError 404."""
+        loop = asyncio.get_running_loop()
+        found, file = await loop.run_in_executor(self._executor, self._store.open, path)
+        blob = found.item.blob
+        if blob is None or file is None:
+            raise ApiError(404, "File not found.")
+        held = self._held.pop(blob.sha256, None)
+        if held is not None:
+            file.close()
+        self._held[blob.sha256] = held or file
+        if len(self._held) > _MAX_HELD:
+            self._held.pop(next(iter(self._held))).close()
+        return blob
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         self._stats.count_request(f"{request.method} signed")
-        fault = self._faults.match(request.method, request.path)
+        location = self._locations.get(request.query.get("X-Amz-Signature", ""))
+        about = f"/bucket/{location.path}" if location is not None else request.path
+        fault = self._faults.match(request.method, about)
         answer = None
         if fault is not None:
             if not await weather.before(request, fault, self._stats):
                 return cut(request)
             answer = weather.instead(fault)
         if answer is None:
-            answer = await self._answer(request)
+            answer = await self._answer(request, location, fault)
         try:
             if fault is not None:
                 return await weather.act(request, answer, fault, self._stats)
@@ -98,32 +163,36 @@ class SignedStorage:
         finally:
             answer.close()
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
+    async def _answer(
+        self, request: web.BaseRequest, location: _Location | None, fault: Fault | None
+    ) -> Answer:
         if any(name in request.headers for name in _CREDENTIALS):
             return _error(400, "InvalidArgument", "Only one auth mechanism allowed")
-        location = self._locations.get(request.query.get("X-Signature", ""))
-        named = request.path.removeprefix("/bucket/")
-        if location is None or str(location.path) != named or not location.use():
+        if location is None or not location.use(request):
             return _error(403, "AccessDenied", "Request has expired")
-        loop = asyncio.get_running_loop()
+        blob, path = location.content, location.path
+        if fault is not None and fault.kind is Kind.OTHER_CONTENT:
+            blob, path = None, RepoPath.parse(fault.to)
         try:
-            found, file = await loop.run_in_executor(
-                self._executor, self._store.open, location.path
-            )
-        except ApiError:
+            blob = blob or await self._hold(path)
+            # A descriptor of its own: its position belongs to this request. By way of /proc also
+            # content that was removed meanwhile can be opened.
+            held = self._held[blob.sha256].fileno()
+            file = open(f"/proc/self/fd/{held}", "rb", buffering=0)  # noqa: SIM115, ASYNC230
+        except (ApiError, KeyError, OSError):
             return _error(404, "NoSuchKey", "The specified key does not exist.")
-        blob = found.item.blob
-        if blob is None or file is None:
-            return _error(404, "NoSuchKey", "The specified key does not exist.")
-        done = partial(self._store.files.open_files.give_back, blob.sha256, file)
+        done = file.close
         headers = {
             "Accept-Ranges": "bytes",
             "Content-Type": "binary/octet-stream",
             "ETag": f'"{blob.sha256[:32]}-1"',
         }
+        names: tuple[str, ...] = ("Range",)
+        if fault is not None and fault.kind is Kind.IGNORE_RANGE:
+            names = ()
         try:
             # No If-Range: what a client would send is Artifactory's ETag, which is not ours.
-            wanted = {name: request.headers[name] for name in ("Range",) if name in request.headers}
+            wanted = {name: request.headers[name] for name in names if name in request.headers}
             extents = ranges.requested(wanted, blob.size, "", 0)
         except ranges.Unsatisfiable:
             return Answer(416, {"Content-Range": f"bytes */{blob.size}"}, done=done)

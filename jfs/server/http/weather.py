@@ -74,7 +74,7 @@ async def act(
 async def _spoil(answer: Answer, fault: Fault) -> None:
     """Change an answer in place."""
     match fault.kind:
-        case Kind.HEADERS:
+        case Kind.HEADERS | Kind.REDIRECT:
             for name, value in fault.headers.items():
                 answer.headers.pop(name, None)
                 if value:

@@ -110,7 +110,7 @@ def _file(call: Call, target: Target, found: Found, blob: Blob, file: IO[bytes])
     if "properties" in call.query:
         return properties_answer(call, found, call.query["properties"])
     modified_s = found.item.modified // 1000
-    headers = _headers(found, blob)
+    headers = describe(found, blob)
     if ranges.not_modified(call.headers, blob.etag, modified_s):
         return Answer(304, headers)
     extents: list[Extent] = []
@@ -130,7 +130,8 @@ def _file(call: Call, target: Target, found: Found, blob: Blob, file: IO[bytes])
     return Answer(206, headers, [Slice(file, extents[0])])
 
 
-def _headers(found: Found, blob: Blob) -> dict[str, str]:
+def describe(found: Found, blob: Blob) -> dict[str, str]:
+    """Return the headers that describe a file (3.1)."""
     name = found.item.path.name
     override = found.properties.get("artifactory.content-type", ())
     media_type = override[0] if override and _is_header(override[0]) else answers.mime_type(name)
