@@ -1,6 +1,10 @@
-"""The generated part of the README: ``python -m tests.readme`` writes it anew."""
+"""What the README is made of: its snippets, and the part that is generated.
+
+``python -m tests.readme`` writes that part anew.
+"""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -9,6 +13,27 @@ from jfs.cli.main import group
 
 README = Path(__file__).parent.parent / "README.md"
 _PART = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
+_SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A block of code, and the heading that it stands under."""
+
+    section: str
+    language: str
+    text: str
+
+
+def snippets() -> list[Snippet]:
+    """Return every block of code, in the order of the page."""
+    text = README.read_text()
+    headings = [(each.start(), each[1]) for each in re.finditer(r"^## (.*)$", text, re.MULTILINE)]
+    found = []
+    for block in _SNIPPET.finditer(text):
+        section = [name for start, name in headings if start < block.start()][-1]
+        found.append(Snippet(section, block[1], block[2]))
+    return found
 
 
 def options() -> str:
@@ -46,7 +71,7 @@ def _commands(
 
 
 def expected() -> str:
-    """Give the README as it should be."""
+    """Return the README as it should be."""
     return _PART.sub(lambda _: options(), README.read_text())
 
 
