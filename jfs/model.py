@@ -156,11 +156,16 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class FolderInfo:
-    """A folder, a repository (path ``""``) or the server. Times are ns since the epoch."""
+    """A folder, a repository (path ``""``) or the server. Times are ns since the epoch.
+
+    *listed* is False for a folder of a remote repository of which nothing is cached: it is in no
+    listing, and whether it is there only the files below it can tell.
+    """
 
     path: RepoPath
     modified_ns: int
     created_ns: int | None = None
+    listed: bool = True
 
 
 EntryInfo = FileInfo | FolderInfo
@@ -240,8 +245,14 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """One row of ``api/repositories``; *kind* is lower-case: local, remote, virtual, federated."""
+    """One row of ``api/repositories``.
+
+    Attributes:
+        kind: ``local``, ``remote``, ``virtual`` or ``federated``.
+        url: of a remote one: its upstream, if the server says so.
+    """
 
     key: str
     kind: str
     package_type: str
+    url: str = ""

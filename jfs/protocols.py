@@ -109,6 +109,12 @@ class ArtifactStore(Protocol):
     def is_writable(self, repo: str) -> bool:
         """Whether a repository takes deploys, as far as its kind tells. Never asks."""
 
+    def lists_all(self, repo: str) -> bool:
+        """Whether a name that is in no listing is not there. Never asks.
+
+        A remote repository lists what it has cached, and has whatever its upstream has.
+        """
+
 
 class Sink(Protocol):
     """Where the bytes of one fetch go. Called from one worker thread, in order, without gaps."""

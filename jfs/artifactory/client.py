@@ -3,10 +3,8 @@
 import contextlib
 import errno
 import json
-import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import trio
@@ -14,8 +12,10 @@ import trio
 from jfs import threads
 from jfs.artifactory import aql, builds, locating, mutations, uploads, wire
 from jfs.artifactory.builds import BuildInfo
-from jfs.artifactory.session import CACHE, Session
+from jfs.artifactory.repositories import Repositories
+from jfs.artifactory.session import Session
 from jfs.artifactory.uploads import Uploads
+from jfs.artifactory.upstream import Upstream
 from jfs.config import Credentials, ServerSettings
 from jfs.errors import (
     AccessDenied,
@@ -44,8 +44,6 @@ from jfs.model import (
 _T = TypeVar("_T")
 
 _PARALLEL_STATS = 16
-# The end of a file's name: config.json, but not Llama-3.1-8B nor v1.5.
-_LIKE_A_FILE = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,11}$")
 
 
 class ArtifactoryClient:
@@ -56,7 +54,8 @@ class ArtifactoryClient:
         self._session = Session(settings, metrics)
         self._uploads = Uploads(self._session, metrics)
         self._without_list: set[str] = set()  # repositories whose `?list` was refused
-        self._kinds: dict[str, str] = {}  # of the repositories, as last listed
+        self._repositories = Repositories(self._session)
+        self._upstream = Upstream(self._session)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -78,7 +77,7 @@ class ArtifactoryClient:
             body = await self._session.get("/api/system/ping", retries=False)
             if body.strip() != b"OK":
                 raise ConfigError(f"{url}: something answers, but it is not an Artifactory")
-            self._learn(await self._session.get("/api/repositories", retries=False))
+            await self._repositories.list(retries=False)
         except AccessDenied as error:
             if error.status is None:
                 raise ConfigError(str(error)) from None
@@ -98,12 +97,7 @@ class ArtifactoryClient:
             raise ConfigError(f"{url}: {_explain(error)}") from None
 
     async def repositories(self) -> Sequence[Repository]:
-        return self._learn(await self._session.get("/api/repositories"))
-
-    def _learn(self, body: bytes) -> Sequence[Repository]:
-        rows = wire.parse_repositories(wire.parse_json(body, "/api/repositories"))
-        self._kinds = {row.key: row.kind for row in rows}
-        return rows
+        return await self._repositories.list()
 
     async def stat(self, path: RepoPath) -> EntryInfo:
         if not path.repo:
@@ -113,9 +107,10 @@ class ArtifactoryClient:
                 _storage(await self._kept(path)), lambda document: wire.parse_info(document, path)
             )
         except NotFound:
-            if not await self._is_remote(path.repo):
+            repository = await self._repositories.find(path.repo)
+            if repository is None or not self._repositories.is_remote(path.repo):
                 raise
-        return await self._stat_upstream(path)
+        return await self._upstream.stat(path, repository)
 
     async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
         if not path.repo:
@@ -175,8 +170,8 @@ class ArtifactoryClient:
 
     async def search(self, criteria: Criteria) -> Sequence[Match]:
         scope = criteria.scope
-        if not scope.repo and not self._kinds:
-            await self.repositories()
+        if not scope.repo:
+            await self._repositories.known()
         kept = await self._kept(scope)
         response = await self._session.exchange(
             "POST",
@@ -188,7 +183,11 @@ class ArtifactoryClient:
 
         def matches(document: Any) -> list[Match]:
             found = wire.parse_matches(document)
-            return [match for each in found if (match := self._shown(each, scope)) is not None]
+            return [
+                match
+                for each in found
+                if (match := self._repositories.shown(each, scope)) is not None
+            ]
 
         return await _parsed(response.content, "/api/search/aql", matches)
 
@@ -238,7 +237,10 @@ class ArtifactoryClient:
         return await builds.get(self._session, name, number)
 
     def is_writable(self, repo: str) -> bool:
-        return self._kinds.get(repo) != "remote" and bool(repo)
+        return bool(repo) and not self._repositories.is_remote(repo)
+
+    def lists_all(self, repo: str) -> bool:
+        return not self._repositories.is_remote(repo)
 
     async def _exists(self, path: RepoPath) -> bool:
         try:
@@ -247,64 +249,8 @@ class ArtifactoryClient:
             return False
         return True
 
-    def _shown(self, match: Match, scope: RepoPath) -> Match | None:
-        """Give a row under the name that the mount shows; None if it is none of ours.
-
-        Rows carry the repository that holds the item: a member of a virtual one, the cache of a
-        remote one (artifactory-rest 10.1).
-        """
-        path = match.info.path
-        repo = scope.repo
-        if not repo:
-            base = path.repo.removesuffix(CACHE)
-            repo = base if self._kinds.get(base) == "remote" else path.repo
-            if repo not in self._kinds:
-                return None
-        below = f"{scope.path}/" if scope.path else ""
-        if not path.path or not path.path.startswith(below):
-            return None  # the folder itself, or a neighbour that a wildcard let in
-        if path.repo == repo:
-            return match
-        return replace(match, info=replace(match.info, path=RepoPath(repo, path.path)))
-
     async def _kept(self, path: RepoPath) -> RepoPath:
-        """Give where the server keeps an item: a remote repository's lie in its cache.
-
-        Asking for them there never makes the server download (artifactory-rest 9.2).
-        """
-        if await self._is_remote(path.repo):
-            return RepoPath(path.repo + CACHE, path.path)
-        return path
-
-    async def _is_remote(self, repo: str) -> bool:
-        if repo and repo not in self._kinds:
-            with contextlib.suppress(JfsError):  # then what is asked next says what is wrong
-                await self.repositories()
-                self._kinds.setdefault(repo, "unknown")
-        return self._kinds.get(repo) == "remote"
-
-    async def _stat_upstream(self, path: RepoPath) -> EntryInfo:
-        """Resolve a name that a remote repository has not cached.
-
-        HEAD may make the server download the file: that is for who asks for it by name, never for
-        a listing.
-        """
-        try:
-            return await self._json(
-                _storage(path), lambda document: wire.parse_info(document, path)
-            )
-        except RemoteError as error:
-            if error.status not in (400, 404):
-                raise
-        try:
-            response = await self._session.exchange("HEAD", wire.encode_path(path), repo=path.repo)
-        except NotFound:
-            # Upstream cannot be asked for a folder: a name that does not look like a file's is
-            # taken for one, or nothing below it could ever be reached.
-            if _LIKE_A_FILE.search(path.name):
-                raise
-            return FolderInfo(path, 0)
-        return wire.info_of_headers(path, response.headers)
+        return await self._repositories.kept(path)
 
     async def _stat_children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
         """List without ``?list``: names in one request, then one for each file."""

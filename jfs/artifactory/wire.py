@@ -106,7 +106,8 @@ def parse_repositories(document: Any) -> list[Repository]:
         key = _string(row, "key")
         if problem_with_name(key) is None:
             kind = _string(row, "type").lower()
-            rows.append(Repository(key, kind, str(row.get("packageType", "")).lower()))
+            package_type = str(row.get("packageType", "")).lower()
+            rows.append(Repository(key, kind, package_type, _optional(row, "url") or ""))
     return rows
 
 

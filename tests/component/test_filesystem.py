@@ -84,6 +84,9 @@ class MemoryServer:
     async def search(self, criteria: Criteria) -> Sequence[Match]:
         return []
 
+    def lists_all(self, repo: str) -> bool:
+        return True
+
     def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
         self._note("fetch")
         data = self.files.get(version.path, b"")

@@ -83,6 +83,11 @@ class Inode:
         return self.children is not None
 
     @property
+    def listed(self) -> bool:
+        """Whether it is part of the listing of its folder."""
+        return not isinstance(self.info, FolderInfo) or self.info.listed
+
+    @property
     def path(self) -> RepoPath:
         return self.info.path
 
@@ -213,6 +218,10 @@ class InodeTable:
         parent = inode.parent
         if parent is None or not inode.attached():
             self._drop(inode)
+        elif not inode.listed:
+            del parent.dentries[inode.name]
+            self._drop(inode)
+            self._settle(parent)
         elif parent.complete_until == 0.0 or parent.lookup_count == 0:
             del parent.dentries[inode.name]
             parent.complete_until = 0.0

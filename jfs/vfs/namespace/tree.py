@@ -6,6 +6,7 @@ question from being asked twice at a time (single-flight); no lock is held while
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
@@ -109,7 +110,9 @@ class Tree:
             raise NoEntry(f"{parent.path.path:.80}…: nothing can be below so long a path")
         lookups = self._lookups.get(parent, 0)
         # Repositories are known by their list alone: one that hangs must not be asked for its name.
-        if lookups >= _LOOKUPS_BEFORE_LISTING or not parent.path.repo:
+        # The listing of a remote repository says nothing about what it has not cached yet.
+        lists_all = self._store.lists_all(parent.path.repo)
+        if (lookups >= _LOOKUPS_BEFORE_LISTING and lists_all) or not parent.path.repo:
             await self.children(parent)
             found = self._from_memory(parent, name)
             if found is not None:
@@ -124,7 +127,9 @@ class Tree:
             return await self._ask(parent, name)
 
     async def children(self, folder: Inode) -> Sequence[Inode]:
-        """Give the whole listing of a folder, by name.
+        """Return the listing of a folder, by name.
+
+        What was looked up and is in no listing is left out: ``FolderInfo.listed``.
 
         Raises:
             NotADirectory, NotFound, RemoteError: as for ``lookup``.
@@ -134,7 +139,7 @@ class Tree:
             async with self._lock(folder):
                 if folder.complete_until <= trio.current_time():
                     await self._list(folder)
-        return [inode for _, inode in sorted(folder.dentries.items())]
+        return [inode for _, inode in sorted(folder.dentries.items()) if inode.listed]
 
     def adopt(self, info: EntryInfo) -> Inode | None:
         """Give the inode of an item that the server described out of turn, in a query.
@@ -300,7 +305,8 @@ class Tree:
             return inode
         settings = self._settings
         listed_at = parent.complete_until - settings.entry_ttl_s
-        if inode is None and now < min(parent.complete_until, listed_at + settings.negative_ttl_s):
+        listed_until = min(parent.complete_until, listed_at + settings.negative_ttl_s)
+        if inode is None and now < listed_until and self._store.lists_all(parent.path.repo):
             raise NoEntry(f"{parent.path.child(name)}: not in the listing")
         if parent.missing is not None and parent.missing.get(name, 0.0) > now:
             raise NoEntry(f"{parent.path.child(name)}: was not there a moment ago")
@@ -327,7 +333,11 @@ class Tree:
             return known
         if (ours := self._changed_meanwhile(parent, name, known, changes)) is not None:
             return ours
-        return self.inodes.link(parent, name, info, trio.current_time() + self._settings.attr_ttl_s)
+        inode = self.inodes.link(
+            parent, name, info, trio.current_time() + self._settings.attr_ttl_s
+        )
+        _list_above(inode)
+        return inode
 
     def _changed_meanwhile(
         self, parent: Inode, name: str, known: Inode | None, changes: int
@@ -372,7 +382,8 @@ class Tree:
             if name not in touched and (known is None or not known.local):
                 self.inodes.link(folder, name, info, now + self._settings.attr_ttl_s)
         for name in folder.dentries.keys() - names - touched:
-            if not folder.dentries[name].local:
+            # An unlisted folder may be where somebody is: without its dentry he has no path.
+            if not folder.dentries[name].local and folder.dentries[name].listed:
                 self.inodes.unlink(folder.dentries[name])
         folder.complete_until = now + self._settings.entry_ttl_s
         folder.missing = None
@@ -390,6 +401,16 @@ class Tree:
 
     def _lock(self, inode: Inode, name: str = "") -> "_Lock":
         return _Lock(self._locks, (inode, name))
+
+
+def _list_above(inode: Inode) -> None:
+    """Let the folders above something that is listed be listed too: they are there now."""
+    if inode.listed:
+        while (above := inode.parent) is not None and isinstance(above.info, FolderInfo):
+            if above.info.listed:
+                return
+            above.info = replace(above.info, listed=True)
+            inode = above
 
 
 def below(folder: RepoPath, path: RepoPath) -> tuple[str, ...]:
