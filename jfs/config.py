@@ -4,8 +4,10 @@ Nothing here touches the network. Secrets are masked in every repr and never lea
 except through ``reveal()``, which only the authentication code calls.
 """
 
+import contextlib
 import json
 import os
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -180,6 +182,7 @@ class Source:
     server_url: str
     path: RepoPath
     credentials: Credentials
+    server_id: str | None = None  # of the jf command's configuration, if it was named so
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +202,37 @@ class MountSettings:
 
 
 def default_cache_directory(environ: Mapping[str, str]) -> Path:
-    """``/var/cache/jfs`` for root, else the XDG cache folder of the user."""
+    """``/var/cache/jfs`` for root, else in the cache folder of the user. Raises ConfigError."""
     if os.geteuid() == 0 and "XDG_CACHE_HOME" not in environ:
         return Path("/var/cache/jfs")
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "jfs"
+    return user_directory(environ, "XDG_CACHE_HOME", ".cache", instead="give --cache-dir") / "jfs"
+
+
+def user_directory(
+    environ: Mapping[str, str], variable: str, in_home: str, *, instead: str
+) -> Path:
+    """Return a folder of the user, as the XDG Base Directory Specification places it.
+
+    Args:
+        variable: names the folder; a relative path in it is ignored, as the specification says.
+        in_home: where it is if the variable does not say.
+        instead: what to do about a missing home, for the message.
+    Raises:
+        ConfigError: the user has no home, as under a random uid in a container.
+    """
+    given = environ.get(variable, "")
+    if os.path.isabs(given):
+        return Path(given)
+    home = environ.get("HOME", "")
+    if not home:
+        with contextlib.suppress(KeyError):
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    if not os.path.isabs(home):  # never below the current directory
+        raise ConfigError(
+            f"there is no home directory (HOME is not set to one, and uid {os.getuid()} has none "
+            f"in the password database): {instead}"
+        )
+    return Path(home) / in_home
 
 
 def split_server_url(url: str) -> tuple[str, str]:
@@ -301,7 +330,7 @@ def parse_source(
         url, stored = _jf_server(server_id, environ)
         given = credentials_from(environ, token_file)
         credentials = given if token_file is not None or stored == Credentials() else stored
-        return Source(url, RepoPath.parse(rest), credentials)
+        return Source(url, RepoPath.parse(rest), credentials, server_id)
     found = server_url_from(environ)
     if found is None:
         raise ConfigError(
@@ -311,10 +340,24 @@ def parse_source(
     return Source(found, RepoPath.parse(text), credentials_from(environ, token_file))
 
 
+def jf_configuration(environ: Mapping[str, str]) -> Path:
+    """Return where the ``jf`` command keeps its servers (artifactory-rest 14.1).
+
+    Raises:
+        ConfigError: the user has no home.
+    """
+    given = environ.get("JFROG_CLI_HOME_DIR")
+    home = (
+        Path(given)
+        if given
+        else user_directory(environ, "", ".jfrog", instead="set JFROG_CLI_HOME_DIR")
+    )
+    return home / "jfrog-cli.conf.v6"
+
+
 def _jf_server(server_id: str, environ: Mapping[str, str]) -> tuple[str, Credentials]:
     """Look a server up in the configuration of the ``jf`` command (artifactory-rest 14.1)."""
-    home = environ.get("JFROG_CLI_HOME_DIR") or os.path.join(os.path.expanduser("~"), ".jfrog")
-    path = Path(home) / "jfrog-cli.conf.v6"
+    path = jf_configuration(environ)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         servers = {

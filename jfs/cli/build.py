@@ -19,6 +19,7 @@ from jfs.cli.tables import print_rows
 from jfs.config import Build, build_from, parse_source, server_url_from
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.model import Criteria, FileInfo, Match, RepoPath
+from jfs.mount.table import mount_above
 
 _PUBLISHED = "-build-info"  # ends the names of the repositories that hold published builds
 
@@ -188,7 +189,7 @@ def _whole_server(text: str | None, connection: Connection) -> Place:
     """Give a server: of a PATH, else of the mount that we are in, else of JF_URL."""
     if text is not None:
         return connection.place(text)
-    if server.mount_above(Path.cwd()) is not None:
+    if mount_above(Path.cwd()) is not None:
         return connection.place(".")
     if server_url_from(os.environ) is None:
         raise ConfigError("which server: set JF_URL, or name a place on it (--help)")

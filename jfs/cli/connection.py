@@ -19,7 +19,7 @@ from jfs.config import ServerSettings, Source, parse_source
 from jfs.errors import ConfigError
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
-from jfs.mount import table
+from jfs.mount.table import mount_above
 from jfs.vfs.filesystem import REFRESH
 
 _T = TypeVar("_T")
@@ -57,13 +57,12 @@ class Connection:
         Raises:
             ConfigError: what is wrong with it.
         """
-        where = Path(text).absolute()
-        entry = None if "://" in text else mount_above(where)
-        if entry is None:
+        found = None if "://" in text else mount_above(Path(text))
+        if found is None:
             return Place(parse_source(text, os.environ, token_file=self.token_file), text)
-        inside = where.relative_to(entry.mountpoint)
+        entry, inside = found
         mounted = parse_source(entry.source, os.environ, token_file=self.token_file)
-        parts = [part for part in (str(mounted.path), *inside.parts) if part]
+        parts = [part for part in (str(mounted.path), *inside) if part]
         source = Source(mounted.server_url, RepoPath.parse("/".join(parts)), mounted.credentials)
         return Place(source, text)
 
@@ -110,19 +109,7 @@ def options(command: _F) -> _F:
     return wrapped  # type: ignore[return-value]  # the same command, with other parameters
 
 
-def mount_above(place: Path) -> table.MountEntry | None:
-    """Give the mount of jfs that a path lies in, by name alone.
-
-    A look at the path itself would ask a daemon that may be stuck.
-    """
-    for folder in (place, *place.parents):
-        entry = next((e for e in reversed(table.mounts()) if e.mountpoint == str(folder)), None)
-        if entry is not None:
-            return entry if entry.fstype == table.FSTYPE else None
-    return None
-
-
 def refresh(path: str) -> None:
     """Let a mount forget what it knew at and below a path; elsewhere, nothing. Raises OSError."""
-    if "://" not in path and mount_above(Path(path).absolute()) is not None:
+    if "://" not in path and mount_above(Path(path)) is not None:
         os.getxattr(path, REFRESH)

@@ -1,5 +1,6 @@
 """Run in the background, and tell the caller how the start went."""
 
+import hashlib
 import json
 import logging
 import os
@@ -8,17 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jfs import logs
+from jfs.config import user_directory
 from jfs.errors import ConfigError, JfsError
+
+_LONGEST_NAME = 200  # bytes; a file name has 255, and the mountpoint that names it may be longer
 
 
 def default_log_file(name: str) -> Path:
-    """``/var/log/jfs/NAME.log`` for root, else in the XDG state folder of the user."""
+    """``/var/log/jfs/NAME.log`` for root, else in the state folder of the user.
+
+    Raises:
+        ConfigError: the user has no home.
+    """
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = os.fsdecode(os.fsencode(name)[-_LONGEST_NAME:]) + f"-{digest}"
     if os.geteuid() == 0:
         return Path("/var/log/jfs") / f"{name}.log"
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(
-        os.path.expanduser("~"), ".local", "state"
-    )
-    return Path(base) / "jfs" / f"{name}.log"
+    base = user_directory(os.environ, "XDG_STATE_HOME", ".local/state", instead="give --log-file")
+    return base / "jfs" / f"{name}.log"
 
 
 def start(service: Callable[[Callable[[], None]], None], log_file: Path, level: int) -> None:

@@ -97,11 +97,23 @@ def _directories(mountpoint: Path, data: Path | None, port: int) -> Iterator[_Pl
     with _made(mountpoint):
         check_mountpoint(mountpoint)
         with tempfile.TemporaryDirectory(
-            prefix="jfs-demo-", ignore_cleanup_errors=True
+            prefix="jfs-demo-", dir=_temporary(), ignore_cleanup_errors=True
         ) as temporary:
             scratch = Path(temporary)
             kept = scratch / "data" if data is None else data.absolute()
             yield _Places(mountpoint, kept, scratch, port)
+
+
+def _temporary() -> Path:
+    """Return where temporary files go. Raises ConfigError.
+
+    Python's own choice ends with the current directory, which is the user's.
+    """
+    places = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+    for place in filter(os.path.isabs, [*places, "/tmp", "/var/tmp"]):
+        if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+            return Path(place)
+    raise ConfigError("no directory for temporary files can be written: set TMPDIR to one")
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+import jfs
 from jfs import logs
 from jfs.cli import daemon
 from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
@@ -22,10 +24,12 @@ from jfs.config import (
     WriteSettings,
     build_from,
     default_cache_directory,
+    jf_configuration,
     parse_source,
 )
 from jfs.errors import ConfigError
 from jfs.mount import serving
+from jfs.mount.mountpoint import refuse_inside
 
 _PATH = click.Path(path_type=Path)
 
@@ -208,14 +212,33 @@ def command(
         nonempty=listed.nonempty,
     )
     level = logging.DEBUG if verbose else logging.INFO
-    if background:
+    if background and log_file is None:
         name = str(settings.mountpoint).strip("/").replace("/", "-") or "root"
-        target = log_file.absolute() if log_file else daemon.default_log_file(name)
+        log_file = daemon.default_log_file(name)
+    target = log_file.absolute() if log_file else None
+    refuse_inside(settings.mountpoint, _own_places(settings, target))
+    if target is not None and background:
         daemon.start(lambda ready: serving.serve(settings, ready), target, level)
         click.echo(f"jfs: {source} mounted at {settings.mountpoint}")
         return
-    logs.set_up(level, file=str(log_file) if log_file else None)
+    logs.set_up(level, file=str(target) if target else None)
     serving.serve(settings, _announce(settings))
+
+
+def _own_places(settings: MountSettings, log_file: Path | None) -> dict[str, Path]:
+    """Return what the mount reads and writes itself, by the option that names it."""
+    places = {
+        "--token-file": settings.server.credentials.token_file,
+        "--ca-file": settings.server.ca_file,
+        "--cache-dir": settings.cache.directory,
+        "--staging-dir": settings.write.staging if settings.write else None,
+        "--log-file": log_file,
+        "the program": Path(jfs.__file__),  # modules are imported while it runs
+        "Python": Path(sys.prefix),
+    }
+    if settings.source.server_id is not None:
+        places["JFROG_CLI_HOME_DIR"] = jf_configuration(os.environ)
+    return {option: path for option, path in places.items() if path is not None}
 
 
 def _sharing(allow_other: bool) -> frozenset[str]:

@@ -19,6 +19,7 @@ from jfs.cli.tables import moment, print_rows
 from jfs.config import Source, credentials_from, default_cache_directory
 from jfs.errors import ConfigError, JfsError
 from jfs.model import RepoPath
+from jfs.mount.table import mount_above
 from jfs.vfs.writing import recovery
 from jfs.vfs.writing.journal import Entry, Journal, Record, Sighting, State, closing
 from jfs.vfs.writing.recovery import Outcome
@@ -322,7 +323,7 @@ def _destination(record: Record, to: str | None, connection: Connection) -> Sour
 
 def _is_whole_place(text: str) -> bool:
     """Whether a PATH names its server too: by URL, by SERVER_ID, or by a mount it lies in."""
-    return ":" in text.partition("/")[0] or server.mount_above(Path(text).absolute()) is not None
+    return ":" in text.partition("/")[0] or mount_above(Path(text)) is not None
 
 
 def _require_file(text: str, path: RepoPath) -> None:

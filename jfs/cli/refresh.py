@@ -7,6 +7,7 @@ import click
 
 from jfs.cli import connection as server
 from jfs.errors import ConfigError, JfsError
+from jfs.mount.table import mount_above
 
 
 @click.command("refresh")
@@ -24,7 +25,7 @@ def command(paths: Sequence[str]) -> None:
     Exit codes: 0 done, 1 the mount does not answer, 2 PATH is not inside a mount of jfs.
     """
     for path in paths:
-        if server.mount_above(Path(path).absolute()) is None:
+        if mount_above(Path(path)) is None:
             raise ConfigError(f"{path}: is not inside a mount of jfs")
         try:
             server.refresh(path)

@@ -1,15 +1,22 @@
-"""Checks before something is mounted on a directory, and taking a mount away."""
+"""Checks before something is mounted on a directory, and taking a mount away. Any thread.
 
+What is at a mountpoint may be dead, or a mount of our own process: these functions block for as
+long as the kernel does, so the event loop that answers a mount never calls them itself.
+"""
+
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jfs.errors import ConfigError
-from jfs.mount.table import FSTYPE, mount_at
+from jfs.mount.table import FSTYPE, leads_through, mount_at, resolve
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +48,7 @@ def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
             raise ConfigError(
                 f"{path}: a dead {entry.fstype} mount is in the way: `fusermount3 -uz {path}` first"
             ) from None
-        log.warning("%s: clearing the mount of a jfs that crashed", path)
-        unmount(path, lazy=True)
+        _clear(path)
         check_mountpoint(path, nonempty=nonempty)
         return
     if entry is not None and entry.fstype == FSTYPE:
@@ -62,8 +68,59 @@ def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
         )
 
 
+def claim(path: Path, *, nonempty: bool = False) -> int:
+    """Check a mountpoint, and keep other starts of jfs away from it.
+
+    Whoever mounts holds this claim until the mount is there, and is in the table after that: of
+    several starts at once one mounts. The claim is a lock on the directory itself, so it holds by
+    whatever name it is reached, and needs no place of its own.
+
+    Returns:
+        A descriptor of the directory. Closing it gives the claim up.
+    Raises:
+        ConfigError: as ``check_mountpoint``, or that another start has it.
+    """
+    while True:
+        check_mountpoint(path, nonempty=nonempty)
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:  # another start was killed since the check
+                continue
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(directory)
+            raise ConfigError(f"{path}: another jfs is about to mount here") from None
+        except OSError as error:  # a file system without locks: the check is all there is
+            log.debug("%s: cannot be locked: %s", path, error.strerror)
+        entry = mount_at(path)
+        if entry is None or entry.fstype != FSTYPE:
+            return directory
+        os.close(directory)  # another start was quicker, and has given its claim up: it is mounted
+
+
+def refuse_inside(mountpoint: Path, own: Mapping[str, Path]) -> None:
+    """Make sure that nothing that a mount needs is hidden by it, or is asked of it.
+
+    A daemon that opens a file of its own mount waits for itself; not even SIGKILL ends that.
+
+    Args:
+        own: what it needs, by the option that names it.
+    Raises:
+        ConfigError: which option, and what to do.
+    """
+    for option, path in own.items():
+        if leads_through(path, mountpoint):
+            raise ConfigError(
+                f"{option} {path}: lies in the mountpoint {mountpoint}, where the mount itself "
+                "would have to answer for it: give another place"
+            )
+
+
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Take the mount at *path* away. Blocking; any thread that the mount does not depend on.
+    """Take the mount at *path* away, which may lead there through links.
 
     Raises:
         ConfigError: the reason that fusermount3 gives.
@@ -72,14 +129,49 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     if program is None:
         raise ConfigError("fusermount3 is not in PATH: install the package fuse3")
     result = subprocess.run(
-        [program, "-u", *(["-z"] if lazy else []), "--", str(path)],
+        # fusermount3 follows no link at the end of a path.
+        [program, "-u", *(["-z"] if lazy else []), "--", str(resolve(path))],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if result.returncode != 0:
         reason = result.stderr.strip().rpartition("fusermount3: ")[2]
         raise ConfigError(f"{path}: {reason or 'fusermount3 failed'}")
+
+
+def _clear(path: Path) -> None:
+    """Take a dead mount of jfs away, unless another start has done so and mounted meanwhile."""
+    place = resolve(path)
+    with _one_at_a_time(place.parent):
+        try:
+            os.statvfs(place)
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                log.warning("%s: clearing the mount of a jfs that crashed", path)
+                unmount(place, lazy=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, if it can be locked.
+
+    Not on the mountpoint: what is below a dead mount cannot be reached.
+    """
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        log.debug("%s: cannot be locked: %s", folder, error.strerror)
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def _fusermount() -> str | None:

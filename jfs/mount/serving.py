@@ -7,7 +7,9 @@ cancelled; then the kernel is told. Each step is bounded, with the server dead t
 
 import contextlib
 import ctypes
+import functools
 import logging
+import os
 import signal
 from collections.abc import Callable
 
@@ -24,7 +26,7 @@ from jfs.fuse import invalidate
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.mount import session, signals
-from jfs.mount.mountpoint import check_mountpoint
+from jfs.mount.mountpoint import claim
 from jfs.protocols import BlockStore
 from jfs.vfs.filesystem import Filesystem, Remembered
 from jfs.vfs.reading.reader import DataPlane
@@ -74,13 +76,15 @@ def _keep_memory() -> None:
 
 async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
     metrics = Metrics()
-    await threads.own_mount(
-        lambda: check_mountpoint(settings.mountpoint, nonempty=settings.nonempty)
-    )
     async with (
+        contextlib.AsyncExitStack() as start,
         contextlib.AsyncExitStack() as stack,
         trio.open_nursery() as nursery,
     ):
+        claimed = await threads.own_mount(
+            functools.partial(claim, settings.mountpoint, nonempty=settings.nonempty)
+        )
+        start.callback(os.close, claimed)
         client = await stack.enter_async_context(
             contextlib.aclosing(ArtifactoryClient(settings.server, metrics))
         )
@@ -112,6 +116,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             abandoned=lambda remembered: nursery.start_soon(_tell_kernel, remembered),
         )
         async with session.mounted(settings, filesystem):
+            await start.aclose()  # from here on the table of mounts keeps other starts away
             await _serve(settings, filesystem, source, client, ready)
         nursery.cancel_scope.cancel()
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -77,7 +76,7 @@ async def say_ready(mountpoint: Path, filesystem: Filesystem, ready: Callable[[]
 @contextlib.contextmanager
 def _libfuse_messages() -> Iterator[Callable[[], str]]:
     """Collect what libfuse and fusermount3 print to standard error, their only explanation."""
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("jfs-messages"), "w+b") as file:  # needs no directory
         text = ""
         sys.stderr.flush()
         saved = os.dup(2)

@@ -1,5 +1,7 @@
 """Real mounts of the embedded server."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,8 @@ def mounter(tmp_path: Path) -> Iterator[Mounter]:
 
     def mount(source: str, *options: str, name: str = "mnt", **environ: str) -> Mounted:
         root = tmp_path / name
-        root.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # never a look at it: a mount there may be dead
+            os.mkdir(root)
         mounted = Mounted(source, root, environ=environ, cache=tmp_path / "cache", options=options)
         running.append(mounted)
         return mounted

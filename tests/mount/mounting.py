@@ -34,6 +34,7 @@ class Mounted:
             stderr=self._log,
             env={**clean_environ(), **environ},
             text=True,
+            errors="surrogateescape",  # it names its mountpoint, which may hold any byte
         )
         self.line = _pipe(self.process).readline()
         if not self.line:
