@@ -1,7 +1,6 @@
 """The data plane: bytes of artifacts by HTTP Range. Blocking; worker threads, several at a time."""
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,16 +10,8 @@ from cachetools import TTLCache
 
 from jfs.artifactory import retry, wire
 from jfs.artifactory.auth import Authenticator
-from jfs.artifactory.exchange import (
-    MAX_HOPS,
-    REDIRECTS,
-    USER_AGENT,
-    failure,
-    mapped,
-    next_hop,
-    redacted,
-    tls_context,
-)
+from jfs.artifactory.exchange import failure, mapped, redacted, tls_context
+from jfs.artifactory.opening import Opener
 from jfs.artifactory.parallelism import Parallelism
 from jfs.artifactory.transport import BodyStream, BulkTransport
 from jfs.artifactory.whole import WholeBodies, WholeBody
@@ -28,18 +19,14 @@ from jfs.config import ServerSettings
 from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
-from jfs.model import ArtifactVersion, RepoPath
+from jfs.model import ArtifactVersion
 from jfs.protocols import Sink
 
 log = logging.getLogger(__name__)
 
-# Signed locations live 30 s by default (artifactory-rest 3.4): reuse one well within that.
-_LOCATION_LIFE_S = 10.0
-_LOCATIONS_KEPT = 1024
 # A repository behind a proxy that does no ranges is asked for them again after so long.
 _RANGELESS_LIFE_S = 300.0
 _FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
-_ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40})"?')
 
 
 class HttpRangeSource:
@@ -48,17 +35,16 @@ class HttpRangeSource:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._authenticator = Authenticator(settings.credentials)
+        authenticator = Authenticator(settings.credentials)
         self._transport = BulkTransport(
             tls_context(settings),
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
-        self._client = httpx.Client(transport=self._transport, follow_redirects=False)
+        self._opener = Opener(settings.url, authenticator, self._transport, metrics)
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._locations: TTLCache[RepoPath, httpx.URL] = TTLCache(_LOCATIONS_KEPT, _LOCATION_LIFE_S)
-        self._rangeless: TTLCache[str, bool] = TTLCache(_LOCATIONS_KEPT, _RANGELESS_LIFE_S)
+        self._rangeless: TTLCache[str, bool] = TTLCache(1024, _RANGELESS_LIFE_S)
         self._whole = WholeBodies(self._open_whole)
         self._parallelism: dict[str, Parallelism] = {}  # by repository
 
@@ -102,7 +88,7 @@ class HttpRangeSource:
                 self._fetch_range(version, extent, progress)
             if progress.position < extent.stop:
                 with (
-                    mapped("GET", self._origin(version)),
+                    mapped("GET", self._opener.origin(version)),
                     self._whole.at(version, progress.position) as whole,
                 ):
                     progress.receive(whole.readinto)
@@ -111,10 +97,10 @@ class HttpRangeSource:
 
     def _fetch_range(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
         """Receive a range; nothing at all if it turns out that this server has none."""
-        response, direct = self._open(version, extent)
+        response = self._opener.open(version, extent)
         offered = False
         try:
-            if not self._check(response, version, extent, direct=direct):
+            if not self._check(response, version, extent):
                 self._note_rangeless(version)
                 if response.status_code == 200:
                     self._whole.offer(WholeBody(response, version))
@@ -129,9 +115,9 @@ class HttpRangeSource:
                 response.close()
 
     def _open_whole(self, version: ArtifactVersion) -> WholeBody:
-        response, direct = self._open(version, None)
+        response = self._opener.open(version, None)
         try:
-            self._check(response, version, Extent(0, version.size), direct=direct)
+            self._check(response, version, Extent(0, version.size))
             if response.status_code != 200:
                 raise ProtocolViolation("a range that nobody asked for", method="GET")
             return WholeBody(response, version)
@@ -139,53 +125,7 @@ class HttpRangeSource:
             response.close()
             raise
 
-    def _origin(self, version: ArtifactVersion) -> httpx.URL:
-        return httpx.URL(self._settings.url + wire.encode_path(version.path))
-
-    def _open(self, version: ArtifactVersion, extent: Extent | None) -> tuple[httpx.Response, bool]:
-        """Ask for the range, or all; follow to signed storage. True: Artifactory answered."""
-        origin = self._origin(version)
-        kept = self._location(version.path)
-        if kept is not None:
-            response = self._send(kept, self._headers(extent, secret=False))
-            if response.status_code in (200, 206):
-                return response, False
-            response.close()  # expired, or moved: ask for a new one
-            self._forget_location(version.path)
-        url, headers = origin, self._headers(extent, secret=True)
-        for hop in range(MAX_HOPS):
-            response = self._send(url, headers)
-            if response.status_code not in REDIRECTS:
-                if hop and response.status_code in (200, 206):
-                    self._keep_location(version.path, url)
-                return response, hop == 0
-            try:
-                url, headers = next_hop(response, headers)
-            finally:
-                response.close()
-        raise ProtocolViolation("too many redirects", method="GET", url=redacted(origin))
-
-    def _headers(self, extent: Extent | None, *, secret: bool) -> dict[str, str]:
-        headers = {
-            # A proxy that compresses would make ranges of something else.
-            "Accept-Encoding": "identity",
-            "Cache-Control": "no-transform",
-            "User-Agent": USER_AGENT,
-            "Accept": "*/*",
-        }
-        if extent is not None:
-            headers["Range"] = f"bytes={extent.start}-{extent.stop - 1}"
-        return {**headers, **self._authenticator.headers()} if secret else headers
-
-    def _send(self, url: httpx.URL, headers: dict[str, str]) -> httpx.Response:
-        self._metrics.count("range_requests")
-        with mapped("GET", url):
-            request = httpx.Request("GET", url, headers=headers)
-            return self._client.send(request, stream=True)
-
-    def _check(
-        self, response: httpx.Response, version: ArtifactVersion, extent: Extent, *, direct: bool
-    ) -> bool:
+    def _check(self, response: httpx.Response, version: ArtifactVersion, extent: Extent) -> bool:
         """Hold the head against what was asked; False: its body is not the range.
 
         Raises:
@@ -203,8 +143,6 @@ class HttpRangeSource:
             if isinstance(error, NotFound):
                 raise Stale("the file is gone", status=status, method="GET", url=url) from error
             raise error
-        if direct:
-            _same_content(response, version, url)
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 206:
             if encoded:
@@ -245,18 +183,6 @@ class HttpRangeSource:
                     gate.close()
             return gate
 
-    def _location(self, path: RepoPath) -> httpx.URL | None:
-        with self._lock:
-            return self._locations.get(path)
-
-    def _keep_location(self, path: RepoPath, url: httpx.URL) -> None:
-        with self._lock:
-            self._locations[path] = url
-
-    def _forget_location(self, path: RepoPath) -> None:
-        with self._lock:
-            self._locations.pop(path, None)
-
 
 class _Progress:
     """How far a fetch has come; its sink never gets a byte beyond the extent."""
@@ -277,18 +203,3 @@ class _Progress:
             self._sink.advance(count)
             self.position += count
             piece = _PIECE
-
-
-def _same_content(response: httpx.Response, version: ArtifactVersion, url: str) -> None:
-    """Compare the checksums that Artifactory sends with every answer (artifactory-rest 3.1)."""
-    algorithm, _, digest = version.content.digest.partition(":")
-    etag = _ETAG.fullmatch(response.headers.get("ETag", "").strip())
-    sha1 = version.sha1 or (digest if algorithm == "sha1" else None)
-    stated = [
-        (digest if algorithm == "sha256" else None, response.headers.get("X-Checksum-Sha256")),
-        (sha1, response.headers.get("X-Checksum-Sha1")),
-        (sha1, etag[1] if etag is not None else None),
-    ]
-    for wanted, got in stated:
-        if wanted is not None and got is not None and got.strip().lower() != wanted:
-            raise Stale("other content now", status=response.status_code, method="GET", url=url)
