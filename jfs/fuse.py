@@ -25,6 +25,7 @@ from jfs import threads
 from jfs.errors import (
     InvalidName,
     JfsError,
+    NameTooLong,
     NoEntry,
     NotPermitted,
     Unsupported,
@@ -44,6 +45,7 @@ from jfs.vfs.filesystem import (
 
 log = logging.getLogger(__name__)
 
+_NAME_MAX = 255  # bytes
 _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = pyfuse3.FUSEError(errno_of(Unsupported("only user. attributes are kept")))
 
@@ -213,7 +215,7 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        opened = await self._filesystem.open(inode, flags, ctx.pid)
+        opened = await self._filesystem.open(inode, flags, ctx.pid, ctx.uid)
         return _file_info(opened)
 
     @_boundary
@@ -300,7 +302,7 @@ class Operations(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = MiB
         data.f_blocks = data.f_bfree = data.f_bavail = PiB // MiB
         data.f_files = data.f_ffree = data.f_favail = 1 << 32
-        data.f_namemax = 255
+        data.f_namemax = _NAME_MAX
         return data
 
     @_boundary
@@ -365,7 +367,8 @@ def _decode(name: bytes) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
-        raise NoEntry("the name is not UTF-8") from None
+        error = NameTooLong if len(name) > _NAME_MAX else NoEntry
+        raise error("the name is not UTF-8") from None
 
 
 def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:

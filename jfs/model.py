@@ -13,6 +13,11 @@ _KEY_MAX = 255  # characters (artifactory-rest 2.1)
 _CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
 
 
+def is_too_long(name: str) -> bool:
+    """Say whether Linux has no room for *name* in a directory."""
+    return len(name.encode("utf-8", "surrogatepass")) > _NAME_MAX
+
+
 def problem_with_name(name: str) -> str | None:
     """Say why *name* cannot be both an entry of a directory and of a repository; None if it can.
 
@@ -24,9 +29,10 @@ def problem_with_name(name: str) -> str | None:
         return "is not a name"
     if "/" in name or "\0" in name:
         return "holds a slash or a NUL"
+    if is_too_long(name):
+        return f"is longer than {_NAME_MAX} bytes"
     try:
-        if len(name.encode("utf-8")) > _NAME_MAX:
-            return f"is longer than {_NAME_MAX} bytes"
+        name.encode("utf-8")
     except UnicodeEncodeError:
         return "is not Unicode text"
     if bad := _FORBIDDEN.intersection(name):

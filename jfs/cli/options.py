@@ -27,9 +27,34 @@ _KERNEL = frozenset(
         "sync",
     ]
 )
-# Meant for mount(8), systemd or init scripts, and without a meaning here.
+# Meant for mount(8), systemd or init scripts, and without a meaning here; the ways of updating
+# access times, since there are none to update; and what every mount has.
 _IGNORED = frozenset(
-    ["auto", "defaults", "noauto", "nofail", "nouser", "rw", "user", "users", "_netdev"]
+    [
+        "_netdev",
+        "auto",
+        "default_permissions",
+        "defaults",
+        "diratime",
+        "group",
+        "lazytime",
+        "noauto",
+        "nodiratime",
+        "nofail",
+        "nogroup",
+        "nolazytime",
+        "noowner",
+        "norelatime",
+        "nostrictatime",
+        "nouser",
+        "nousers",
+        "owner",
+        "relatime",
+        "rw",
+        "strictatime",
+        "user",
+        "users",
+    ]
 )
 
 

@@ -15,6 +15,7 @@ from jfs.errors import (
     BadHandle,
     InvalidArgument,
     JfsError,
+    NameTooLong,
     NoEntry,
     NotPermitted,
     ReadOnly,
@@ -86,7 +87,9 @@ class Filesystem:
         self._writing = None
         if area is not None:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
-            self._writing = Writing(area, deployer, LocalAttributeTable())
+            self._writing = Writing(
+                area, deployer, LocalAttributeTable(lambda: self._files.inodes())
+            )
         self._abandoned = abandoned
         self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._abandon)
         self._stat = StatView(settings, self._files, self._writing)
@@ -100,6 +103,7 @@ class Filesystem:
             store, self._tree, self._files, self._properties, self._writing, self._queries.forget
         )
         self._listings: dict[int, Sequence[tuple[str, Inode]]] = {}
+        self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names
 
@@ -122,6 +126,8 @@ class Filesystem:
         """Take *count* lookups back. Never raises."""
         if self._tree.inodes.forget(ino, count):
             self._files.forget(ino)
+            if self._writing is not None:
+                self._writing.attributes.forget_number(ino)
 
     async def getattr(self, ino: int) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened."""
@@ -213,12 +219,12 @@ class Filesystem:
             InvalidName, NameTooLong: a name that Linux and Artifactory cannot both hold.
             AlreadyExists: O_EXCL, and there is one.
         """
-        inode, opened = await self._mutations.create(
-            self._tree.find(parent), name, flags, caller.pid
-        )
+        folder = self._tree.find(parent)
+        inode, opened = await self._mutations.create(folder, name, flags, caller.pid)
         if inode.local:
-            self._stat.own(inode, mode, caller)
+            self._stat.own(inode, mode, caller, folder)
         self._tree.inodes.remember(inode)
+        self._note_user(opened, flags, caller.uid)
         return opened, self._stat.of(inode)
 
     async def mknod(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
@@ -232,20 +238,22 @@ class Filesystem:
             self.forget(attributes.ino, 1)
             raise
         finally:
-            await self._files.release(opened.handle)
+            await self.release(opened.handle)
         return attributes
 
     async def mkdir(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
         """Make a folder. Raises AlreadyExists, InvalidName."""
-        inode = await self._mutations.mkdir(self._tree.find(parent), name)
-        self._stat.own(inode, mode, caller)
+        folder = self._tree.find(parent)
+        inode = await self._mutations.mkdir(folder, name)
+        self._stat.own(inode, mode, caller, folder)
         self._tree.inodes.remember(inode)
         return self._stat.of(inode)
 
     async def symlink(self, parent: int, name: str, target: str, caller: Caller) -> Attributes:
         """Make a symbolic link, stored as the ``jf`` client stores one."""
-        inode = await self._mutations.symlink(self._tree.find(parent), name, target)
-        self._stat.own(inode, 0o777, caller)
+        folder = self._tree.find(parent)
+        inode = await self._mutations.symlink(folder, name, target)
+        self._stat.own(inode, 0o777, caller, folder)
         self._tree.inodes.remember(inode)
         return self._stat.of(inode)
 
@@ -261,18 +269,20 @@ class Filesystem:
         self, parent: int, name: str, new_parent: int, new_name: str, flags: int
     ) -> None:
         """Move an entry on the server, also to another repository; see ``Mutations.rename``."""
-        await self._mutations.rename(
-            self._tree.find(parent), name, self._tree.find(new_parent), new_name, flags
-        )
+        folder = self._tree.find(new_parent)
+        await self._mutations.rename(self._tree.find(parent), name, folder, new_name, flags)
+        if (inode := folder.dentries.get(new_name)) is not None:
+            self._stat.touch(inode)
 
     # content
 
-    async def open(self, ino: int, flags: int, pid: int = 0) -> Opened:
+    async def open(self, ino: int, flags: int, pid: int = 0, uid: int = 0) -> Opened:
         """Open a file and pin its version.
 
         Args:
             flags: of open(2); O_TRUNC is obeyed.
             pid: who opens; a copy of its descriptor is told from the last one by it.
+            uid: whose process it is: what other users than root write has no setuid bit after it.
         Raises:
             ReadOnly, NotPermitted: *flags* ask for writing where that may not be.
             IsADirectory: it is a folder.
@@ -280,12 +290,16 @@ class Filesystem:
             ProtocolViolation: the server names no checksum, so versions cannot be told apart.
         """
         inode = self._tree.find(ino)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             if self._writing is None:
                 raise ReadOnly(f"{inode.path}: the mount is read-only")
             if not self._store.is_writable(inode.path.repo):
                 raise ReadOnly(f"{inode.path.repo}: a remote repository only shows what it fetched")
-        return await self._files.open(inode, flags, pid)
+        opened = await self._files.open(inode, flags, pid)
+        self._note_user(opened, flags, uid)
+        if flags & os.O_TRUNC and uid:
+            self._stat.drop_privileges(inode)
+        return opened
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
         """Give bytes of an open file; fewer only at its end.
@@ -304,7 +318,10 @@ class Filesystem:
         Raises:
             OSError: the local disk is full. RemoteError: what was there cannot be fetched.
         """
-        return await self._files.write(handle, offset, data)
+        count = await self._files.write(handle, offset, data)
+        if handle in self._of_users:
+            self._stat.drop_privileges(self._files.inode_of(handle))
+        return count
 
     def pages_are_stale(self, handle: int) -> int | None:
         """Give the inode whose pages the kernel must drop after a write by this handle."""
@@ -320,6 +337,7 @@ class Filesystem:
 
     async def release(self, handle: int) -> None:
         """Close a handle."""
+        self._of_users.discard(handle)
         await self._files.release(handle)
 
     # attributes
@@ -352,13 +370,17 @@ class Filesystem:
 
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set a property. Whether it exists is the caller's to check (XATTR_CREATE)."""
-        await self._extended.set(self._tree.find(ino), name, value)
+        inode = self._tree.find(ino)
+        await self._extended.set(inode, name, value)
         self._tree.changes += 1
+        self._stat.touch(inode)
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         """Remove a property. Raises as ``setxattr``, and NoAttribute."""
-        await self._extended.set(self._tree.find(ino), name, None)
+        inode = self._tree.find(ino)
+        await self._extended.set(inode, name, None)
         self._tree.changes += 1
+        self._stat.touch(inode)
 
     async def drain(self) -> None:
         """Return when no upload is under way."""
@@ -382,6 +404,12 @@ class Filesystem:
         """How long the kernel may believe that a name is not there."""
         return self._settings.negative_ttl_s
 
+    def _note_user(self, opened: Opened, flags: int, uid: int) -> None:
+        # Not the kernel's work: it leaves the setuid bit to us (FUSE_HANDLE_KILLPRIV), and does not
+        # say who writes, only who has opened.
+        if uid and flags & os.O_ACCMODE != os.O_RDONLY:
+            self._of_users.add(opened.handle)
+
     def _abandon(self, inode: Inode) -> None:
         if self._abandoned is not None:
             parent = inode.parent.ino if inode.parent is not None else ROOT
@@ -393,7 +421,7 @@ class Filesystem:
             if isinstance(parent.computed, QueryFolder):
                 return await self._queries.lookup(parent.computed, name)
             return await self._tree.lookup(parent, name)
-        except NoEntry:
+        except (NoEntry, NameTooLong):  # the value of a property may be long
             if name == queries.NAME and parent.ino == ROOT:
                 return self._queries.root()
             if not name.startswith(selectors.MARK) or parent.computed is not None:

@@ -34,6 +34,7 @@ from jfs.model import (
     FolderInfo,
     Properties,
     RepoPath,
+    is_too_long,
     kind_of,
     problem_with_name,
 )
@@ -203,7 +204,9 @@ class Mutations:
             if source.local and target is not None and not target.local and file is not None:
                 file.replaces = True
             self._tree.moved(source, new_parent, new_name)
-            writing.attributes.move(old, source.path, tree=source.is_folder)
+            if target is not None:
+                self._attributes_of_removed(target, writing)
+            writing.attributes.moved(old, source)
             if target is not None:
                 await self._files.detach(target)
             for inode in self._files.below(source):
@@ -285,11 +288,14 @@ class Mutations:
             raise NoEntry(f"{inode.path}: was removed by somebody else") from None
 
     async def _gone(self, inode: Inode, writing: Writing) -> None:
-        path = inode.path
         self._tree.removed(inode)
-        writing.attributes.forget(path)
+        self._attributes_of_removed(inode, writing)
         self._forget_queries()
         await self._files.detach(inode)
+
+    def _attributes_of_removed(self, inode: Inode, writing: Writing) -> None:
+        file = self._files.find(inode)
+        writing.attributes.removed(inode, file.tag if file is not None else None)
 
     async def _require_empty(self, folder: Inode) -> None:
         if any(child.local for child in folder.dentries.values()):
@@ -313,7 +319,7 @@ class Mutations:
     def _require_place(self, parent: Inode, name: str) -> Writing:
         """Whether an entry of this name can be made. Raises InvalidName first, then as above."""
         if name and (problem := problem_with_name(name)) is not None:
-            error = NameTooLong if len(os.fsencode(name)) > 255 else InvalidName
+            error = NameTooLong if is_too_long(name) else InvalidName
             raise error(f"{name!r} {problem}")
         if len(parent.path.path) > PARENT_MAX:
             raise NameTooLong(f"{parent.path.path:.80}…: is longer than {PARENT_MAX} characters")

@@ -151,7 +151,13 @@ def test_owner_and_mode_are_options(server: EmbeddedServer, mounter: Mounter) ->
     server.deploy(REPO, "a", b"x")
     mounted = mounter(
         f"{server.url}/{REPO}",
-        *("--uid", "12", "-o", "gid=34,umask=077,noatime", "--allow-other"),
+        *(
+            "--uid",
+            "12",
+            "-o",
+            "gid=34,umask=077,noatime,default_permissions,nodiratime",
+            "--allow-other",
+        ),
         JF_ACCESS_TOKEN=server.token,
     )
     status = (mounted.root / "a").stat()

@@ -6,6 +6,7 @@ Trio thread only.
 import os
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import trio
@@ -14,7 +15,7 @@ from jfs.config import TreeSettings
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import content_of
 from jfs.vfs.files.table import OpenFiles
-from jfs.vfs.files.writer import STAGED, Writing
+from jfs.vfs.files.writer import Writing
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.local import LocalAttributes
 from jfs.vfs.namespace.selectors import Link
@@ -75,7 +76,7 @@ class StatView:
         info = file.info if file is not None else inode.info
         local = _NOTHING
         if self._local is not None and inode.computed is None:
-            local = self._local.get(inode.path).of(self._tag(inode))
+            local = self._local.get(inode).of(self._tag(inode))
         # The kernel counts from its own receipt: give it what is left of ours, so that a change
         # is seen within one TTL and not two.
         left = max(0.0, inode.fresh_until - trio.current_time())
@@ -107,18 +108,43 @@ class StatView:
             attr_ttl_s=min(left, settings.attr_ttl_s),
         )
 
-    def own(self, inode: Inode, mode: int, caller: Caller) -> None:
-        """Keep the mode and owner of a new entry, where they are not those of all entries."""
+    def own(self, inode: Inode, mode: int, caller: Caller, folder: Inode) -> None:
+        """Keep the mode and owner of a new entry, where they are not those of all entries.
+
+        Below a folder with the setgid bit it has the folder's group, and a folder the bit too.
+        """
         if self._local is None:
             return
         usual = (0o777 if inode.is_folder else 0o666) & ~self._settings.umask
         given: dict[str, int] = {}
-        if stat.S_IMODE(mode) != usual and link_target(inode) is None:
-            given["mode"] = stat.S_IMODE(mode)
         if (caller.uid, caller.gid) != (os.getuid(), os.getgid()):
             given |= {"uid": caller.uid, "gid": caller.gid}
+        above = self.of(folder)
+        if above.mode & stat.S_ISGID:
+            given["gid"] = above.gid
+            mode |= stat.S_ISGID if inode.is_folder else 0
+        if stat.S_IMODE(mode) != usual and link_target(inode) is None:
+            given["mode"] = stat.S_IMODE(mode)
         if given:
-            self._local.set(inode.path, **given)
+            self._local.set(inode, **given)
+
+    def drop_privileges(self, inode: Inode) -> None:
+        """Take the setuid bit, and setgid where it is one, from a file that a user has changed.
+
+        Without the group's right to execute, setgid means mandatory locking, and stays.
+        """
+        local = self._local.get(inode) if self._local is not None else _NOTHING
+        if local.mode is None:
+            return
+        executable = local.mode & stat.S_IXGRP
+        left = local.mode & ~stat.S_ISUID & ~(stat.S_ISGID if executable else 0)
+        if left != local.mode:
+            self.change(inode, Change(mode=left))
+
+    def touch(self, inode: Inode) -> None:
+        """Note that something else of an entry was changed than its content: its ctime is now."""
+        if self._local is not None and inode.computed is None:
+            self._note(inode, {})
 
     def change(self, inode: Inode, change: Change) -> None:
         """Keep what was set, but the size. A time that is set goes along with the next upload."""
@@ -127,23 +153,25 @@ class StatView:
         given = {name: value for name in fields if (value := getattr(change, name)) is not None}
         if not given:
             return
-        tag = self._tag(inode)
-        known = self._local.get(inode.path).of(tag)
-        times = {"atime_ns": known.atime_ns, "mtime_ns": known.mtime_ns}
-        self._local.set(
-            inode.path, **{**times, **given, "ctime_ns": time.time_ns(), "content": tag}
-        )
+        self._note(inode, given)
         file = self._files.find(inode)
         if file is not None and change.mtime_ns is not None:
             file.modified_ns = change.mtime_ns
 
+    def _note(self, inode: Inode, given: Mapping[str, int]) -> None:
+        """Set attributes, and the ctime to now."""
+        assert self._local is not None
+        tag = self._tag(inode)
+        known = self._local.get(inode).of(tag)
+        times = {"atime_ns": known.atime_ns, "mtime_ns": known.mtime_ns}
+        self._local.set(inode, **{**times, **given, "ctime_ns": time.time_ns(), "content": tag})
+
     def _tag(self, inode: Inode) -> str | None:
         """Say what the times of an entry belong to: its content, if it has one."""
         file = self._files.find(inode)
-        if file is not None and file.dirty:
-            return STAGED
-        info = file.info if file is not None else inode.info
-        return str(content_of(info)) if isinstance(info, FileInfo) else None
+        if file is not None:
+            return file.tag
+        return str(content_of(inode.info)) if isinstance(inode.info, FileInfo) else None
 
 
 def link_target(inode: Inode) -> str | None:

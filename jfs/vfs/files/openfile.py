@@ -7,6 +7,7 @@ import trio
 from jfs.errors import ProtocolViolation, Stale
 from jfs.model import ArtifactVersion, ContentKey, FileInfo
 from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.reading.reader import ContentReader
 from jfs.vfs.writing.staging import StagingFile
 
@@ -93,6 +94,11 @@ class OpenFile:
     def is_ours(self) -> bool:
         """Whether what it shows is decided here, and not by what the server has by now."""
         return self.dirty or self.detached or self.writers > 0
+
+    @property
+    def tag(self) -> str:
+        """What the times belong to that are set now."""
+        return STAGED if self.dirty or self.detached else str(content_of(self.info))
 
     @property
     def size(self) -> int:

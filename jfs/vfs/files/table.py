@@ -12,7 +12,7 @@ of several open files in order of their inode numbers (``held``). A READ takes n
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -96,6 +96,14 @@ class OpenFiles:
         """Give the open file of an inode, if it is open."""
         return self._open.get(inode)
 
+    def inodes(self) -> Collection[Inode]:
+        """Return what is open."""
+        return self._open.keys()
+
+    def inode_of(self, handle: int) -> Inode:
+        """Return the inode that a handle is of. Raises BadHandle."""
+        return self._handle(handle).file.inode
+
     def last_error(self, path: RepoPath) -> str | None:
         """Say why the last upload to a place failed that no ``close`` could tell about."""
         return self._errors.get(path)
@@ -109,6 +117,8 @@ class OpenFiles:
     async def open(self, inode: Inode, flags: int, pid: int) -> Opened:
         """Open a file, pin its version; with O_TRUNC empty it. See ``Filesystem.open``."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if flags & os.O_TRUNC and not writes:  # unspecified by POSIX; Linux empties the file
+            await self.truncate(inode, 0, None, pid)
         writer = self._require_writer(inode) if writes else None
         truncates = writes and bool(flags & os.O_TRUNC)
         async with self._opening_lock(inode):

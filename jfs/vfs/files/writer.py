@@ -16,7 +16,7 @@ from jfs.errors import ProtocolViolation
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
-from jfs.vfs.namespace.local import LocalAttributeTable
+from jfs.vfs.namespace.local import STAGED, LocalAttributeTable
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.writing.deployer import Deployer
@@ -29,9 +29,6 @@ _COPY_PIECE = 1 * MiB
 # Content that is open while its name goes is copied to this disk first, up to so many bytes; the
 # server forgets it with its name. Readers of more get ESTALE, as after a change from elsewhere.
 _KEPT_FOR_READERS = 1 * GiB
-
-# What the times of content belong to that is not on the server yet.
-STAGED = "staged"
 
 
 async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
@@ -90,9 +87,8 @@ class Writer:
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Cut or extend; only what stays is fetched. Raises JfsError, OSError."""
         if file.size == size:
-            if not file.detached:  # nothing to upload, but the call sets the times (POSIX)
-                now, tag = time.time_ns(), STAGED if file.dirty else str(content_of(file.info))
-                self._attributes.set(file.inode.path, mtime_ns=now, ctime_ns=now, content=tag)
+            now = time.time_ns()  # nothing to upload, but the call sets the times (POSIX)
+            self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=file.tag)
             return
         staged = await self._stage(file, min(size, file.size))
         await self._change(file, staged)
@@ -176,8 +172,7 @@ class Writer:
         file.generation += 1
         file.modified_ns = None
         now = time.time_ns()
-        if not file.detached:
-            self._attributes.set(file.inode.path, mtime_ns=now, ctime_ns=now, content=STAGED)
+        self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
         entry = staged.entry
         if entry is None or file.detached or entry.record.state is State.WRITING:
             return
@@ -206,7 +201,7 @@ class Writer:
         reader, file.reader = file.reader, None
         inode.properties_until = 0.0
         self._tree.changed(inode, info)
-        self._attributes.set(inode.path, content=str(content_of(info)))
+        self._attributes.set(inode, content=str(content_of(info)))
         if reader is not None:
             await reader.close()
 
@@ -224,7 +219,7 @@ class Writer:
         assert staged is not None
         staged.close()
         inode = file.inode
-        self._attributes.forget(inode.path)
+        self._attributes.forget(inode)
         if inode.local:
             self._tree.removed(inode)
         self._tree.doubt(inode)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import AccessDenied, NoEntry, NotADirectory, NotFound, Unavailable
+from jfs.errors import AccessDenied, NameTooLong, NoEntry, NotADirectory, NotFound, Unavailable
 from jfs.model import (
     PARENT_MAX,
     SYMLINK_TARGET,
@@ -21,6 +21,7 @@ from jfs.model import (
     FolderInfo,
     RepoPath,
     as_link,
+    is_too_long,
     kind_of,
     problem_with_name,
 )
@@ -105,7 +106,8 @@ class Tree:
         if found is not None:
             return found
         if (problem := problem_with_name(name)) is not None:
-            raise NoEntry(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
+            error = NameTooLong if is_too_long(name) else NoEntry
+            raise error(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
         if len(parent.path.path) > PARENT_MAX:
             raise NoEntry(f"{parent.path.path:.80}…: nothing can be below so long a path")
         lookups = self._lookups.get(parent, 0)
