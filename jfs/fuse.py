@@ -12,7 +12,6 @@ Nothing is decided here. Trio thread only. What pyfuse3 demands:
   not cached at all.
 """
 
-import contextlib
 import functools
 import logging
 import stat
@@ -21,7 +20,6 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 
-from jfs import threads
 from jfs.errors import (
     InvalidName,
     JfsError,
@@ -40,7 +38,6 @@ from jfs.vfs.filesystem import (
     Change,
     Filesystem,
     Opened,
-    Remembered,
 )
 
 log = logging.getLogger(__name__)
@@ -225,13 +222,7 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        count = await self._filesystem.write(fh, off, buf)
-        ino = self._filesystem.pages_are_stale(fh)
-        if ino is not None:
-            # Pages that were read a moment ago hold what was there before. In a thread: one of them
-            # may be locked by a READ that waits for this loop.
-            await threads.notifying(_drop_pages, ino)
-        return count
+        return await self._filesystem.write(fh, off, buf)
 
     @_boundary
     async def flush(self, fh: int) -> None:
@@ -276,7 +267,9 @@ class Operations(pyfuse3.Operations):
         if name == _CAPABILITY:  # asked before every cached write: answered without ceremony
             raise _NO_CAPABILITY
         if name == REFRESH:
-            return await self._refresh(inode)
+            # Reading an attribute, since GETXATTR holds no lock of the inode: the kernel takes the
+            # folder's to forget a name, and SETXATTR would hold it.
+            return str(await self._filesystem.refresh(inode)).encode()
         return await self._filesystem.getxattr(inode, name)
 
     @_boundary
@@ -310,17 +303,6 @@ class Operations(pyfuse3.Operations):
         # Reached only without default_permissions, which jfs.mount.session always sets.
         raise Unsupported("access is the kernel's to decide")
 
-    async def _refresh(self, inode: int) -> bytes:
-        """Make the kernel forget names and attributes at and below an inode.
-
-        Asked for by reading an attribute, since GETXATTR is answered under no lock of the inode:
-        FUSE_NOTIFY_INVAL_ENTRY takes the folder's lock, which SETXATTR would hold. In a thread,
-        because whoever holds that lock may wait for an answer of this loop. Pages stay: an open
-        file keeps its version, and the next open decides about them.
-        """
-        remembered = await self._filesystem.refresh(inode)
-        return str(await threads.notifying(invalidate, remembered)).encode()
-
     def _negative(self) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
@@ -328,26 +310,32 @@ class Operations(pyfuse3.Operations):
         return entry
 
 
-def invalidate(remembered: Remembered) -> int:
-    """Tell the kernel, from a thread; give how many it knew (ENOENT needs no telling)."""
-    known = 0
-    for parent, name in remembered.entries:
-        with contextlib.suppress(OSError):
+class KernelNotifier:
+    """``jfs.vfs.kernel.Notifier`` of the mounted session. An OSError: there was nothing to drop."""
+
+    def drop_entry(self, parent: int, name: str) -> bool:
+        try:
             pyfuse3.invalidate_entry(parent, name.encode("utf-8"))
-            known += 1
-    for ino in remembered.inodes:
-        with contextlib.suppress(OSError):
-            pyfuse3.invalidate_inode(ino, attr_only=True)
-    return known
+        except OSError:
+            return False
+        return True
+
+    def drop_attributes(self, ino: int) -> bool:
+        return self._invalidate(ino, attr_only=True)
+
+    def drop_pages(self, ino: int) -> bool:
+        return self._invalidate(ino, attr_only=False)
+
+    def _invalidate(self, ino: int, *, attr_only: bool) -> bool:
+        try:
+            pyfuse3.invalidate_inode(ino, attr_only=attr_only)
+        except OSError:
+            return False
+        return True
 
 
 def _file_info(opened: Opened) -> pyfuse3.FileInfo:
     return pyfuse3.FileInfo(fh=opened.handle, keep_cache=opened.keep_cache, direct_io=opened.direct)
-
-
-def _drop_pages(ino: int) -> None:
-    with contextlib.suppress(OSError):
-        pyfuse3.invalidate_inode(ino)
 
 
 def _new_name(name: bytes, *, what: str = "the name") -> str:

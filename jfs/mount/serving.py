@@ -22,13 +22,13 @@ from jfs.cgroup import memory_limit
 from jfs.config import MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, JfsError, NotFound
 from jfs.extents import MiB
-from jfs.fuse import invalidate
+from jfs.fuse import KernelNotifier
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.mount import session, signals
 from jfs.mount.mountpoint import claim
 from jfs.protocols import BlockStore
-from jfs.vfs.filesystem import Filesystem, Remembered
+from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing import recovery
 from jfs.vfs.writing.staging import StagingArea
@@ -113,17 +113,12 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             root,
             address=settings.server.url,
             area=area,
-            abandoned=lambda remembered: nursery.start_soon(_tell_kernel, remembered),
+            notifier=KernelNotifier(),
         )
         async with session.mounted(settings, filesystem):
             await start.aclose()  # from here on the table of mounts keeps other starts away
             await _serve(settings, filesystem, source, client, ready)
         nursery.cancel_scope.cancel()
-
-
-async def _tell_kernel(remembered: Remembered) -> None:
-    # In a thread: the kernel may hold what this needs while it waits for an answer of this loop.
-    await threads.notifying(invalidate, remembered)
 
 
 async def _staging(settings: MountSettings) -> StagingArea | None:

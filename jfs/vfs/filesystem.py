@@ -7,8 +7,7 @@ Names are ``str``; inodes and handles are numbers, as the kernel speaks them.
 import itertools
 import os
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from jfs.config import TreeSettings
 from jfs.errors import (
@@ -29,6 +28,7 @@ from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_t
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
+from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
 from jfs.vfs.namespace import queries, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
@@ -40,23 +40,10 @@ from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
 
-__all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened", "Remembered"]
+__all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened"]
 
 # No property begins with "jfs.": reading it makes everything below fresh (``jfs refresh``).
 REFRESH = b"user.jfs.refresh"
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What the kernel may have cached below an inode: to be invalidated by ``fuse.py``.
-
-    Attributes:
-        entries: number of a folder and a name in it, there or missing.
-        inodes: numbers whose attributes are cached.
-    """
-
-    entries: Sequence[tuple[int, str]]
-    inodes: Sequence[int]
 
 
 class Filesystem:
@@ -66,7 +53,7 @@ class Filesystem:
         root: the folder where the mount begins; that of ``RepoPath("")`` shows every repository.
         address: URL of the service, for ``user.jfs.uri``.
         area: where files are written; None: nothing can be changed, properties neither.
-        abandoned: told what the kernel must forget after an upload failed; must not block.
+        notifier: tells the kernel what to forget; None: there is none.
     """
 
     def __init__(
@@ -78,7 +65,7 @@ class Filesystem:
         *,
         address: str = "",
         area: StagingArea | None = None,
-        abandoned: Callable[[Remembered], None] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -90,8 +77,8 @@ class Filesystem:
             self._writing = Writing(
                 area, deployer, LocalAttributeTable(lambda: self._files.inodes())
             )
-        self._abandoned = abandoned
-        self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._abandon)
+        self._kernel = KernelView(plane.nursery, notifier)
+        self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._kernel)
         self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings.attr_ttl_s)
         self._extended = ExtendedAttributes(
@@ -125,7 +112,7 @@ class Filesystem:
     def forget(self, ino: int, count: int) -> None:
         """Take *count* lookups back. Never raises."""
         if self._tree.inodes.forget(ino, count):
-            self._files.forget(ino)
+            self._kernel.forget(ino)
             if self._writing is not None:
                 self._writing.attributes.forget_number(ino)
 
@@ -185,11 +172,12 @@ class Filesystem:
         for _, inode in self._listings.pop(handle, ()):
             self._tree.inodes.settle(inode)
 
-    async def refresh(self, ino: int) -> Remembered:
-        """Believe nothing at or below an inode any more.
+    async def refresh(self, ino: int) -> int:
+        """Believe nothing at or below an inode any more; nor does the kernel.
 
         Returns:
-            What the kernel must be told to forget too.
+            How many names the kernel knew.
+        Cancellation: the kernel may believe some of it as long as it was told to.
         """
         top = self._tree.find(ino)
         entries: list[tuple[int, str]] = []
@@ -206,7 +194,7 @@ class Filesystem:
             entries.append((top.parent.ino, top.name))
         self._tree.forget_below(top)
         self._queries.forget()
-        return Remembered(entries, inodes)
+        return await self._kernel.drop(Remembered(entries, inodes))
 
     # changes of names; each raises ReadOnly or NotPermitted where nothing may change
 
@@ -323,10 +311,6 @@ class Filesystem:
             self._stat.drop_privileges(self._files.inode_of(handle))
         return count
 
-    def pages_are_stale(self, handle: int) -> int | None:
-        """Give the inode whose pages the kernel must drop after a write by this handle."""
-        return self._files.pages_are_stale(handle)
-
     async def flush(self, handle: int) -> None:
         """Upload what was written: ``close`` returns this verdict; see ``OpenFiles.flush``."""
         await self._files.flush(handle)
@@ -409,11 +393,6 @@ class Filesystem:
         # say who writes, only who has opened.
         if uid and flags & os.O_ACCMODE != os.O_RDONLY:
             self._of_users.add(opened.handle)
-
-    def _abandon(self, inode: Inode) -> None:
-        if self._abandoned is not None:
-            parent = inode.parent.ino if inode.parent is not None else ROOT
-            self._abandoned(Remembered([(parent, inode.name)], [inode.ino]))
 
     async def _resolve(self, parent: Inode, name: str) -> Inode:
         """Resolve a name: a real entry, else a computed one."""

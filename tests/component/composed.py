@@ -24,6 +24,7 @@ from jfs.metrics import Metrics
 from jfs.model import FolderInfo, RepoPath
 from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.kernel import Notifier
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingArea
@@ -49,6 +50,7 @@ async def composed(
     writes: WriteSettings | None = None,
     read_only: bool = False,
     token: str | None = None,
+    notifier: Notifier | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Give the filesystem of *source*, ``repo/path`` or empty for every repository.
 
@@ -68,7 +70,9 @@ async def composed(
         await client.repositories()
         plane = DataPlane(ranges, store, ReadSettings(), Metrics(), nursery, fetches=2)
         root = FolderInfo(RepoPath.parse(source), 0)
-        filesystem = Filesystem(client, plane, tree, root, address=server.url, area=area)
+        filesystem = Filesystem(
+            client, plane, tree, root, address=server.url, area=area, notifier=notifier
+        )
         yield filesystem
         await filesystem.close()
     ranges.close()

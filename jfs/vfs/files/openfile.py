@@ -33,8 +33,8 @@ class OpenFile:
         info: what the server has, as of the last open or deploy.
         reader: of that content; None: it is empty, or nobody needed it yet.
         staged: the truth while it is there.
-        handles, writers, direct: open handles; those of them that may write; and those whose bytes
-            do not go through the kernel's page cache.
+        handles, writers: open handles, and those of them that may write.
+        written: how often somebody has written.
         generation: changes of content so far; *deployed*: of them on the server; *tried*: of them
             in the last deploy, whether it went well or not.
         replaces: it was made here, and took the name of a file that the server still has.
@@ -50,7 +50,6 @@ class OpenFile:
         "broken",
         "deployed",
         "detached",
-        "direct",
         "generation",
         "handles",
         "info",
@@ -64,6 +63,7 @@ class OpenFile:
         "staged",
         "tried",
         "writers",
+        "written",
     )
 
     def __init__(self, inode: Inode, info: FileInfo) -> None:
@@ -73,7 +73,7 @@ class OpenFile:
         self.staged: StagingFile | None = None
         self.handles = 0
         self.writers = 0
-        self.direct = 0
+        self.written = 0
         self.lock = trio.Lock()
         self.generation = 0
         self.deployed = 0

@@ -12,7 +12,7 @@ of several open files in order of their inode numbers (``held``). A READ takes n
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -29,11 +29,12 @@ from jfs.errors import (
     Stale,
 )
 from jfs.extents import Extent
-from jfs.model import ContentKey, FileInfo, RepoPath
+from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.descriptors import has_copy
 from jfs.vfs.files.openfile import Opened, OpenFile, content_of
 from jfs.vfs.files.writer import Writer, Writing, reader_of
-from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.kernel import KernelView, Remembered
+from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingFile
@@ -41,6 +42,7 @@ from jfs.vfs.writing.staging import StagingFile
 log = logging.getLogger(__name__)
 
 _ERRORS_KEPT = 1024
+_READS_BESIDE_WRITES = 100  # tries of one READ to see no write pass by
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class OpenFiles:
 
     Args:
         writing: None: nothing can be written.
-        abandoned: told about an inode whose upload failed, and which shows the server's again.
+        kernel: what it may hold of the files.
 
     Attributes:
         device: of the mount, once there is one: ``major:minor``.
@@ -68,12 +70,12 @@ class OpenFiles:
         plane: DataPlane,
         numbers: "itertools.count[int]",
         writing: Writing | None,
-        abandoned: Callable[[Inode], None],
+        kernel: KernelView,
     ) -> None:
         self._tree = tree
         self._plane = plane
         self._numbers = numbers
-        self._abandoned = abandoned
+        self._kernel = kernel
         self._writer = None
         self._no_overwrite = False
         if writing is not None:
@@ -83,11 +85,6 @@ class OpenFiles:
             )
         self._handles: dict[int, _Handle] = {}
         self._open: dict[Inode, OpenFile] = {}
-        # Whose pages the kernel may still hold for an inode, and how often that content had been
-        # rejected when they were read. Nothing is pushed into them: measured on Linux 6.18, a READ
-        # of 1 MiB is answered at 2.5 to 2.9 GB/s, while notify_store fills page by page (0.3 to
-        # 1.1 GB/s, with twice the CPU time).
-        self._pages: dict[int, tuple[ContentKey, int]] = {}
         self._opening: dict[Inode, trio.Lock] = {}
         self._errors: dict[RepoPath, str] = {}
         self.device: str | None = None
@@ -107,10 +104,6 @@ class OpenFiles:
     def last_error(self, path: RepoPath) -> str | None:
         """Say why the last upload to a place failed that no ``close`` could tell about."""
         return self._errors.get(path)
-
-    def forget(self, ino: int) -> None:
-        """The kernel holds nothing of the inode any more."""
-        self._pages.pop(ino, None)
 
     # opening and closing
 
@@ -184,7 +177,6 @@ class OpenFiles:
         del self._handles[handle]
         file.handles -= 1
         file.writers -= opened.writes
-        file.direct -= opened.direct
         if opened.writes and self._writer is not None:
             async with file.lock:
                 if not file.writers:
@@ -212,7 +204,14 @@ class OpenFiles:
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
         """Give bytes of an open file; see ``Filesystem.read``."""
-        file = self._handle(handle).file
+        opened = self._handle(handle)
+        data = await self._read(opened.file, extent)
+        # no checkpoint until it is answered
+        if not opened.direct:
+            self._kernel.filled(opened.file.inode.ino)
+        return data
+
+    async def _read(self, file: OpenFile, extent: Extent) -> bytes | bytearray | memoryview:
         file.require_current()
         if file.staged is None:
             reader = await reader_of(file, self._plane)
@@ -228,21 +227,27 @@ class OpenFiles:
                 file.require_current()
                 if file.staged is None:
                     return data
-        return await file.staged.read(extent)
+        # What was read beside a write may be from before it, and must not become a page after it.
+        for _ in range(_READS_BESIDE_WRITES):
+            written = file.written
+            data = await file.staged.read(extent)
+            if file.written == written:
+                return data
+        self._kernel.drop_pages(file.inode.ino)
+        return data
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of *data*; see ``Filesystem.write``."""
-        file = self._to_write(handle)
+        file, direct = self._to_write(handle), self._handle(handle).direct
         async with file.lock:
             file.require_current()
-            await self._require_writer(file.inode).write(file, offset, data)
+            try:
+                await self._require_writer(file.inode).write(file, offset, data)
+            finally:
+                file.written += 1
+        if direct:
+            await self._kernel.passed_by(file.inode.ino)
         return len(data)
-
-    def pages_are_stale(self, handle: int) -> int | None:
-        """Give the inode whose pages a write passed by, if anybody may have some of them."""
-        opened = self._handle(handle)
-        file = opened.file
-        return file.inode.ino if opened.direct and file.handles > file.direct else None
 
     async def truncate(self, inode: Inode, size: int, handle: int | None, pid: int) -> None:
         """Set the size. Without a handle the verdict of the upload is the caller's.
@@ -360,14 +365,12 @@ class OpenFiles:
         direct = mode == os.O_WRONLY
         file.handles += 1
         file.writers += writes
-        file.direct += direct
         handle = next(self._numbers)
         self._handles[handle] = _Handle(file, writes, direct, pid)
         ino = file.inode.ino
-        pages = content_of(file.info), self._rejections(file)
-        # While a file is open its pages follow what is written: they are right for every handle.
-        keep = ino in self._pages if shared else self._pages.get(ino) == pages
-        self._pages[ino] = pages
+        keep = self._kernel.opened(
+            ino, content_of(file.info), self._rejections(file), shared=shared
+        )
         return Opened(handle, keep, direct)
 
     async def _current(self, inode: Inode, *, reads: bool) -> tuple[OpenFile, bool]:
@@ -400,8 +403,7 @@ class OpenFiles:
         """Forget a file that nobody has open any more."""
         if self._open.get(file.inode) is file:
             del self._open[file.inode]
-            # What was written went through the kernel's pages: they are the new content.
-            self._pages[file.inode.ino] = content_of(file.info), self._rejections(file)
+            self._kernel.closed(file.inode.ino, content_of(file.info), self._rejections(file))
         staged, file.staged = file.staged, None
         if staged is not None:
             staged.close()
@@ -412,8 +414,10 @@ class OpenFiles:
     def _abandon(self, file: OpenFile) -> None:
         if self._open.get(file.inode) is file:
             del self._open[file.inode]
-        self._pages.pop(file.inode.ino, None)
-        self._abandoned(file.inode)
+        inode = file.inode
+        self._kernel.forget(inode.ino)
+        parent = inode.parent.ino if inode.parent is not None else ROOT
+        self._kernel.drop_soon(Remembered([(parent, inode.name)], [inode.ino]))
 
     def _note_error(self, path: RepoPath, error: str) -> None:
         if len(self._errors) >= _ERRORS_KEPT:
