@@ -8,6 +8,9 @@ import itertools
 import os
 import stat
 from collections.abc import Sequence
+from itertools import islice
+
+import trio
 
 from jfs.config import TreeSettings
 from jfs.errors import (
@@ -28,10 +31,12 @@ from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_t
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
+from jfs.vfs.freshness import PIECE, Questions
 from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
 from jfs.vfs.namespace import queries, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
+from jfs.vfs.namespace.listings import Listing
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.queries import Queries, QueryFolder
 from jfs.vfs.namespace.selectors import Link, Selectors
@@ -44,6 +49,7 @@ __all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened"]
 
 # No property begins with "jfs.": reading it makes everything below fresh (``jfs refresh``).
 REFRESH = b"user.jfs.refresh"
+_ENTRIES_AT_A_TIME = 256  # of a directory; more than the kernel takes at once
 
 
 class Filesystem:
@@ -70,7 +76,8 @@ class Filesystem:
         self._settings = settings
         self._store = store
         self._numbers = itertools.count(1)
-        self._tree = Tree(store, settings, root)
+        self._questions = questions = Questions(plane.nursery)
+        self._tree = Tree(store, settings, root, questions)
         self._writing = None
         if area is not None:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
@@ -80,16 +87,16 @@ class Filesystem:
         self._kernel = KernelView(plane.nursery, notifier)
         self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._kernel)
         self._stat = StatView(settings, self._files, self._writing)
-        self._properties = PropertyTable(store, settings.attr_ttl_s)
+        self._properties = PropertyTable(store, settings, questions)
         self._extended = ExtendedAttributes(
             store, self._properties, self._files, address, read_only=area is None
         )
-        self._selectors = Selectors(store, self._tree)
-        self._queries = Queries(store, self._tree, settings.entry_ttl_s)
+        self._selectors = Selectors(store, self._tree, settings, questions)
+        self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions)
         self._mutations = Mutations(
             store, self._tree, self._files, self._properties, self._writing, self._queries.forget
         )
-        self._listings: dict[int, Sequence[tuple[str, Inode]]] = {}
+        self._listings: dict[int, Listing] = {}
         self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names
@@ -111,7 +118,7 @@ class Filesystem:
 
     def forget(self, ino: int, count: int) -> None:
         """Take *count* lookups back. Never raises."""
-        if self._tree.inodes.forget(ino, count):
+        if self._tree.forget(ino, count):
             self._kernel.forget(ino)
             if self._writing is not None:
                 self._writing.attributes.forget_number(ino)
@@ -141,18 +148,15 @@ class Filesystem:
         """Take a snapshot of a folder, so that a reader sees every entry exactly once."""
         folder = self._tree.find(ino)
         if isinstance(folder.computed, QueryFolder):
-            listing = [
-                (child.info.path.name, child)
-                for child in await self._queries.children(folder.computed)
-            ]
+            entries = await self._queries.children(folder.computed)
         else:
-            listing = [(child.name, child) for child in await self._tree.children(folder)]
+            entries = await self._tree.children(folder)
         handle = next(self._numbers)
-        self._listings[handle] = listing
+        self._listings[handle] = Listing(self._tree.inodes, folder, entries)
         return handle
 
     def readdir(self, handle: int, start: int) -> list[tuple[str, Attributes, int]]:
-        """Give entries from position *start* of the snapshot: name, attributes, next position.
+        """Return entries from position *start* of the snapshot: name, attributes, next position.
 
         The caller counts a lookup (``remember``) for every entry that it passes to the kernel.
         Entries that vanished since the snapshot are left out.
@@ -162,15 +166,15 @@ class Filesystem:
         except KeyError:
             raise BadHandle(f"handle {handle} is not an open folder") from None
         return [
-            (name, self._stat.of(inode), position + 1)
-            for position, (name, inode) in enumerate(listing[start : start + 256], start)
-            if inode.attached() and self._tree.inodes.lives(inode)
+            (name, self._stat.of(inode), position)
+            for name, inode, position in islice(listing.entries(start), _ENTRIES_AT_A_TIME)
         ]
 
     def releasedir(self, handle: int) -> None:
         """Drop a snapshot."""
-        for _, inode in self._listings.pop(handle, ()):
-            self._tree.inodes.settle(inode)
+        listing = self._listings.pop(handle, None)
+        if listing is not None and listing.release():
+            self._questions.run(_release, listing)
 
     async def refresh(self, ino: int) -> int:
         """Believe nothing at or below an inode any more; nor does the kernel.
@@ -180,20 +184,23 @@ class Filesystem:
         Cancellation: the kernel may believe some of it as long as it was told to.
         """
         top = self._tree.find(ino)
+        self._queries.forget()
+        self._selectors.forget()
+        await self._tree.forget_below(top)
         entries: list[tuple[int, str]] = []
         inodes: list[int] = []
         waiting = [top]
         while waiting:
             inode = waiting.pop()
             inodes.append(inode.ino)
-            entries += [(inode.ino, name) for name in inode.missing or ()]
-            for child in inode.dentries.values():
-                entries.append((inode.ino, child.name))
-                waiting.append(child)
+            if inode.below is not None:
+                entries += [(inode.ino, name) for name in inode.below.names]
+                entries += [(inode.ino, name) for name in inode.below.children]
+                waiting += inode.below.children.values()
+            if not len(inodes) % PIECE:
+                await trio.lowlevel.checkpoint()
         if top.parent is not None:
             entries.append((top.parent.ino, top.name))
-        self._tree.forget_below(top)
-        self._queries.forget()
         return await self._kernel.drop(Remembered(entries, inodes))
 
     # changes of names; each raises ReadOnly or NotPermitted where nothing may change
@@ -377,6 +384,7 @@ class Filesystem:
         Returns:
             Where bytes belong that were written and are on no server: the journal has them.
         """
+        self._questions.close()
         return await self._files.close()
 
     def mounted(self, device: str) -> None:
@@ -407,4 +415,9 @@ class Filesystem:
                 raise
         link = await self._selectors.link(parent, name)
         info = FolderInfo(RepoPath(parent.path.repo, f"{parent.path.path}//{name}"), 0)
-        return self._tree.inodes.compute(f"{parent.path}//{name}", info, link)
+        return self._tree.inodes.compute(f"{parent.path}//{name}", info, link, link.asked)
+
+
+async def _release(listing: Listing) -> None:
+    while listing.release():
+        await trio.lowlevel.checkpoint()

@@ -226,11 +226,11 @@ class Mutations:
         if (
             target is not None
             and kind_of(target.info) == kind_of(source.info) == "file"
-            and not await self._properties.get(source)
+            and not await self._properties.current(source)
         ):
             # A file without properties that takes the place of one with: how editors and trainers
             # save. It is the same artifact to its users, and keeps its tags.
-            kept = await self._properties.get(target)
+            kept = await self._properties.current(target)
         if source.local:
             # Its upload will go to the new place, over what is there. What it took the place of
             # before is still on the server, and was gone for everybody here.
@@ -250,7 +250,7 @@ class Mutations:
             if target is not None and target.is_folder:
                 await self._store.make_folder(target.path)
             raise
-        source.properties_until = 0.0
+        source.doubt_properties()
         return kept
 
     async def _target(self, parent: Inode, name: str) -> Inode | None:
@@ -272,7 +272,7 @@ class Mutations:
             return None
         if any(child is not source and not child.local for child in parent.dentries.values()):
             return None
-        return await self._properties.get(parent)
+        return await self._properties.current(parent)
 
     async def _make_again(self, folder: Inode, properties: Properties | None) -> None:
         if properties is not None:

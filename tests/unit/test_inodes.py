@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from jfs.errors import NoEntry
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
+from jfs.vfs.freshness import NEVER
 from jfs.vfs.namespace.inodes import ROOT, Inode, InodeTable
 
 ROOT_INFO = FolderInfo(RepoPath("repo"), 0)
@@ -19,19 +20,19 @@ def file_info(path: RepoPath) -> FileInfo:
 
 
 def test_a_number_belongs_to_its_path() -> None:
-    first, second = InodeTable(ROOT_INFO, 0.0), InodeTable(ROOT_INFO, 0.0)
+    first, second = InodeTable(ROOT_INFO), InodeTable(ROOT_INFO)
     info = file_info(RepoPath("repo", "a"))
-    one = first.link(first.root, "a", info, 0.0)
-    other = second.link(second.root, "a", info, 0.0)
+    one = first.link(first.root, "a", info, NEVER)
+    other = second.link(second.root, "a", info, NEVER)
     assert one.ino == other.ino > ROOT
 
 
 def test_a_name_that_becomes_a_folder_gets_another_number() -> None:
-    table = InodeTable(ROOT_INFO, 0.0)
+    table = InodeTable(ROOT_INFO)
     path = RepoPath("repo", "a")
-    file = table.link(table.root, "a", file_info(path), 0.0)
+    file = table.link(table.root, "a", file_info(path), NEVER)
     table.remember(file)
-    folder = table.link(table.root, "a", FolderInfo(path, 0), 0.0)
+    folder = table.link(table.root, "a", FolderInfo(path, 0), NEVER)
     assert folder.ino != file.ino
     assert table.get(file.ino) is file
     table.forget(file.ino, 1)
@@ -41,11 +42,11 @@ def test_a_name_that_becomes_a_folder_gets_another_number() -> None:
 
 
 def test_a_folder_kept_for_a_child_goes_with_it_when_the_child_is_unlinked_first() -> None:
-    table = InodeTable(ROOT_INFO, 0.0)
+    table = InodeTable(ROOT_INFO)
     path = RepoPath("repo", "a")
-    folder = table.link(table.root, "a", FolderInfo(path, 0), 0.0)
+    folder = table.link(table.root, "a", FolderInfo(path, 0), NEVER)
     table.remember(folder)
-    child = table.link(folder, "b", file_info(path.child("b")), 0.0)
+    child = table.link(folder, "b", file_info(path.child("b")), NEVER)
     table.remember(child)
     table.forget(folder.ino, 1)
     table.unlink(child)
@@ -58,7 +59,7 @@ class Lookups(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = InodeTable(ROOT_INFO, 0.0)
+        self.table = InodeTable(ROOT_INFO)
         self.counts: dict[Inode, int] = {}
 
     def folders(self) -> list[Inode]:
@@ -70,7 +71,7 @@ class Lookups(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from(self.folders()))
         path = parent.path.child(name)
         info = FolderInfo(path, 0) if folder else file_info(path)
-        inode = self.table.link(parent, name, info, 0.0)
+        inode = self.table.link(parent, name, info, NEVER)
         self.table.remember(inode)
         self.counts[inode] = self.counts.get(inode, 0) + 1
 
@@ -81,8 +82,8 @@ class Lookups(RuleBasedStateMachine):
             return
         inode = data.draw(st.sampled_from(held))
         count = data.draw(st.integers(1, self.counts[inode]))
-        if complete and inode.parent is not None:
-            inode.parent.complete_until = 1.0
+        if complete and inode.parent is not None and inode.parent.below is not None:
+            inode.parent.below.listing.put(True, NEVER)
         gone = self.table.forget(inode.ino, count)
         self.counts[inode] -= count
         assert gone == (self.counts[inode] == 0)
@@ -105,7 +106,8 @@ class Lookups(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_given_back(self) -> None:
-        if not any(self.counts.values()) and self.table.root.complete_until == 0.0:
+        assert self.table.root.below is not None
+        if not any(self.counts.values()) and not self.table.root.below.is_listed:
             # Unlinked folders may have held others: only dentries of the root can remain.
             assert all(inode.parent is None for inode in self.table)
 
@@ -124,7 +126,7 @@ TestLookups = Lookups.TestCase
 def test_an_artifact_costs_at_most_1_kib_and_gives_it_back() -> None:
     """A walk of a million artifacts must fit into a gibibyte."""
     count = 20_000
-    table = InodeTable(FolderInfo(RepoPath("r"), 0), 0.0)
+    table = InodeTable(FolderInfo(RepoPath("r"), 0))
     gc.collect()
     tracemalloc.start()
     empty, _ = tracemalloc.get_traced_memory()
@@ -133,7 +135,7 @@ def test_an_artifact_costs_at_most_1_kib_and_gives_it_back() -> None:
         name = f"model-{number:06}.safetensors"
         path = RepoPath("r", f"domain/model/{name}")
         sums = Checksums(sha256=f"{number:064x}", sha1=f"{number:040x}")
-        inode = table.link(table.root, name, FileInfo(path, number, sums, number), 1.0)
+        inode = table.link(table.root, name, FileInfo(path, number, sums, number), NEVER)
         table.remember(inode)
         inodes.append(inode.ino)
     full, _ = tracemalloc.get_traced_memory()

@@ -6,6 +6,7 @@ from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes import xattrs
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.files.table import OpenFiles
+from jfs.vfs.freshness import Asked
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import Link
 
@@ -29,7 +30,7 @@ class ExtendedAttributes:
         self._read_only = read_only
 
     async def get(self, inode: Inode, name: bytes) -> bytes:
-        """Give a property, or a fact about the artifact.
+        """Return a property, or a fact about the artifact.
 
         Raises:
             NoAttribute: it has none of that name.
@@ -98,8 +99,13 @@ class ExtendedAttributes:
         """Ask for what a listing does not say, once, and keep the answer."""
         if fact == "downloads":
             return str(await self._store.downloads(inode.path))
+        asked = Asked.now()
         info = await self._store.stat(inode.path)
         known = inode.info
-        if isinstance(info, FileInfo) and isinstance(known, FileInfo):
-            inode.info = info if info.version == known.version else known
+        if (
+            isinstance(info, FileInfo)
+            and isinstance(known, FileInfo)
+            and info.version == known.version
+        ):
+            inode.stat.put(info, asked)
         return xattrs.fact(info, fact)

@@ -6,14 +6,15 @@ somebody knows the path of costs one small request. Trio thread only.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
 import trio
 
-from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted, Unavailable
+from jfs.config import TreeSettings
+from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted
 from jfs.model import Criteria, Properties
 from jfs.protocols import ArtifactStore
+from jfs.vfs.freshness import OUTAGES, PIECE, Asked, Cell, NotYet, Questions
 from jfs.vfs.namespace.inodes import Inode
 
 log = logging.getLogger(__name__)
@@ -21,32 +22,50 @@ log = logging.getLogger(__name__)
 # How long a folder is asked about item by item after its query was refused: anonymous users may
 # not query (artifactory-rest 10.1).
 _REFUSED_S = 300.0
+# After this long an item is asked about alone; the query of its folder goes on beside it.
+_QUERY_PATIENCE_S = 2.0
+# Times that a question is repeated whose answer was overtaken by a change or a refresh.
+_TRIES = 3
 
 
 class PropertyTable:
-    """See the module.
+    """See the module."""
 
-    Args:
-        ttl_s: how long an answer is believed.
-    """
-
-    def __init__(self, store: ArtifactStore, ttl_s: float) -> None:
+    def __init__(self, store: ArtifactStore, settings: TreeSettings, questions: Questions) -> None:
         self._store = store
-        self._ttl_s = ttl_s
-        self._locks: dict[Inode, trio.Lock] = {}
-        self._refused_until = 0.0
+        self._settings = settings
+        self._questions = questions
 
     async def get(self, inode: Inode) -> Properties:
-        """Give the properties of an item. Raises RemoteError."""
+        """Return the properties of an item. Raises RemoteError."""
         if inode.computed is not None or not inode.path.repo:
             return {}
         if inode.local:
             return inode.properties or {}  # kept here until it is uploaded
-        if self._fresh(inode) is None:
-            async with self._lock(inode):
-                if self._fresh(inode) is None:
-                    await self._ask(inode)
-        return inode.properties or {}
+        tags = inode.tags = inode.tags or Cell()
+        if tags.is_fresh(self._settings.attr_ttl_s):
+            return tags.value
+        folder = inode.parent
+        if folder is not None and tags.is_idle and self._is_worth_a_query(folder):
+            try:
+                asked = await self._ask_folder(folder)
+            except (NotYet, JfsError) as error:
+                log.debug("%s: asking for %s alone: %s", folder.path, inode.name, error)
+            else:
+                if tags.is_known and tags.asked.serial >= asked.serial:
+                    return tags.value
+        return await self._ask_item(inode, tags)
+
+    async def current(self, inode: Inode) -> Properties:
+        """Return what the server says now, whatever is known: to be written back to it.
+
+        Raises RemoteError.
+        """
+        if inode.local:
+            return inode.properties or {}
+        if inode.computed is not None or not inode.path.repo:
+            return {}
+        return await self._store.properties(inode.path)
 
     async def change(self, inode: Inode, change: Mapping[str, tuple[str, ...] | None]) -> None:
         """Set keys, or remove those that are None; a folder's touch that folder alone.
@@ -65,75 +84,77 @@ class PropertyTable:
         if inode.local:
             inode.properties = _changed(inode.properties, change)
             return
-        # Under the lock of who asks: an answer that was on its way, from before the change, must
-        # not come after it.
-        async with self._lock(inode):
-            await self._store.set_properties(inode.path, change)
-            if self._fresh(inode) is not None:
-                inode.properties = _changed(inode.properties, change)
+        await self._store.set_properties(inode.path, change)
+        # Answers to questions from before are too late from here on.
+        tags = inode.tags
+        if tags is not None and tags.is_known and tags.is_fresh(self._settings.attr_ttl_s):
+            tags.confirm(_changed(tags.value, change))
+        else:
+            inode.doubt_properties()
+        if inode.parent is not None and inode.parent.below is not None:
+            inode.parent.below.tags.expire()
 
-    @asynccontextmanager
-    async def _lock(self, inode: Inode) -> AsyncIterator[None]:
-        """Hold the lock of an item's folder, which exists only while somebody wants it."""
-        key = inode.parent or inode
-        lock = self._locks.setdefault(key, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._locks.pop(key, None)
+    def _is_worth_a_query(self, folder: Inode) -> bool:
+        """Whether somebody walks through the folder, and will ask about the rest of it."""
+        now, ttl_s, below = trio.current_time(), self._settings.attr_ttl_s, folder.below
+        if below is None or not folder.path.repo or now < below.no_query_until:
+            return False
+        walked = below.listing.is_answered(self._settings.entry_ttl_s)
+        walked = walked or now - below.tag_asked_at < ttl_s
+        below.tag_asked_at = now
+        return walked and ttl_s > 0
 
-    def _fresh(self, inode: Inode) -> Properties | None:
-        if inode.properties is not None and inode.properties_until > trio.current_time():
-            return inode.properties
-        return None
+    async def _ask_item(self, inode: Inode, tags: Cell[Properties]) -> Properties:
+        async def ask(asked: Asked) -> Properties:
+            return await self._store.properties(inode.path)
 
-    async def _ask(self, inode: Inode) -> None:
-        now = trio.current_time()
-        folder = inode.parent
-        if folder is not None and folder.path.repo and now >= self._refused_until:
-            listed = folder.complete_until > now  # somebody walks: they will ask about the rest
-            if listed or now - folder.sibling_asked < self._ttl_s:
-                try:
-                    await self._ask_folder(folder)
-                    if self._fresh(inode) is not None:
-                        return
-                except AccessDenied as error:
-                    log.info("%s: no queries, asking item by item: %s", folder.path, error)
-                    self._refused_until = now + _REFUSED_S
-            folder.sibling_asked = now
-        await self._ask_item(inode)
+        for _ in range(_TRIES):
+            try:
+                answer = await self._questions.answer(tags, ask)
+            except OUTAGES as error:
+                if not tags.stands_in(error, inode.path, self._settings.attr_ttl_s):
+                    raise
+                return tags.value
+            if answer.stored:
+                break
+            if tags.is_fresh(self._settings.attr_ttl_s):
+                return tags.value
+        return answer.value
 
-    async def _ask_item(self, inode: Inode) -> None:
-        try:
-            properties = await self._store.properties(inode.path)
-        except Unavailable as error:
-            if inode.properties is None:
+    async def _ask_folder(self, folder: Inode) -> Asked:
+        """Bring the properties of everything in a folder by one query.
+
+        Returns:
+            When it was asked. Children that appeared since are not in it.
+        Raises:
+            NotYet, RemoteError
+        """
+        below = folder.below
+        assert below is not None
+
+        async def ask(asked: Asked) -> bool:
+            path = folder.path
+            try:
+                matches = await self._store.search(
+                    Criteria(path, kind="any", direct=True, tagged=True)
+                )
+            except AccessDenied as error:
+                log.info("%s: no queries, asking item by item: %s", path, error)
+                below.no_query_until = trio.current_time() + _REFUSED_S
                 raise
-            log.warning("%s: serving the properties known before: %s", inode.path, error)
-            properties = inode.properties
-        self._note(inode, properties)
+            if folder.path != path:
+                return False  # it was moved: what came is about another place
+            found = {match.info.path.name: match.properties for match in matches}
+            for count, child in enumerate(list(folder.dentries.values()), 1):
+                if not child.local and child.stat.asked.serial < asked.serial:
+                    child.tags = child.tags or Cell()
+                    child.tags.put(found.get(child.name, {}), asked)
+                if not count % PIECE:
+                    await trio.lowlevel.checkpoint()
+            return True
 
-    async def _ask_folder(self, folder: Inode) -> None:
-        """Bring the properties of everything in a folder by one query."""
-        try:
-            matches = await self._store.search(
-                Criteria(folder.path, kind="any", direct=True, tagged=True)
-            )
-        except AccessDenied:
-            raise
-        except JfsError as error:
-            log.debug("%s: asking item by item: %s", folder.path, error)
-            return
-        found = {match.info.path.name: match.properties for match in matches}
-        for name, child in folder.dentries.items():
-            if not child.local:
-                self._note(child, found.get(name, {}))
-
-    def _note(self, inode: Inode, properties: Properties) -> None:
-        inode.properties = properties
-        inode.properties_until = trio.current_time() + self._ttl_s
+        answer = await self._questions.answer(below.tags, ask, patience_s=_QUERY_PATIENCE_S)
+        return answer.asked
 
 
 def _changed(

@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import trio
-
 from jfs.config import TreeSettings
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import content_of
@@ -77,11 +75,12 @@ class StatView:
         local = _NOTHING
         if self._local is not None and inode.computed is None:
             local = self._local.get(inode).of(self._tag(inode))
-        # The kernel counts from its own receipt: give it what is left of ours, so that a change
+        # The kernel counts from its own receipt: it gets what is left of ours, so that a change
         # is seen within one TTL and not two.
-        left = max(0.0, inode.fresh_until - trio.current_time())
-        if inode.ino == ROOT or inode.computed is not None or inode.local:
-            left = settings.attr_ttl_s
+        entry_ttl_s, attr_ttl_s = settings.entry_ttl_s, settings.attr_ttl_s
+        if inode.ino != ROOT and not inode.local:
+            entry_ttl_s = inode.stat.left_s(entry_ttl_s)
+            attr_ttl_s = inode.stat.left_s(attr_ttl_s)
         mode, size, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 0, 2
         target = link_target(inode)
         if target is not None:
@@ -104,8 +103,8 @@ class StatView:
             atime_ns=mtime_ns if local.atime_ns is None else local.atime_ns,
             mtime_ns=mtime_ns,
             ctime_ns=mtime_ns if local.ctime_ns is None else local.ctime_ns,
-            entry_ttl_s=min(left, settings.entry_ttl_s),
-            attr_ttl_s=min(left, settings.attr_ttl_s),
+            entry_ttl_s=entry_ttl_s,
+            attr_ttl_s=attr_ttl_s,
         )
 
     def own(self, inode: Inode, mode: int, caller: Caller, folder: Inode) -> None:
@@ -175,7 +174,7 @@ class StatView:
 
 
 def link_target(inode: Inode) -> str | None:
-    """Give what a link points to, computed or stored; None: it is no link."""
+    """Return what a link points to, computed or stored; None: it is no link."""
     if isinstance(inode.computed, Link):
         return inode.computed.target
     return inode.info.link_target if isinstance(inode.info, FileInfo) else None

@@ -199,7 +199,7 @@ class Writer:
         file.info = info
         file.ours, file.replaces = True, False
         reader, file.reader = file.reader, None
-        inode.properties_until = 0.0
+        inode.doubt_properties()
         self._tree.changed(inode, info)
         self._attributes.set(inode, content=str(content_of(info)))
         if reader is not None:

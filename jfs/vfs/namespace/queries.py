@@ -3,27 +3,19 @@
 Files in it are the real entries, with the same inodes: one page cache, one cache on disk, and
 their properties can be set. Folders are computed, since the kernel allows a folder in one place
 only (``d_splice_alias`` moves it). A folder that carries the properties itself is shown whole. One
-scoped query for each combination of criteria, believed for a while. Trio thread only.
+scoped query for each combination of criteria, believed as long as a listing. Trio thread only.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
-from cachetools import TTLCache
 
 from jfs.errors import InvalidName, NoEntry
-from jfs.model import (
-    SYMLINK_TARGET,
-    Criteria,
-    EntryInfo,
-    FileInfo,
-    FolderInfo,
-    Match,
-    RepoPath,
-    as_link,
-)
+from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.protocols import ArtifactStore
+from jfs.vfs.freshness import NEVER, Asked, Cell, Questions, pieces
+from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import parse_criterion
 from jfs.vfs.namespace.tree import Tree, below
@@ -59,6 +51,14 @@ class _Folder:
     whole: bool = False  # it carries the properties itself
 
 
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What matched, and when it was asked for."""
+
+    root: _Folder
+    asked: Asked
+
+
 _Shown = FileInfo | QueryFolder | Inode
 
 
@@ -69,17 +69,18 @@ class Queries:
         ttl_s: how long a result is believed.
     """
 
-    def __init__(self, store: ArtifactStore, tree: Tree, ttl_s: float) -> None:
+    def __init__(
+        self, store: ArtifactStore, tree: Tree, ttl_s: float, questions: Questions
+    ) -> None:
         self._store = store
         self._tree = tree
-        self._results: TTLCache[tuple[tuple[str, str], ...], _Folder] = TTLCache(
-            _RESULTS_KEPT, ttl_s, timer=trio.current_time
-        )
-        self._lock = trio.Lock()
+        self._ttl_s = ttl_s
+        self._questions = questions
+        self._results: dict[tuple[tuple[str, str], ...], Cell[_Folder]] = {}  # latest used last
 
     def root(self) -> Inode:
-        """Give the inode of ``.by``."""
-        return self._computed(QueryFolder())
+        """Return the inode of ``.by``."""
+        return self._computed(QueryFolder(), Asked.now())
 
     async def lookup(self, folder: QueryFolder, name: str) -> Inode:
         """Resolve a name in a computed folder; a real entry wins over a further criterion.
@@ -88,32 +89,38 @@ class Queries:
             NoEntry: nothing that matches has this name.
             RemoteError: the server could not be asked.
         """
-        entries = await self._entries(folder)
-        found = self._inode(entries[name]) if name in entries else None
+        entries, asked = await self._entries(folder)
+        found = self._inode(entries[name], asked) if name in entries else None
         if found is not None:
             return found
         criterion = parse_criterion(name)
         if criterion is None or folder.parts:
             raise NoEntry(f"{folder.key}/{name}: nothing that matches")
-        return self._computed(QueryFolder((*folder.criteria, criterion)))
+        return self._computed(QueryFolder((*folder.criteria, criterion)), Asked.now())
 
-    async def children(self, folder: QueryFolder) -> Sequence[Inode]:
+    async def children(self, folder: QueryFolder) -> list[Inode]:
         """List a computed folder. Raises NoEntry, RemoteError.
 
         The inodes are made for the caller, who settles those that nobody took.
         """
-        entries = await self._entries(folder)
-        inodes = (self._inode(entries[name]) for name in sorted(entries))
-        return [inode for inode in inodes if inode is not None]
+        entries, asked = await self._entries(folder)
+        inodes: list[Inode] = []
+        for piece in pieces(list(entries.values())):
+            inodes += [inode for each in piece if (inode := self._inode(each, asked)) is not None]
+            await trio.lowlevel.checkpoint()
+        return inodes
 
     def forget(self) -> None:
-        """Believe no result any more."""
-        self._results.clear()
+        """Believe no result any more, nor one that is on its way."""
+        for cell in self._results.values():
+            cell.drop()
 
-    async def _entries(self, folder: QueryFolder) -> dict[str, _Shown]:
+    async def _entries(self, folder: QueryFolder) -> tuple[Mapping[str, _Shown], Asked]:
+        """Return what a folder shows, and when that was asked for."""
         if not folder.criteria:
-            return {}
-        found = await self._result(folder.criteria)
+            return {}, NEVER
+        result = await self._result(folder.criteria)
+        found = result.root
         for part in folder.parts:
             if found.whole:
                 break
@@ -122,13 +129,13 @@ class Queries:
                 raise NoEntry(f"{folder.key}: nothing that matches")
             found = entry
         if found.whole:
-            return await self._mirrored(folder)
+            return await self._mirrored(folder), result.asked
         return {
             name: each
             if isinstance(each, FileInfo)
             else QueryFolder(folder.criteria, (*folder.parts, name))
             for name, each in found.entries.items()
-        }
+        }, result.asked
 
     async def _mirrored(self, folder: QueryFolder) -> dict[str, _Shown]:
         """Show everything in the real folder of the same place."""
@@ -140,47 +147,55 @@ class Queries:
             for child in await self._tree.children(real)
         }
 
-    async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Folder:
-        async with self._lock:
-            known = self._results.get(criteria)
-            if known is not None:
-                return known
-            scope = self._tree.inodes.root.path
-            try:
-                matches = await self._store.search(
-                    Criteria(scope, criteria, kind="any", plain=True)
-                )
-                links = await self._links(criteria, matches)
-            except InvalidName as error:
-                raise NoEntry(str(error)) from None
-            result = _Folder()
-            for match in matches:
-                info = links.get(match.info.path, match.info)
+    async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Result:
+        cell = self._results.pop(criteria, None) or Cell()
+        self._results[criteria] = cell
+        while len(self._results) > _RESULTS_KEPT:
+            del self._results[next(iter(self._results))]
+        if cell.is_fresh(self._ttl_s):
+            return _Result(cell.value, cell.asked)
+
+        async def ask(asked: Asked) -> _Folder:
+            return await self._ask(criteria)
+
+        answer = await self._questions.answer(cell, ask)
+        # What is not stored was overtaken by a change here: it is shown, and not believed.
+        return _Result(answer.value, answer.asked if answer.stored else answer.asked.as_hint())
+
+    async def _ask(self, criteria: tuple[tuple[str, str], ...]) -> _Folder:
+        scope = self._tree.inodes.root.path
+        try:
+            matches = await self._store.search(Criteria(scope, criteria, kind="any", plain=True))
+            found = await self._links(criteria, matches)
+        except InvalidName as error:
+            raise NoEntry(str(error)) from None
+        result = _Folder()
+        for piece in pieces(matches):
+            for match in piece:
+                info = found.get(match.info.path, match.info)
                 _insert(result, below(scope, info.path), info)
-            self._results[criteria] = result
-            return result
+            await trio.lowlevel.checkpoint()
+        return result
 
     async def _links(
         self, criteria: tuple[tuple[str, str], ...], matches: Sequence[Match]
     ) -> Mapping[RepoPath, EntryInfo]:
         """Find out which empty files are symbolic links: one more query, if there are any."""
-        if not any(isinstance(m.info, FileInfo) and not m.info.size for m in matches):
+        if not any(links.is_empty_file(match.info) for match in matches):
             return {}
-        scope = self._tree.inodes.root.path
-        found = await self._store.search(Criteria(scope, (*criteria, (SYMLINK_TARGET, "*"))))
-        return {m.info.path: as_link(m.info, m.properties) for m in found}
+        return await links.links_among(self._store, Criteria(self._tree.inodes.root.path, criteria))
 
-    def _inode(self, shown: _Shown) -> Inode | None:
-        """Give the inode of an entry; None for a file outside of the mount."""
+    def _inode(self, shown: _Shown, asked: Asked) -> Inode | None:
+        """Return the inode of an entry; None for a file outside of the mount."""
         if isinstance(shown, Inode):
             return shown
         if isinstance(shown, FileInfo):
-            return self._tree.adopt(shown)
-        return self._computed(shown)
+            return self._tree.adopt(shown, asked)
+        return self._computed(shown, asked)
 
-    def _computed(self, folder: QueryFolder) -> Inode:
+    def _computed(self, folder: QueryFolder, asked: Asked) -> Inode:
         info = FolderInfo(RepoPath(NAME, folder.key), self._tree.inodes.root.info.modified_ns)
-        return self._tree.inodes.compute(folder.key, info, folder)
+        return self._tree.inodes.compute(folder.key, info, folder, asked)
 
 
 def _insert(root: _Folder, parts: Sequence[str], info: EntryInfo) -> None:

@@ -8,15 +8,18 @@ so that they survive bind mounts. A real entry of that name wins. Trio thread on
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, problem_with_key
 from jfs.protocols import ArtifactStore
+from jfs.vfs.freshness import Asked, Cell, Questions
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.namespace.versions import version_key
 
 MARK = "@"
 _LATEST = "@latest"
+_SELECTORS_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,14 @@ class Link:
     Attributes:
         folder, name: the selector.
         as_of: ``Tree.changes`` when it was resolved: a change made here since may mean another.
+        asked: when it was resolved.
     """
 
     target: str
     folder: Inode
     name: str
     as_of: int
+    asked: Asked
 
 
 def parse_criterion(text: str) -> tuple[str, str] | None:
@@ -43,7 +48,7 @@ def parse_criterion(text: str) -> tuple[str, str] | None:
 
 
 def newest(entries: Iterable[EntryInfo]) -> str | None:
-    """Give the name of the newest version; folders count before files (a README is no version)."""
+    """Return the newest version's name; folders count before files (a README is no version)."""
     candidates = list(entries)
     folders = [entry for entry in candidates if not isinstance(entry, FileInfo)]
     ordered = sorted(
@@ -55,46 +60,75 @@ def newest(entries: Iterable[EntryInfo]) -> str | None:
 class Selectors:
     """Resolve selectors of one mount."""
 
-    def __init__(self, store: ArtifactStore, tree: Tree) -> None:
+    def __init__(
+        self, store: ArtifactStore, tree: Tree, settings: TreeSettings, questions: Questions
+    ) -> None:
         self._store = store
         self._tree = tree
+        self._settings = settings
+        self._questions = questions
+        self._as_of = 0
+        # Names in a folder that carry a property; latest used last.
+        self._carriers: dict[tuple[int, str], Cell[frozenset[str]]] = {}
 
     async def link(self, folder: Inode, name: str) -> Link:
-        """Resolve a selector. Raises as ``resolve``."""
-        as_of = self._tree.changes
-        return Link(await self.resolve(folder, name), folder, name, as_of)
-
-    async def current(self, link: Link) -> Link:
-        """Resolve it again, if anything was changed here since. Raises as ``resolve``."""
-        return link if link.as_of == self._tree.changes else await self.link(link.folder, link.name)
-
-    async def resolve(self, folder: Inode, name: str) -> str:
-        """Give the name of the entry of *folder* that a selector means.
+        """Resolve a selector.
 
         Raises:
             NoEntry: *name* is no selector, or nothing fits it.
+            RemoteError: the server could not be asked.
         """
-        if name == _LATEST:
-            children = await self._tree.children(folder)
-            found = newest(child.info for child in children)
-        else:
-            found = await self._carrier(folder, name)
-        if found is None:
+        as_of = self._tree.changes
+        carriers, asked = None, Asked.now()
+        if name != _LATEST:
+            criterion = parse_criterion(name.removeprefix(MARK))
+            if criterion is None:
+                raise NoEntry(f"{folder.path}/{name}: neither an entry nor a selector")
+            carriers, asked = await self._carriers_in(folder, criterion)
+        children = await self._tree.children(folder) if carriers is None or carriers else ()
+        target = newest(
+            child.info for child in children if carriers is None or child.name in carriers
+        )
+        if target is None:
             raise NoEntry(f"{folder.path}/{name}: nothing fits")
-        return found
+        if folder.below is not None and folder.below.listing.asked.at < asked.at:
+            asked = folder.below.listing.asked  # as old as the older of the two
+        return Link(target, folder, name, as_of, asked)
 
-    async def _carrier(self, folder: Inode, name: str) -> str | None:
-        criterion = parse_criterion(name.removeprefix(MARK))
-        if criterion is None:
-            raise NoEntry(f"{folder.path}/{name}: neither an entry nor a selector")
-        try:
-            matches = await self._store.search(
-                Criteria(folder.path, properties=(criterion,), kind="any", plain=True)
-            )
-        except InvalidName as error:
-            raise NoEntry(str(error)) from None
-        carriers = {parts[0] for match in matches if (parts := below(folder.path, match.info.path))}
-        if not carriers:
-            return None
-        children = await self._tree.children(folder)
-        return newest(child.info for child in children if child.name in carriers)
+    async def current(self, link: Link) -> Link:
+        """Resolve it again, if anything was changed here since. Raises as ``link``."""
+        return link if link.as_of == self._tree.changes else await self.link(link.folder, link.name)
+
+    def forget(self) -> None:
+        """Believe nothing any more, nor what is on its way."""
+        for cell in self._carriers.values():
+            cell.expire()
+
+    async def _carriers_in(
+        self, folder: Inode, criterion: tuple[str, str]
+    ) -> tuple[frozenset[str], Asked]:
+        """Return the names that carry a property, or have something below that does."""
+        if self._as_of != self._tree.changes:
+            self._as_of = self._tree.changes
+            self.forget()
+        key = (folder.ino, "=".join(criterion))
+        cell = self._carriers.pop(key, None) or Cell()
+        self._carriers[key] = cell
+        while len(self._carriers) > _SELECTORS_KEPT:
+            del self._carriers[next(iter(self._carriers))]
+        settings = self._settings
+        some = cell.is_known and bool(cell.value)
+        if cell.is_answered(settings.entry_ttl_s if some else settings.negative_ttl_s):
+            return cell.value, cell.asked
+
+        async def ask(asked: Asked) -> frozenset[str]:
+            criteria = Criteria(folder.path, properties=(criterion,), kind="any", plain=True)
+            try:
+                matches = await self._store.search(criteria)
+            except InvalidName as error:
+                raise NoEntry(str(error)) from None
+            found = (below(folder.path, match.info.path) for match in matches)
+            return frozenset(parts[0] for parts in found if parts)
+
+        answer = await self._questions.answer(cell, ask)
+        return answer.value, answer.asked

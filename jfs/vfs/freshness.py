@@ -1,0 +1,326 @@
+"""Freshness: what the server said, how long it is believed, and who waits for the next answer.
+
+A ``Cell`` keeps one answer of the server. ``Questions`` asks the server: one question at a time for
+each cell, whose answer or failure everybody gets who asked while it was under way; who asks later
+asks anew. The rules, for names, listings, attributes, properties and queries alike:
+
+- An answer is as old as its question: its time to live counts from the moment of asking. With a
+  time to live of 0 every new question goes to the server.
+- Moments of asking, local changes and refreshes have serial numbers, one order for all. An answer
+  is stored only if nothing newer is known: it is dropped when its cell was refreshed or changed
+  here since the question was asked, or got the answer to a later question. Who waited for it gets
+  it all the same. After a refresh or a change nobody joins a question that was asked before it.
+- A question runs in a task of its own: a caller that is cancelled takes it from nobody.
+- While the server cannot be asked, what was known before may stand in for a while (``stands_in``).
+
+Trio thread only. No locks: nothing here is held while something else is waited for.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import trio
+
+from jfs.errors import JfsError, ProtocolViolation, RateLimited, Unavailable
+
+log = logging.getLogger(__name__)
+
+# Failures that say nothing about the item: nobody there, too busy, or somebody else answers (the
+# login page of a network, a proxy's error page).
+OUTAGES: Final = (Unavailable, RateLimited, ProtocolViolation)
+
+# While the server is down an expired answer stands in for this long before the next try, so that
+# `ls` of a cached folder does not wait for a deadline at every call.
+_STAND_IN_S = 5.0
+
+# Work on large answers is done in pieces of this many entries, with a checkpoint after each: about
+# 5 ms on a slow machine.
+PIECE = 1000
+
+_T = TypeVar("_T")
+_serials = itertools.count(1)
+
+
+class Asked(NamedTuple):
+    """When something was asked, changed or refreshed.
+
+    Attributes:
+        serial: orders all of these moments; the later, the larger.
+        at: ``trio.current_time()``; -inf: what was known then is not believed.
+    """
+
+    serial: int
+    at: float
+
+    @classmethod
+    def now(cls) -> "Asked":
+        """Return this moment."""
+        return cls(next(_serials), trio.current_time())
+
+    def as_hint(self) -> "Asked":
+        """Return the same moment for an answer that shall not be believed."""
+        return Asked(self.serial, -math.inf)
+
+
+NEVER: Final = Asked(0, -math.inf)
+
+
+class _Nothing:
+    """No answer so far."""
+
+
+_NOTHING: Final = _Nothing()
+
+
+class Cell(Generic[_T]):
+    """The last answer of the server to one question, and when that was asked. See the module.
+
+    Attributes:
+        asked: of the answer; or when it was changed here or refreshed since.
+    """
+
+    __slots__ = ("_question", "_stands_until", "_value", "asked")
+
+    def __init__(self) -> None:
+        self._value: _T | _Nothing = _NOTHING
+        self.asked = NEVER
+        self._stands_until = -math.inf
+        self._question: Question[_T] | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there ever was an answer, fresh or not."""
+        return self._value is not _NOTHING
+
+    @property
+    def value(self) -> _T:
+        """The last answer, fresh or not. Raises LookupError if there is none."""
+        if isinstance(self._value, _Nothing):
+            raise LookupError("the server has not answered yet")
+        return self._value
+
+    @property
+    def asking(self) -> Asked | None:
+        """When the question was asked that is under way, if there is one."""
+        return self._question.asked if self._question is not None else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody asks at the moment."""
+        return self._question is None
+
+    def is_answered(self, ttl_s: float) -> bool:
+        """Whether the answer was asked for within its time to live."""
+        return self.is_known and trio.current_time() < self.asked.at + ttl_s
+
+    def is_fresh(self, ttl_s: float) -> bool:
+        """As ``is_answered``, or it stands in during an outage."""
+        return self.left_s(ttl_s) > 0.0
+
+    def left_s(self, ttl_s: float) -> float:
+        """Return for how long the answer may still be used; 0.0: not any more."""
+        if not self.is_known:
+            return 0.0
+        until = max(self.asked.at + ttl_s, self._stands_until)
+        return max(0.0, until - trio.current_time())
+
+    def accepts(self, asked: Asked) -> bool:
+        """Whether an answer to a question of this moment would be stored."""
+        return asked.serial >= self.asked.serial
+
+    def put(self, value: _T, asked: Asked) -> bool:
+        """Store an answer, also one that came along with that to another question.
+
+        Returns:
+            False: something newer is known; nothing was changed.
+        """
+        if not self.accepts(asked):
+            return False
+        self._value = value
+        self.asked = asked
+        self._stands_until = -math.inf
+        return True
+
+    def change(self, value: _T) -> None:
+        """Store what was made true here, a moment ago."""
+        self.put(value, Asked.now())
+
+    def confirm(self, value: _T | _Nothing = _NOTHING) -> None:
+        """Believe the answer as long as before, but no other that was asked for until now.
+
+        Args:
+            value: the answer in other words, if it needs any.
+        """
+        self.asked = Asked(next(_serials), self.asked.at)
+        if value is not _NOTHING:
+            self._value = value
+
+    def expire(self) -> None:
+        """Believe the answer no more, nor one that was asked for until now."""
+        self.asked = Asked(next(_serials), -math.inf)
+        self._stands_until = -math.inf
+
+    def drop(self) -> None:
+        """As ``expire``, and forget the answer."""
+        self.expire()
+        self._value = _NOTHING
+
+    def stand(self, seconds: float) -> None:
+        """Let an expired answer stand in for a while."""
+        self._stands_until = trio.current_time() + seconds
+
+    def stands_in(self, error: JfsError, what: object, ttl_s: float) -> bool:
+        """Whether the answer known before stands in for one that could not be had.
+
+        Logs a warning. The answer stands in no longer than its time to live.
+
+        Args:
+            error: why; one of ``OUTAGES``.
+            what: the item, for the log.
+        """
+        if not self.is_known:
+            return False
+        if trio.current_time() >= self._stands_until:
+            log.warning("%s: serving what was known before: %s", what, error)
+            self.stand(min(_STAND_IN_S, ttl_s))
+        return True
+
+
+class Answer(NamedTuple, Generic[_T]):
+    """What the server said.
+
+    Attributes:
+        stored: False: something newer is known; this is for those alone who waited for it.
+    """
+
+    value: _T
+    asked: Asked
+    stored: bool
+
+
+class Question(Generic[_T]):
+    """A question that is under way, and how it ends."""
+
+    __slots__ = ("answer", "asked", "done", "error", "waiting")
+
+    def __init__(self) -> None:
+        self.asked = Asked.now()
+        self.done = trio.Event()
+        self.waiting = 0
+        self.answer: Answer[_T] | None = None
+        self.error: Exception | None = None
+
+
+class NotYet(Exception):
+    """The caller's patience has ended; the question is still under way."""
+
+
+class Questions:
+    """Every question of one mount that is under way.
+
+    Args:
+        nursery: where questions run; cancelled with the mount at the latest.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._running: set[trio.CancelScope] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    async def answer(
+        self,
+        cell: Cell[_T],
+        ask: Callable[[Asked], Awaitable[_T]],
+        *,
+        patience_s: float = math.inf,
+    ) -> Answer[_T]:
+        """Ask the server, or wait with those who do; whether it is necessary is the caller's.
+
+        Args:
+            ask: asks and returns the answer, which is stored if nothing newer is known by then.
+                It is called only if nobody asks yet.
+            patience_s: how old the question may become before the caller waits no longer.
+        Raises:
+            NotYet: it was not answered in that time.
+            Exception: what *ask* raised, for everybody who waited.
+        """
+        if self._closed:
+            raise Unavailable("the mount is ending")
+        question = cell._question
+        if question is None or not cell.accepts(question.asked):
+            question = cell._question = Question()
+            self._nursery.start_soon(self._run, cell, question, ask)
+        question.waiting += 1
+        try:
+            with trio.move_on_at(question.asked.at + patience_s):
+                await question.done.wait()
+        finally:
+            question.waiting -= 1
+        answer, error = question.answer, question.error
+        try:
+            if error is not None:
+                raise error
+            if answer is None:
+                raise NotYet
+            return answer
+        finally:
+            del question, error  # the traceback of an error that is kept must not hold this frame
+
+    def run(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Start *work* in the background, until ``close``. It raises nothing."""
+        if not self._closed:
+            self._nursery.start_soon(self._guarded, work, *args)
+
+    def close(self) -> None:
+        """Cancel what is under way; nothing is asked any more. For the end of the mount."""
+        self._closed = True
+        for scope in list(self._running):
+            scope.cancel()
+
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        with trio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                await work(*args)
+            finally:
+                self._running.discard(scope)
+
+    async def _run(
+        self,
+        cell: Cell[_T],
+        question: Question[_T],
+        ask: Callable[[Asked], Awaitable[_T]],
+    ) -> None:
+        with trio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                value = await ask(question.asked)
+                # no checkpoint until it is stored and those who wait are told
+                stored = cell.put(value, question.asked)
+                question.answer = Answer(value, question.asked, stored)
+            except Exception as error:
+                question.error = error.with_traceback(None) if _is_expected(error) else error
+                if not question.waiting and not _is_expected(error):
+                    log.error("a question that nobody waited for failed", exc_info=error)
+            finally:
+                if question.answer is None and question.error is None:  # cancelled
+                    question.error = Unavailable("the mount is ending")
+                self._running.discard(scope)
+                if cell._question is question:
+                    cell._question = None
+                question.done.set()
+
+
+def _is_expected(error: Exception) -> bool:
+    return isinstance(error, JfsError)
+
+
+def pieces(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Cut many items up; the caller makes a checkpoint after each piece."""
+    return (items[start : start + PIECE] for start in range(0, len(items), PIECE))

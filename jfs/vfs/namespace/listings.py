@@ -1,0 +1,42 @@
+"""Snapshots of folders, for who reads a directory. Trio thread only."""
+
+from collections.abc import Iterator
+
+from jfs.vfs.freshness import PIECE
+from jfs.vfs.namespace.inodes import Inode, InodeTable
+
+
+class Listing:
+    """The entries of a folder at one moment.
+
+    A reader sees every entry once that was there at that moment and still is, whatever is listed
+    anew, replaced, or forgotten meanwhile.
+    """
+
+    def __init__(self, inodes: InodeTable, folder: Inode, entries: list[Inode]) -> None:
+        self._inodes = inodes
+        self._folder = folder
+        self._entries = entries
+
+    def entries(self, start: int) -> Iterator[tuple[str, Inode, int]]:
+        """Go through the entries from a position on: name, inode, the next position."""
+        for position in range(start, len(self._entries)):
+            inode = self._now(self._entries[position])
+            if inode is not None and self._inodes.lives(inode):
+                yield inode.path.name, inode, position + 1
+
+    def release(self) -> bool:
+        """Drop some of what was made for this reader and nobody took; True: call again."""
+        below = self._folder.below
+        if self._folder.computed is None and below is not None and below.is_listed:
+            return False  # they belong to the listing that is kept
+        for _ in range(min(PIECE, len(self._entries))):
+            self._inodes.settle(self._entries.pop())
+        return bool(self._entries)
+
+    def _now(self, taken: Inode) -> Inode | None:
+        """Return what has the name of an entry by now; None: nothing."""
+        if taken.computed is not None or taken.attached():
+            return taken
+        # It was replaced by an inode of its own, or is gone.
+        return self._folder.dentries.get(taken.name) if taken.parent is self._folder else None

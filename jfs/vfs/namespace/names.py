@@ -1,0 +1,279 @@
+"""What is believed and asked of names: one name, or the listing of a whole folder.
+
+Trio thread only. Every answer goes through ``Names.take``, which brings a name up to date unless
+something newer is known of it: the answer to a later question, a change made here, a refresh.
+"""
+
+import logging
+import math
+from dataclasses import replace
+
+import trio
+
+from jfs.config import TreeSettings
+from jfs.errors import JfsError, NoEntry, NotADirectory, NotFound
+from jfs.model import EntryInfo, FolderInfo, RepoPath
+from jfs.protocols import ArtifactStore
+from jfs.vfs.freshness import NEVER, OUTAGES, Asked, NotYet, Questions, pieces
+from jfs.vfs.namespace import links
+from jfs.vfs.namespace.inodes import Below, Inode, InodeTable
+
+log = logging.getLogger(__name__)
+
+# Names looked up one by one before the whole folder is listed instead: a program that walks many
+# names of a folder costs one listing, one that knows its path costs one small request a name.
+_LOOKUPS_BEFORE_LISTING = 3
+# After a listing that was refused, or that came later than it is believed, this many more.
+_LOOKUPS_AFTER_A_BAD_LISTING = 64
+# A lookup waits this long for the listing; then it asks for its name alone, and the listing of a
+# folder of a million entries, which takes a minute, goes on beside it.
+_LISTING_PATIENCE_S = 1.0
+# The root of the mount shows what is known of it if the server takes longer than this: whoever
+# looks at the mount from outside (df, a shell's completion, a supervisor) shall not hang with it.
+_ROOT_PATIENCE_S = 1.0
+# Times that a question is repeated whose answer was overtaken by a refresh or a rename.
+_TRIES = 3
+
+
+class _Moved(JfsError):
+    """What was asked about has another path by now: ask again."""
+
+
+class Names:
+    """The names of one mount; see the module."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        settings: TreeSettings,
+        inodes: InodeTable,
+        questions: Questions,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._inodes = inodes
+        self._questions = questions
+
+    def believed(self, parent: Inode, name: str) -> Inode | None:
+        """Answer from what is fresh; None means that the server must be asked."""
+        settings = self._settings
+        below = below_of(parent)
+        inode = below.children.get(name)
+        if inode is not None:
+            return inode if inode.local or inode.stat.is_fresh(settings.entry_ttl_s) else None
+        cell = below.names.get(name)
+        if cell is not None and cell.is_answered(settings.negative_ttl_s) and cell.value is None:
+            raise NoEntry(f"{parent.path.child(name)}: was not there a moment ago")
+        if below.listing.is_answered(
+            min(settings.entry_ttl_s, settings.negative_ttl_s)
+        ) and self._store.lists_all(parent.path.repo):
+            below.name(name).put(None, below.listing.asked)
+            raise NoEntry(f"{parent.path.child(name)}: not in the listing")
+        return None
+
+    def _pays_to_list(self, below: Below) -> bool:
+        """Whether a listing would be believed for longer than the answer about one name."""
+        settings = self._settings
+        if below.listing.is_answered(settings.entry_ttl_s):
+            return settings.negative_ttl_s > 0  # what it showed is known: this is about others
+        return max(settings.entry_ttl_s, settings.attr_ttl_s) > 0
+
+    def _listed(self, parent: Inode, name: str) -> Inode:
+        """Find a name in the listing that has come a moment ago. Raises NoEntry."""
+        inode = parent.dentries.get(name)
+        if inode is None:
+            raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
+        return inode
+
+    async def ask(self, parent: Inode, name: str) -> Inode:
+        """Ask the server: about the name, or for the whole folder if many names were asked for.
+
+        Raises:
+            NoEntry, RemoteError
+        """
+        below = below_of(parent)
+        if not parent.path.repo:
+            # Repositories are known by their list alone: one that hangs is not asked.
+            await self.list_or_stand_in(parent, is_enough=name in below.children)
+            return self._listed(parent, name)
+        cell = below.names.get(name)
+        if cell is not None and not cell.is_idle:
+            return await self.ask_name(parent, name)
+        # The listing of a remote repository says nothing about what it has not cached yet.
+        is_walked = below.asked_singly >= _LOOKUPS_BEFORE_LISTING
+        if is_walked and self._store.lists_all(parent.path.repo) and self._pays_to_list(below):
+            try:
+                await self._list(parent, _LISTING_PATIENCE_S)
+            except NotFound:
+                raise NoEntry(f"{parent.path}: is gone") from None
+            except (NotYet, JfsError) as error:
+                # What is wrong with the listing says nothing about this name.
+                log.debug("%s: asking for %s alone: %s", parent.path, name, error)
+            else:
+                return self._listed(parent, name)
+        below.asked_singly += 1
+        return await self.ask_name(parent, name)
+
+    async def ask_name(self, parent: Inode, name: str) -> Inode:
+        """Ask the server about one name alone. Raises NoEntry, RemoteError."""
+        below = below_of(parent)
+        answer = None
+        for _ in range(_TRIES):
+            path = parent.path.child(name)
+
+            async def ask(asked: Asked, path: RepoPath = path) -> EntryInfo | None:
+                info: EntryInfo | None
+                try:
+                    info = await links.described(self._store, path)
+                except NotFound:
+                    info = None
+                if parent.path.child(name) != path:
+                    raise _Moved(f"{path}: has moved")
+                inode = self.take(parent, name, info, asked)
+                if inode is not None:
+                    _list_above(inode)
+                return info
+
+            try:
+                answer = await self._questions.answer(below.name(name), ask)
+            except _Moved:
+                continue
+            except OUTAGES as error:
+                known = parent.dentries.get(name)
+                if known is None or not known.stat.stands_in(
+                    error, path, self._settings.attr_ttl_s
+                ):
+                    raise
+                return known
+            finally:
+                below.settle(name)
+            if answer.stored:
+                break
+            # It was changed here, or refreshed, since it was asked for.
+            if (believed := self.believed(parent, name)) is not None:
+                return believed
+        # Once more: whoever was to have the inode may have forgotten it since the answer came.
+        inode = self.take(parent, name, answer.value, answer.asked) if answer is not None else None
+        if inode is None:
+            raise NoEntry(f"{parent.path.child(name)}: is not there")
+        return inode
+
+    async def list_or_stand_in(self, folder: Inode, *, is_enough: bool) -> None:
+        """Bring the listing up to date; during an outage what was known stands in.
+
+        Args:
+            is_enough: what is known would do for the caller.
+        Raises:
+            NotFound, RemoteError
+        """
+        listing = below_of(folder).listing
+        expired = is_enough and listing.asked.at > NEVER.at  # by its time alone
+        patient = folder is not self._inodes.root or not expired
+        try:
+            await self._list(folder, math.inf if patient else _ROOT_PATIENCE_S)
+        except NotYet:
+            pass
+        except OUTAGES as error:
+            if not is_enough or not listing.stands_in(
+                error, folder.path, self._settings.entry_ttl_s
+            ):
+                raise
+
+    async def _list(self, folder: Inode, patience_s: float) -> None:
+        """Bring the listing of a folder up to date. Raises NotYet, NotFound, RemoteError."""
+        for _ in range(_TRIES):
+
+            async def ask(asked: Asked) -> bool:
+                return await self._ask_listing(folder, asked)
+
+            try:
+                answer = await self._questions.answer(
+                    below_of(folder).listing, ask, patience_s=patience_s
+                )
+            except _Moved:
+                continue
+            if answer.stored:
+                return
+            # Refreshed since it was asked for: what changed until then must be in it.
+
+    async def _ask_listing(self, folder: Inode, asked: Asked) -> bool:
+        path, below = folder.path, below_of(folder)
+        below.asked_singly = 0
+        try:
+            entries = await links.listed(self._store, path)
+        except NotFound:
+            if folder.path == path and folder.parent is not None and folder.attached():
+                self.take(folder.parent, folder.name, None, asked)
+            raise
+        except JfsError:
+            below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
+            raise
+        settings = self._settings
+        if trio.current_time() >= asked.at + max(settings.entry_ttl_s, settings.attr_ttl_s):
+            below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
+        below.being_taken += 1  # no dentry is dropped until the listing is whole
+        try:
+            for piece in pieces(entries):
+                if folder.path != path:
+                    raise _Moved(f"{path}: has moved")
+                if not self._inodes.lives(folder):
+                    raise NoEntry(f"{path}: is gone")
+                believed = asked if below.listing.accepts(asked) else asked.as_hint()
+                for info in piece:
+                    self.take(folder, info.path.name, info, believed)
+                await trio.lowlevel.checkpoint()
+            for known in pieces(list(below.children.values())):
+                for inode in known:
+                    # Every entry of the listing is as new as the listing by now.
+                    gone = inode.stat.asked.serial < asked.serial and not inode.local
+                    # An unlisted folder may be where somebody is: without a dentry he has no path.
+                    if gone and inode.listed and inode.parent is folder and inode.attached():
+                        self._inodes.unlink(inode)
+                await trio.lowlevel.checkpoint()
+        finally:
+            below.being_taken -= 1
+        return True
+
+    def take(self, parent: Inode, name: str, info: EntryInfo | None, asked: Asked) -> Inode | None:
+        """Bring a name up to date with an answer, unless something newer is known. No checkpoint.
+
+        Args:
+            info: None: the server has no such name.
+        Returns:
+            What it is now; None: it is not there.
+        """
+        below = below_of(parent)
+        inode = below.children.get(name)
+        if inode is not None and (inode.local or not inode.stat.accepts(asked)):
+            return inode
+        cell = below.names.get(name)
+        if inode is None and cell is not None and not cell.accepts(asked):
+            if cell.asked.at == NEVER.at or not cell.is_known:
+                asked = asked.as_hint()  # refreshed since: not believed
+            elif cell.value is None:
+                return None  # removed since
+            else:
+                info, asked = cell.value, cell.asked
+        if info is not None:
+            return self._inodes.link(parent, name, info, asked)
+        if inode is not None:
+            self._inodes.unlink(inode)
+        below.name(name).put(None, asked)
+        return None
+
+
+def below_of(folder: Inode) -> Below:
+    """Return what is known below a folder. Raises NotADirectory."""
+    if folder.below is None:
+        raise NotADirectory(f"{folder.path} is a file")
+    return folder.below
+
+
+def _list_above(inode: Inode) -> None:
+    """Let the folders above something that is listed be listed too: they are there now."""
+    if inode.listed:
+        while (above := inode.parent) is not None and isinstance(above.info, FolderInfo):
+            if above.info.listed:
+                return
+            above.stat.confirm(replace(above.info, listed=True))
+            inode = above

@@ -1,0 +1,308 @@
+"""Cells and questions, with an asker that answers when the test says so."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from jfs.errors import AccessDenied, Unavailable
+from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions
+
+
+@asynccontextmanager
+async def questions() -> AsyncIterator[Questions]:
+    async with trio.open_nursery() as nursery:
+        asked = Questions(nursery)
+        yield asked
+        asked.close()
+
+
+class Server:
+    """Answers question number n with n, once the test lets it; counts them."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.waiting: list[tuple[trio.Event, list[Exception]]] = []
+
+    async def ask(self, asked: Asked) -> int:
+        self.asked += 1
+        number, event, failure = self.asked, trio.Event(), list[Exception]()
+        self.waiting.append((event, failure))
+        await event.wait()
+        if failure:
+            raise failure[0]
+        return number
+
+    def answer(self, index: int = 0) -> None:
+        self.waiting.pop(index)[0].set()
+
+    def fail(self, error: Exception) -> None:
+        event, failure = self.waiting.pop(0)
+        failure.append(error)
+        event.set()
+
+
+Outcomes = list[Answer[int] | Exception]
+
+
+async def listen(asked: Questions, cell: Cell[int], server: Server, outcomes: Outcomes) -> None:
+    try:
+        outcomes.append(await asked.answer(cell, server.ask))
+    except Exception as error:
+        outcomes.append(error)
+
+
+@asynccontextmanager
+async def askers(
+    asked: Questions, cell: Cell[int], server: Server, count: int
+) -> AsyncIterator[Outcomes]:
+    outcomes: Outcomes = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(listen, asked, cell, server, outcomes)
+        await trio.testing.wait_all_tasks_blocked()
+        yield outcomes
+
+
+async def test_one_question_answers_everybody_who_asks_meanwhile() -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked:
+        async with askers(asked, cell, server, 5) as outcomes:
+            server.answer()
+        assert [answer.value for answer in outcomes if isinstance(answer, Answer)] == [1] * 5
+        assert server.asked == 1
+        assert cell.value == 1
+        async with askers(asked, cell, server, 1) as outcomes:  # whoever asks later asks anew
+            server.answer()
+        assert server.asked == cell.value == 2
+
+
+async def test_a_failure_is_shared_by_those_who_waited_and_by_nobody_else() -> None:
+    server, cell = Server(), Cell[int]()
+    error = AccessDenied("no")
+    async with questions() as asked:
+        async with askers(asked, cell, server, 3) as outcomes:
+            server.fail(error)
+        assert outcomes == [error] * 3
+        assert not cell.is_known
+        async with askers(asked, cell, server, 1) as outcomes:
+            server.answer()
+        assert server.asked == 2
+        assert cell.value == 2
+
+
+@pytest.mark.parametrize("what", ["expire", "change", "later answer", "confirm", "drop"])
+async def test_an_answer_from_before_something_newer_is_not_stored(what: str) -> None:
+    server, cell = Server(), Cell[int]()
+    cell.put(0, Asked.now())
+    async with questions() as asked:
+        async with askers(asked, cell, server, 2) as outcomes:
+            newer: dict[str, Callable[[], object]] = {
+                "expire": cell.expire,
+                "change": lambda: cell.change(100),
+                "later answer": lambda: cell.put(100, Asked.now()),
+                "confirm": cell.confirm,
+                "drop": cell.drop,
+            }
+            newer[what]()
+            async with askers(asked, cell, server, 1) as later:
+                assert server.asked == 2  # nobody joins a question from before
+                server.answer()  # the first one
+                await trio.testing.wait_all_tasks_blocked()
+                assert [answer.stored for answer in outcomes if isinstance(answer, Answer)] == [
+                    False,
+                    False,
+                ]
+                known = cell.value if cell.is_known else None
+                assert known == {"expire": 0, "confirm": 0, "drop": None}.get(what, 100)
+                server.answer()
+        assert [answer.stored for answer in later if isinstance(answer, Answer)] == [True]
+        assert cell.value == 2
+
+
+async def test_a_time_to_live_counts_from_the_question(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked, askers(asked, cell, server, 1):
+        mock_clock.jump(4)
+        server.answer()
+    assert cell.left_s(10) == pytest.approx(6)
+    assert cell.is_fresh(10)
+    assert not cell.is_fresh(4)
+    assert not cell.is_fresh(0)
+    mock_clock.jump(6)
+    assert not cell.is_fresh(10)
+    assert cell.value == 1
+
+
+async def test_a_caller_that_is_cancelled_takes_the_question_from_nobody() -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked, trio.open_nursery() as impatient:
+        impatient.start_soon(asked.answer, cell, server.ask)
+        await trio.testing.wait_all_tasks_blocked()
+        async with askers(asked, cell, server, 1) as outcomes:
+            impatient.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            server.answer()
+        assert [answer.value for answer in outcomes if isinstance(answer, Answer)] == [1]
+    assert server.asked == 1
+
+
+async def test_the_answer_is_stored_even_if_nobody_waits_any_more() -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked:
+        with pytest.raises(NotYet):
+            await asked.answer(cell, server.ask, patience_s=0.0)
+        await trio.testing.wait_all_tasks_blocked()
+        server.answer()
+        await trio.testing.wait_all_tasks_blocked()
+    assert cell.value == 1
+
+
+async def test_patience_counts_from_the_question(mock_clock: trio.testing.MockClock) -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked, askers(asked, cell, server, 1):
+        mock_clock.jump(2)
+        before = trio.current_time()
+        with pytest.raises(NotYet):
+            await asked.answer(cell, server.ask, patience_s=1.5)
+        assert trio.current_time() == before
+        server.answer()
+
+
+async def test_a_closed_mount_asks_nothing_and_answers_whoever_waits() -> None:
+    server, cell = Server(), Cell[int]()
+    async with questions() as asked:
+        async with askers(asked, cell, server, 2) as outcomes:
+            asked.close()
+        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 2
+        with pytest.raises(Unavailable):
+            await asked.answer(cell, server.ask)
+        assert len(asked) == 0
+
+
+async def test_what_was_known_stands_in_for_a_while(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append("thing: serving what was known before: down")
+    cell = Cell[int]()
+    assert not cell.stands_in(Unavailable("down"), "thing", 60)
+    cell.put(1, Asked.now())
+    mock_clock.jump(61)
+    assert cell.stands_in(Unavailable("down"), "thing", 60)
+    assert cell.is_fresh(60)
+    assert not cell.is_answered(60)
+    mock_clock.jump(6)
+    assert not cell.is_fresh(60)
+    assert cell.stands_in(Unavailable("down"), "thing", 0)
+    assert not cell.is_fresh(0)  # nothing is believed, not even then
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["ask", "put", "change", "expire", "confirm"]), max_size=12))
+def test_the_newest_wins_whatever_the_order(events: list[str]) -> None:
+    """Answers may arrive in any order: the cell ends with what the newest event says."""
+
+    async def check() -> None:
+        cell = Cell[int]()
+        asked: list[tuple[int, Asked]] = []
+        newest: int | None = None
+        for number, event in enumerate(events):
+            if event == "ask":
+                asked.append((number, Asked.now()))
+            elif event == "put":
+                cell.put(number, Asked.now())
+                newest = number
+            elif event == "change":
+                cell.change(number)
+                newest = number
+            elif event == "expire":
+                cell.expire()
+            else:
+                cell.confirm()
+        after = asked[-1] if asked and asked[-1][1].serial > cell.asked.serial else None
+        for number, moment in reversed(asked):
+            assert cell.put(number, moment) == (after is not None and moment == after[1])
+        if after is not None:
+            newest = after[0]
+        assert (cell.value if cell.is_known else None) == newest
+
+    trio.run(check)
+
+
+class Company(RuleBasedStateMachine):
+    """Several who ask, change and refresh one thing at a server that takes its time.
+
+    What is stored was true at the server when it was asked, or was made so here, and nothing that
+    was known later is ever overwritten by what was known earlier.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = Cell[int]()
+        self.time = 0  # of the model: every event has its own
+        self.pending: list[tuple[int, Asked]] = []
+        self.newest = -1  # when what the cell says was true
+        self.barrier = -1  # of the last refresh
+
+    def tick(self) -> int:
+        self.time += 1
+        return self.time
+
+    async def _now(self) -> Asked:
+        return Asked.now()
+
+    @rule()
+    def ask(self) -> None:
+        self.pending.append((self.tick(), trio.run(self._now)))
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data())
+    def arrive(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.pending) - 1))
+        moment, asked = self.pending.pop(index)
+        stored = self.cell.put(moment, asked)
+        assert stored == (moment > max(self.newest, self.barrier))
+        if stored:
+            self.newest = moment
+
+    @rule()
+    def change(self) -> None:
+        async def change() -> None:
+            self.cell.change(self.tick())
+
+        trio.run(change)
+        self.newest = self.time
+
+    @rule()
+    def refresh(self) -> None:
+        self.cell.expire()
+        self.barrier = self.tick()
+
+    @invariant()
+    def it_says_the_newest(self) -> None:
+        assert (self.cell.value if self.cell.is_known else -1) == self.newest
+
+    @invariant()
+    def a_refresh_is_believed_over_all_before_it(self) -> None:
+        assert (self.cell.asked.at == -math.inf) == (self.barrier >= self.newest)
+
+
+TestCompany = Company.TestCase
+TestCompany.settings = settings(max_examples=30, stateful_step_count=20)
+
+
+def test_never_is_older_than_everything() -> None:
+    assert Cell[int]().asked is NEVER
+    assert NEVER.serial < trio.run(_serial)
+
+
+async def _serial() -> int:
+    return Asked.now().serial
