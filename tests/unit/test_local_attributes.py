@@ -4,6 +4,7 @@ import gc
 import tracemalloc
 
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
+from jfs.vfs.freshness import NEVER
 from jfs.vfs.namespace.inodes import Inode, InodeTable
 from jfs.vfs.namespace.local import LocalAttributeTable
 
@@ -11,10 +12,11 @@ _TOP = RepoPath("repo")
 
 
 def _inodes(count: int) -> tuple[InodeTable, list[Inode]]:
-    table = InodeTable(FolderInfo(_TOP, 0), 0.0)
+    table = InodeTable(FolderInfo(_TOP, 0))
     paths = [_TOP.child(f"file-{number:06}") for number in range(count)]
     return table, [
-        table.link(table.root, path.name, FileInfo(path, 1, Checksums(), 0), 0.0) for path in paths
+        table.link(table.root, path.name, FileInfo(path, 1, Checksums(), 0), NEVER)
+        for path in paths
     ]
 
 
