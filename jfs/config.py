@@ -74,7 +74,7 @@ class CacheSettings:
 
     directory: Path
     budget_bytes: int = 64 * GiB
-    free_floor_bytes: int = 1 * GiB  # never fill the disk closer than this
+    free_floor_bytes: int | None = None  # left to others; None: 1 GiB, a tenth of a small disk
     block_size: int = 32 * KiB  # a 4 KiB read at any place fetches 64 KiB at most
 
 

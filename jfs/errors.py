@@ -17,7 +17,8 @@
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── CacheError                EIO        internal: treated as a miss
-    │   └── CacheFull             ENOSPC     nothing evictable is left
+    │   ├── CacheFull             ENOSPC     nothing evictable is left
+    │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
     └── NamespaceError
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
         ├── AlreadyExists EEXIST · InvalidName EINVAL · NameTooLong ENAMETOOLONG · BadHandle EBADF
@@ -129,6 +130,10 @@ class CacheFull(CacheError):
     errno = errno.ENOSPC
 
 
+class CachePaused(CacheError):
+    log_level = logging.DEBUG
+
+
 class NamespaceError(JfsError):
     """A request that the namespace cannot grant; expected, so logged at DEBUG only."""
 
@@ -199,6 +204,13 @@ class FileTooLarge(NamespaceError):
 
 
 _OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+_OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
+# What kernels and file systems answer to a call that they do not have: overlayfs and tmpfs to
+# RWF_NOWAIT EOPNOTSUPP, tmpfs before Linux 6.6 to O_DIRECT EINVAL, NFS without a lock server to
+# flock ENOLCK, FUSE without a handler ENOSYS.
+_NOT_SUPPORTED = frozenset(
+    [errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.ENOTTY]
+)
 
 
 def is_of_the_disk(error: BaseException) -> bool:
@@ -206,14 +218,30 @@ def is_of_the_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
-def errno_of(error: BaseException) -> int:
-    """Give the errno that a system call reports for *error*.
+def is_of_descriptors(error: BaseException) -> bool:
+    """Whether no file descriptor was left, in this process (EMFILE) or on the machine (ENFILE)."""
+    return isinstance(error, OSError) and error.errno in _OF_DESCRIPTORS
 
-    An ``OSError`` of the local disk keeps ENOSPC, EDQUOT and EFBIG, which a user can act on;
-    everything else that is not ours is EIO.
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether it is the machine that has no file descriptor left (ENFILE)."""
+    return isinstance(error, OSError) and error.errno == errno.ENFILE
+
+
+def is_not_supported(error: BaseException) -> bool:
+    """Whether the file system does not have what was asked of it; no fault of the disk."""
+    return isinstance(error, OSError) and error.errno in _NOT_SUPPORTED
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno that a system call reports for *error*.
+
+    An ``OSError`` of the local machine keeps ENOSPC, EDQUOT, EFBIG, EMFILE and ENFILE, which a user
+    can act on; everything else that is not ours is EIO.
     """
     if isinstance(error, JfsError):
         return error.errno
-    if isinstance(error, OSError) and error.errno is not None and is_of_the_disk(error):
+    kept = is_of_the_disk(error) or is_of_descriptors(error)
+    if kept and isinstance(error, OSError) and error.errno is not None:
         return error.errno
     return errno.EIO

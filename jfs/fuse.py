@@ -20,6 +20,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 
+from jfs import descriptors
 from jfs.errors import (
     InvalidName,
     JfsError,
@@ -28,6 +29,7 @@ from jfs.errors import (
     NotPermitted,
     Unsupported,
     errno_of,
+    is_of_descriptors,
     is_of_the_disk,
 )
 from jfs.extents import Extent, MiB, PiB
@@ -88,6 +90,8 @@ def _silent(
 def _refuse(request: str, error: Exception) -> NoReturn:
     if isinstance(error, JfsError):
         log.log(error.log_level, "%s: %s: %s", request, type(error).__name__, error)
+    elif isinstance(error, OSError) and is_of_descriptors(error):
+        descriptors.complain(error)
     elif is_of_the_disk(error):
         log.warning("%s: the staging directory's disk: %s", request, error)
     else:

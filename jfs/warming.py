@@ -202,7 +202,10 @@ class _Run:
         with memoryview(buffer) as whole, whole[: run.size] as piece:
             self._source.fetch(version, run, _Buffer(piece))
             if not cached.publish(run.start, piece):
-                raise CacheFull("no room in the cache: raise --cache-size, or jfs cache evict")
+                raise CacheFull(
+                    self._store.lack_of_space()
+                    or "no room in the cache: raise --cache-size, or jfs cache evict"
+                )
         self._spare.append(buffer)
         self._result.fetched += run.size
 

@@ -6,6 +6,7 @@ map. An entry that exists gets the blocks that it lacks. Blocking; any thread.
 
 import fcntl
 import os
+from array import array
 from contextlib import closing
 from pathlib import Path
 
@@ -38,8 +39,7 @@ def install(paths: tuple[Path, Path], content: ContentKey, block_size: int, stag
             return False
         os.chmod(staged, 0o600)
         os.rename(staged, data_path)
-        for number, word in enumerate(words):
-            blocks.set(number, word)
+        blocks.set(0, words)
         blocks.verified = True  # its digest was computed from these bytes
         return True
     except BlockingIOError:
@@ -51,7 +51,7 @@ def install(paths: tuple[Path, Path], content: ContentKey, block_size: int, stag
 def fill(opened: DiskContent, staged: Path) -> None:
     """Publish from *staged* what an entry lacks. Raises OSError."""
     with closing(opened), staged.open("rb", buffering=0) as file:
-        whole = Extent(0, opened.blocks.content.size)
+        whole = Extent(0, opened.key.size)
         for run in opened.missing(whole):
             for piece in run.pieces(_PIECE):
                 data = os.pread(file.fileno(), piece.size, piece.start)
@@ -59,8 +59,8 @@ def fill(opened: DiskContent, staged: Path) -> None:
                     return
 
 
-def _checksums(staged: Path, content: ContentKey, block_size: int) -> list[int]:
-    words: list[int] = []
+def _checksums(staged: Path, content: ContentKey, block_size: int) -> "array[int]":
+    words = array("Q")
     piece = min(_PIECE, -(-content.size // block_size) * block_size)
     buffer = memoryview(bytearray(piece - piece % block_size))
     with staged.open("rb", buffering=0) as file:

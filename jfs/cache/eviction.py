@@ -1,32 +1,24 @@
 """Keep the cache within its budget and the disk above its floor. Blocking; any thread.
 
-One process evicts at a time (an exclusive lock on the directory). Whole contents go first, the
-least recently used before the others; a content that somebody has open loses blocks instead: the
-words of its map first, then their space. That is safe, because a reader verifies what it reads:
-it sees the block missing, or bytes that do not match and then the block missing.
+One process evicts at a time (an exclusive lock on the directory). Whole contents go, the least
+recently used first. What somebody has open or has pinned stays: when nothing else is left there is
+no room, and what is read then is read past the cache. (Taking blocks from open contents instead
+made a file that is larger than the cache throw out, in every pass, what the next pass would read
+first; and a model that one process was reading lost its blocks to another's.)
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jfs.cache.blockmap import BlockMap, lock_blocks, read_key
-from jfs.errors import CacheError
-from jfs.extents import MiB
+from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BlockMap, read_key
+from jfs.errors import CacheError, is_not_supported
 
-MAP_SUFFIX, DATA_SUFFIX = ".map", ".data"
 # Free somewhat more than is asked for, so that the next writes need no eviction.
 _SLACK = 16
-_PUNCH = 4 * MiB
-
-_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
-# os.posix_fallocate cannot punch holes, and Python has no other binding of fallocate(2).
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +38,16 @@ def entries(directory: Path) -> list[Entry]:
         data_path = map_path.with_suffix(DATA_SUFFIX)
         with contextlib.suppress(OSError):
             status = map_path.stat()
-            used = status.st_blocks * 512
+            used = _taken(status)
             with contextlib.suppress(FileNotFoundError):
-                used += data_path.stat().st_blocks * 512
+                used += _taken(data_path.stat())
             found.append(Entry(map_path, data_path, used, status.st_mtime))
     return found
+
+
+def _taken(status: os.stat_result) -> int:
+    """Return what a file takes of the disk; some file systems say only its size."""
+    return status.st_blocks * 512 or status.st_size
 
 
 @contextlib.contextmanager
@@ -58,17 +55,26 @@ def exclusive(directory: Path) -> Iterator[None]:
     """Hold the right to evict among all processes. Raises OSError."""
     file = os.open(directory / "evict.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if not is_not_supported(error):
+                raise
+            # Without locks two processes may evict at once, and free more than was wanted.
         yield
     finally:
         os.close(file)
 
 
-def make_room(directory: Path, budget: int, wanted: int, *, at_least: int = 0) -> int:
+def make_room(
+    directory: Path, budget: int, wanted: int, *, at_least: int = 0, keep: Container[Path] = ()
+) -> int:
     """Evict until *wanted* more bytes fit into *budget*, and at least *at_least* bytes are freed.
 
+    Args:
+        keep: maps of entries that are open in this process, where locks do not say so.
     Returns:
-        Bytes in use afterwards.
+        Bytes in use afterwards: more than there should be, if the rest is in use or pinned.
     Raises:
         OSError: the directory cannot be read or locked.
     """
@@ -78,19 +84,12 @@ def make_room(directory: Path, budget: int, wanted: int, *, at_least: int = 0) -
         goal = min(budget - wanted, used - at_least)
         if used <= goal:
             return used
-        goal = max(0, goal - budget // _SLACK)
-        busy = []
+        goal = max(0, goal - min(budget, used) // _SLACK)
         for entry in found:
             if used <= goal:
-                return used
-            if _remove_unused(entry):
-                used -= entry.used_bytes
-            else:
-                busy.append(entry)
-        for entry in busy:
-            if used <= goal:
                 break
-            used -= _punch(entry, used - goal)
+            if entry.map_path not in keep and _remove_unused(entry):
+                used -= entry.used_bytes
         return used
 
 
@@ -106,12 +105,9 @@ def in_use(entry: Entry) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return not _lock_alone(file)
     finally:
         os.close(file)
-    return False
 
 
 def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
@@ -123,9 +119,7 @@ def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
     try:
         if blocks.pinned and not even_pinned:
             return False
-        try:
-            fcntl.flock(blocks.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock_alone(blocks.fd):
             return False
         # Who opens the entry now finds no map and makes a new one; who opened it before we had the
         # lock sees that the map it holds is no longer the one at the path. The map goes last: were
@@ -138,41 +132,13 @@ def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
         blocks.close()
 
 
-def _punch(entry: Entry, wanted: int) -> int:
-    """Take blocks from a content in use, from its start on; give the bytes freed."""
-    blocks = _open(entry)
-    if blocks is None:
-        return 0
-    freed = 0
+def _lock_alone(file: int) -> bool:
+    """Lock an entry; False: somebody has it open. Without locks nobody is known to."""
     try:
-        if blocks.pinned:
-            return 0
-        data = os.open(entry.data_path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            blocks.verified = False
-            step = max(1, _PUNCH // blocks.block_size)
-            for first in range(0, blocks.count, step):
-                numbers = range(first, min(first + step, blocks.count))
-                if freed >= wanted:
-                    break
-                # Not while somebody fetches them: a word that is set between our clearing it and
-                # our punching would promise bytes that are gone.
-                if not any(blocks.words(numbers)) or not lock_blocks(blocks.fd, numbers):
-                    continue
-                before = os.fstat(data).st_blocks
-                blocks.clear(numbers)
-                start = first * blocks.block_size
-                mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-                if _libc.fallocate(data, mode, start, len(numbers) * blocks.block_size) != 0:
-                    break
-                freed += max(0, before - os.fstat(data).st_blocks) * 512
-        finally:
-            os.close(data)
-    except OSError:
-        pass
-    finally:
-        blocks.close()
-    return freed
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return is_not_supported(error)
+    return True
 
 
 def _open(entry: Entry) -> BlockMap | None:

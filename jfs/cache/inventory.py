@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jfs import directories
 from jfs.cache import eviction
 from jfs.cache.blockmap import BlockMap, read_key
 from jfs.cache.store import DiskBlockStore
@@ -56,19 +57,15 @@ def inventory(directory: Path) -> Iterator[CachedEntry]:
     Raises:
         CacheError: there is no cache in *directory*.
     """
+    directory = directories.existing(directory)
     if not directory.is_dir():
         raise CacheError(f"{directory}: no cache is there")
     found = sorted(eviction.entries(directory), key=lambda entry: -entry.last_used)
     for files in found:
         with contextlib.suppress(OSError, CacheError), _map(files) as blocks:
-            present = sum(
-                blocks.extent_of(number).size
-                for number, word in enumerate(blocks.words(range(blocks.count)))
-                if word
-            )
             yield CachedEntry(
                 blocks.content,
-                present,
+                blocks.present_bytes(),
                 files.used_bytes,
                 files.last_used,
                 blocks.verified,
@@ -98,7 +95,7 @@ def check(store: DiskBlockStore, entry: CachedEntry) -> Checked:
             if found.hexdigest() != entry.content.digest.partition(":")[2]:
                 content.drop()
                 return Checked(entry, length)
-            content.blocks.verified = True
+            content.verified = True
         return Checked(entry, max(0, before - length))
     finally:
         content.close()

@@ -1,7 +1,6 @@
 """The block store: a directory of contents, shared by every mount and process of the node.
 
-Any thread; blocking. Lock order: the eviction lock of the directory, then the lock of a content's
-map; a content in use holds the latter shared for as long as it is open.
+Any thread; blocking.
 """
 
 import contextlib
@@ -9,17 +8,20 @@ import fcntl
 import logging
 import os
 import re
-import stat
 import threading
 import time
 from pathlib import Path
 
-from jfs.cache import adoption, eviction
-from jfs.cache.blockmap import BlockMap, map_length
+from jfs import descriptors, directories
+from jfs.cache import adoption, eviction, filesystem
+from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BlockMap, entry_name
 from jfs.cache.content import DiskContent
+from jfs.cache.files import EntryFiles, OpenFiles
+from jfs.cache.filesystem import Abilities
 from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
-from jfs.errors import CacheError
+from jfs.errors import CacheError, CachePaused, ConfigError, is_of_descriptors
+from jfs.extents import GiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
@@ -29,38 +31,58 @@ log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}")
 # A disk that refuses is left alone for so long: asking it at every block would cost every read.
 _PAUSE_S = 30.0
+# Nothing could be evicted: all is in use or pinned. Looking again at every block would read the
+# whole directory each time; what this process closes is noticed at once.
+_FULL_S = 2.0
 # Between looks at what other processes have written.
-_RESCAN_BYTES = 256 * 1024 * 1024
+_RESCAN_BYTES = 256 * MiB
+# Room is asked for in pieces of this size and handed out from them: a look at the disk costs 2 µs.
+_GRANT = 4 * MiB
 _OPEN_TRIES = 16
+_FLOOR, _FLOOR_SHARE = 1 * GiB, 10
+_LEAST_USEFUL = 4 * MiB
 
 
 class DiskBlockStore:
-    """``BlockStore`` on disk; see the module.
+    """``BlockStore`` on disk; see the module. It is the ``Shelf`` of its contents.
 
+    Args:
+        abilities: of the file system; None: they are found out.
     Raises:
-        CacheError: the directory cannot be made, or is open to other users.
+        CacheError: there is no directory that can be used.
     """
 
-    def __init__(self, settings: CacheSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: CacheSettings, metrics: Metrics, abilities: Abilities | None = None
+    ) -> None:
         self._settings = settings
-        self._metrics = metrics
-        self._directory = settings.directory
-        _prepare(settings.directory)
+        self.metrics = metrics
+        self.block_size = settings.block_size
+        self._directory = _made(settings.directory)
+        try:
+            self.abilities = abilities or filesystem.probe(self._directory)
+            self._floor = _floor(settings, self._directory)
+        except OSError as error:
+            raise CacheError(f"{self._directory}: {error.strerror}") from error
+        if self._directory != settings.directory:
+            log.info(
+                "%s: others can look in: the cache is in %s", settings.directory, self._directory
+            )
+        log.debug("%s: %s", self._directory, self.abilities)
         self._lock = threading.Lock()
         self._paused_until = 0.0
+        self._full_until = 0.0
         self._used = 0
+        self._granted = 0  # of what is used: room that was asked for and not handed out yet
         self._pending = 0  # bytes that were given room and may not be on disk yet
         self._since_scan = _RESCAN_BYTES  # the first write looks
+        self._open_files = OpenFiles()
         self._verifier = Verifier(self.inspect, metrics)
-
-    @property
-    def block_size(self) -> int:
-        return self._settings.block_size
+        self._end_holding = descriptors.add_holder(self._open_files.close_half)
 
     def open(self, content: ContentKey) -> DiskContent:
         opened = self._open(content, is_use=True)
-        blocks = opened.blocks
-        if not blocks.verified and blocks.present() == blocks.count:
+        if not opened.verified and opened.looks_complete:
             # Completed by a process that ended before it had verified it.
             self._verifier.submit(content)
         return opened
@@ -69,150 +91,26 @@ class DiskBlockStore:
         """Open an entry as ``open`` does, without counting that as a use."""
         return self._open(content, is_use=False)
 
-    def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
-        paths = self._paths(content)
-        for _ in range(_OPEN_TRIES):
-            try:
-                opened = self._open_once(paths, content, is_use)
-            except OSError as error:
-                raise CacheError(f"{self._directory}: {error.strerror}") from error
-            if opened is not None:
-                return opened
-        raise CacheError(f"{self._directory}: the entry of {content} keeps vanishing")
-
     def close(self) -> None:
+        self._end_holding()
         self._verifier.close()
 
     def adopt(self, content: ContentKey, staged: Path) -> bool:
         paths = self._paths(content)
-        if not self._room(content.size):
+        if not self.room(content.size):
             return False
         try:
             with contextlib.suppress(OSError):  # another file system: its bytes are copied
-                if adoption.install(paths, content, self.block_size, staged):
+                if self.abilities.locks and adoption.install(
+                    paths, content, self.block_size, staged
+                ):
                     return True
             adoption.fill(self.inspect(content), staged)
         except (OSError, CacheError) as error:
             log.info("%s: not taken in: %s", staged, error)
         finally:
-            self._written(content.size)
+            self.written(content.size)
         return False
-
-    def _paths(self, content: ContentKey) -> tuple[Path, Path]:
-        if not _DIGEST.fullmatch(content.digest) or content.size <= 0:
-            raise CacheError(f"{content.digest!r:.100} is not a digest")
-        algorithm, _, digest = content.digest.partition(":")
-        base = self._directory / digest[:2] / f"{algorithm}-{digest}-{content.size}"
-        return (
-            base.with_name(base.name + eviction.MAP_SUFFIX),
-            base.with_name(base.name + eviction.DATA_SUFFIX),
-        )
-
-    def _open_once(
-        self, paths: tuple[Path, Path], content: ContentKey, is_use: bool
-    ) -> DiskContent | None:
-        """Open an entry; None when it was evicted between two of our steps."""
-        map_path, data_path = paths
-        # A map is a part of the budget too; without room for it the blocks find none either.
-        length = 0 if map_path.exists() else map_length(content, self.block_size)
-        charged = length if length and self._room(length) else 0
-        try:
-            blocks = BlockMap.open(map_path, content, self.block_size)
-        except FileNotFoundError:
-            return None  # evicted as soon as it was made
-        except CacheError as error:
-            log.warning("%s: made anew", error)
-            map_path.unlink(missing_ok=True)
-            return None
-        finally:
-            self._written(charged)
-        try:
-            fcntl.flock(blocks.fd, fcntl.LOCK_SH)
-            if not blocks.is_at(map_path):
-                blocks.close()
-                return None
-            data = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            direct = _open_direct(data_path)
-            if os.fstat(data).st_size < content.size:
-                os.ftruncate(data, content.size)
-            if is_use:
-                with contextlib.suppress(OSError):
-                    os.utime(map_path)
-        except BaseException:
-            blocks.close()
-            raise
-        return DiskContent(
-            paths,
-            blocks,
-            data,
-            direct,
-            self._metrics,
-            room=self._room,
-            written=self._written,
-            failed=self._failed,
-            completed=self._completed,
-            is_use=is_use,
-        )
-
-    def _room(self, size: int) -> bool:
-        """Whether *size* more bytes may be written; evicts for them if need be."""
-        settings = self._settings
-        if size > settings.budget_bytes or time.monotonic() < self._paused_until:
-            return False
-        try:
-            status = os.statvfs(self._directory)
-            lacking = settings.free_floor_bytes + size - status.f_bavail * status.f_frsize
-            with self._lock:
-                self._since_scan += size
-                self._used += size
-                if (
-                    self._since_scan >= min(_RESCAN_BYTES, settings.budget_bytes // 8)
-                    or self._used > settings.budget_bytes
-                    or lacking > 0
-                ):
-                    self._used = eviction.make_room(
-                        self._directory,
-                        settings.budget_bytes,
-                        # What others are writing now is on no scan.
-                        self._pending + size,
-                        at_least=max(0, lacking),
-                    )
-                    self._since_scan = 0
-                    self._used += self._pending + size
-                    if self._used > settings.budget_bytes:
-                        self._used -= size
-                        return False
-                self._pending += size
-            if lacking > 0:
-                status = os.statvfs(self._directory)
-                if status.f_bavail * status.f_frsize < settings.free_floor_bytes + size:
-                    self._written(size)
-                    return False
-        except OSError as error:
-            self._failed(error)
-            return False
-        return True
-
-    def _written(self, size: int) -> None:
-        with self._lock:
-            self._pending -= size
-
-    def _failed(self, error: OSError) -> None:
-        """Leave the disk alone for a while."""
-        self._metrics.count("cache_disk_errors")
-        with self._lock:
-            first = time.monotonic() >= self._paused_until
-            self._paused_until = time.monotonic() + _PAUSE_S
-        if first:
-            log.warning(
-                "%s: %s: reading past the cache for %.0f s",
-                self._directory,
-                error.strerror,
-                _PAUSE_S,
-            )
-
-    def _completed(self, content: DiskContent) -> None:
-        self._verifier.submit(content.blocks.content)
 
     def verify(self, key: ContentKey) -> bool:
         """Hold a content against its digest now; see ``Verifier.verify``."""
@@ -221,25 +119,214 @@ class DiskBlockStore:
     def rejections(self, content: ContentKey) -> int:
         return self._verifier.rejections(content)
 
+    def lack_of_space(self) -> str | None:
+        """Describe in one line that the disk has no space for a cache; None: it has."""
+        try:
+            status = os.statvfs(self._directory)
+            free = status.f_bavail * status.f_frsize
+            if free >= self._floor + _LEAST_USEFUL:
+                return None
+            cached = sum(entry.used_bytes for entry in eviction.entries(self._directory))
+        except OSError as error:
+            return f"{self._directory}: {error.strerror}"
+        if free + cached >= self._floor + _LEAST_USEFUL:
+            return None  # what was used least recently makes room
+        return (
+            f"{self._directory}: {_size(free)} of {_size(status.f_blocks * status.f_frsize)} are "
+            f"free, and {_size(self._floor)} are left to others: nothing more is cached: "
+            "free some space, or give a --cache-dir on another disk"
+        )
 
-def _prepare(directory: Path) -> None:
-    """Make the directory, private; refuse one that others could write to."""
+    # the shelf of the contents
+
+    def open_files(self, content: ContentKey, *, wait: bool) -> EntryFiles:
+        paths = self._paths(content)
+        for _ in range(_OPEN_TRIES):
+            files = descriptors.opening(lambda: self._open_once(paths, content, wait))
+            if files is not None:
+                return files
+            if not self._directory.is_dir():
+                self._make_again()
+        raise CacheError(f"{self._directory}: the entry of {content} keeps vanishing")
+
+    def opened(self, content: DiskContent) -> None:
+        self._open_files.add(content)
+
+    def closed(self, content: DiskContent) -> None:
+        self._open_files.remove(content)
+        self._full_until = 0.0
+
+    def room(self, size: int) -> bool:
+        with self._lock:
+            if size <= self._granted:
+                self._granted -= size
+                self._pending += size
+                return True
+        if size > self._settings.budget_bytes or time.monotonic() < self._paused_until:
+            return False
+        # A sixteenth of a small cache at most: what is granted is not there for other processes.
+        grant = min(_GRANT, self._settings.budget_bytes // 16)
+        try:
+            return (size < grant and self._ask(size, grant)) or self._ask(size, size)
+        except FileNotFoundError:
+            with contextlib.suppress(CacheError):
+                self._make_again()
+        except OSError as error:
+            self.failed(error)
+        return False
+
+    def written(self, size: int) -> None:
+        with self._lock:
+            self._pending -= size
+
+    def failed(self, error: OSError) -> None:
+        """Leave the disk alone for a while; a shortage of descriptors is no fault of it."""
+        if is_of_descriptors(error):
+            descriptors.complain(error)
+            return
+        self.metrics.count("cache_disk_errors")
+        with self._lock:
+            first = time.monotonic() >= self._paused_until
+            self._paused_until = time.monotonic() + _PAUSE_S
+            self._used -= self._granted
+            self._granted = 0
+        if first:
+            log.warning(
+                "%s: %s: reading past the cache for %.0f s",
+                self._directory,
+                error.strerror,
+                _PAUSE_S,
+            )
+
+    def completed(self, content: ContentKey) -> None:
+        self._verifier.submit(content)
+
+    # one entry
+
+    def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
+        if time.monotonic() < self._paused_until:
+            raise CachePaused(f"{self._directory}: its disk failed a moment ago")
+        try:
+            files = self.open_files(content, wait=True)
+        except OSError as error:
+            self.failed(error)
+            raise CachePaused(f"{self._directory}: {error.strerror}") from error
+        if is_use:
+            with contextlib.suppress(OSError):
+                os.utime(files.blocks.fd)
+        opened = DiskContent(content, files, self, is_use=is_use)
+        self._open_files.add(opened)
+        return opened
+
+    def _paths(self, content: ContentKey) -> tuple[Path, Path]:
+        if not _DIGEST.fullmatch(content.digest) or content.size <= 0:
+            raise CacheError(f"{content.digest!r:.100} is not a digest")
+        name = entry_name(content)
+        folder = self._directory / content.digest.partition(":")[2][:2]
+        return folder / (name + MAP_SUFFIX), folder / (name + DATA_SUFFIX)
+
+    def _open_once(
+        self, paths: tuple[Path, Path], content: ContentKey, wait: bool
+    ) -> EntryFiles | None:
+        """Open an entry; None when it was evicted between two of our steps."""
+        map_path, data_path = paths
+        try:
+            blocks = BlockMap.open(map_path, content, self.block_size)
+        except FileNotFoundError:
+            return None  # evicted as soon as it was made, or the directory is gone
+        except CacheError as error:
+            log.warning("%s: made anew", error)
+            map_path.unlink(missing_ok=True)
+            return None
+        try:
+            if self.abilities.locks:
+                fcntl.flock(blocks.fd, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+            if not blocks.is_at(map_path):
+                blocks.close()
+                return None
+            data = self._open_data(data_path)
+        except BaseException as error:
+            blocks.close()
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+        return EntryFiles(map_path, data_path, blocks, data)
+
+    def _open_data(self, path: Path) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(path, flags, 0o600)
+        if os.fstat(file).st_uid != os.geteuid():
+            os.close(file)
+            raise CacheError(f"{path}: belongs to another user")
+        return file
+
+    # room
+
+    def _ask(self, size: int, grant: int) -> bool:
+        """Whether *grant* more bytes may be written; evicts for them if need be. Raises OSError.
+
+        If so, *size* of them are pending, and the others granted.
+        """
+        budget = self._settings.budget_bytes
+        lacking = self._floor + grant - self._free()
+        with self._lock:
+            self._used += grant - self._granted
+            self._since_scan += grant - self._granted
+            self._granted = 0
+            if (
+                self._since_scan >= min(_RESCAN_BYTES, budget // 8)
+                or self._used > budget
+                or lacking > 0
+            ):
+                if time.monotonic() < self._full_until:
+                    self._used -= grant
+                    return False
+                # What others of this process are writing now is on no scan.
+                taken = self._pending + grant
+                self._used = taken + eviction.make_room(
+                    self._directory,
+                    budget,
+                    taken,
+                    at_least=max(0, lacking),
+                    keep=() if self.abilities.locks else self._open_files.paths(),
+                )
+                self._since_scan = 0
+            if self._used > budget or (lacking > 0 and self._free() < self._floor + grant):
+                self._used -= grant
+                if grant == size:
+                    self._full_until = time.monotonic() + _FULL_S
+                return False
+            self._pending += size
+            self._granted = grant - size
+            return True
+
+    def _free(self) -> int:
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
+    def _make_again(self) -> None:
+        """The directory was removed under us: make it again, and go on."""
+        try:
+            directories.private(self._settings.directory)
+        except ConfigError as error:
+            raise CacheError(str(error)) from error
+        log.info("%s: was removed, and is made again", self._directory)
+
+
+def _made(directory: Path) -> Path:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-    except OSError as error:
-        raise CacheError(f"{directory}: {error.strerror}") from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise CacheError(f"{directory}: is not a directory")
-    if status.st_uid != os.geteuid():
-        raise CacheError(f"{directory}: belongs to another user")
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise CacheError(f"{directory}: other users can look in: chmod 700 {directory}")
+        return directories.private(directory)
+    except ConfigError as error:
+        raise CacheError(str(error)) from error
 
 
-def _open_direct(path: Path) -> int:
-    """Open a file past the page cache; -1 where the file system cannot (tmpfs)."""
-    try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
-        return -1
+def _floor(settings: CacheSettings, directory: Path) -> int:
+    """Return the free space to leave: 1 GiB, or a tenth of a small disk."""
+    if settings.free_floor_bytes is not None:
+        return settings.free_floor_bytes
+    status = os.statvfs(directory)
+    return min(_FLOOR, status.f_blocks * status.f_frsize // _FLOOR_SHARE)
+
+
+def _size(count: int) -> str:
+    return f"{count / GiB:.1f} GiB" if count >= GiB else f"{count / MiB:.1f} MiB"

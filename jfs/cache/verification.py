@@ -21,7 +21,6 @@ from cachetools import TTLCache
 
 from jfs.cache.content import DiskContent
 from jfs.errors import CacheError
-from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
@@ -85,7 +84,9 @@ class Verifier:
         except CacheError:
             return False
         try:
-            if content.blocks.verified and not content.missing(Extent(0, key.size)):
+            if not content.complete:
+                return False
+            if content.verified:
                 return True
             algorithm, _, digest = key.digest.partition(":")
             found = hashlib.new(algorithm)
@@ -98,7 +99,7 @@ class Verifier:
             if length != key.size:
                 return False  # evicted meanwhile
             if found.hexdigest() == digest:
-                content.blocks.verified = True
+                content.verified = True
                 self._metrics.count("verified_contents")
                 return True
             self._metrics.count("integrity_errors")
@@ -119,13 +120,24 @@ class Verifier:
         # On Linux the nice value belongs to the thread.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        self._wait_for_rest()
+        if self._is_complete(key):
+            self._wait_for_quiet()
         with self._lock:
             self._waiting.discard(key)
         if not self._closed.is_set():
             self.verify(key)
 
-    def _wait_for_rest(self) -> None:
+    def _is_complete(self, key: ContentKey) -> bool:
+        try:
+            content = self._inspect(key)
+        except CacheError:
+            return False
+        try:
+            return content.complete
+        finally:
+            content.close()
+
+    def _wait_for_quiet(self) -> None:
         patience = time.monotonic() + _PATIENCE_S
         moved = self._moved()
         while time.monotonic() < patience and not self._closed.wait(self._quiet_s):

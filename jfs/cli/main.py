@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from jfs import __version__
+from jfs import __version__, descriptors
 from jfs.errors import ConfigError, JfsError
 
 # Loaded only when asked for: `jfs serve` need not import FUSE, nor `jfs mount` the server.
@@ -55,6 +55,7 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
+    descriptors.raise_limit()
     try:
         # click, outside its standalone mode, returns the code of an Exit or what the command did.
         code = group(args=_as_mount(sys.argv[1:]), standalone_mode=False)

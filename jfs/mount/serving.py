@@ -154,10 +154,14 @@ async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInf
 
 def _open_store(settings: MountSettings, metrics: Metrics) -> BlockStore | None:
     try:
-        return DiskBlockStore(settings.cache, metrics)
+        store = DiskBlockStore(settings.cache, metrics)
     except CacheError as error:
         log.warning("no disk cache, every read goes to the server: %s", error)
         return None
+    lack = store.lack_of_space()
+    if lack is not None:
+        log.warning("%s", lack)
+    return store
 
 
 async def _serve(

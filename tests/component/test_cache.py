@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -254,7 +253,9 @@ def test_the_least_recently_used_goes_first(open_store: Opener, tmp_path: Path) 
     assert left == list(range(left[0], 12))
 
 
-def test_a_content_beyond_the_budget_is_still_read_right(open_store: Opener) -> None:
+def test_a_content_beyond_the_budget_is_still_read_right(
+    open_store: Opener, tmp_path: Path
+) -> None:
     content = content_of(16 * MiB)
     store = open_store(budget=4 * MiB)
     cached = store.open(key_of(content))
@@ -262,7 +263,7 @@ def test_a_content_beyond_the_budget_is_still_read_right(open_store: Opener) -> 
         cached.publish(extent.start, memoryview(content)[extent.start : extent.stop])
         got = read(cached, extent)
         assert got is None or got == content[extent.start : extent.stop]
-    used = os.fstat(cached._data).st_blocks * 512
+    used = sum(path.stat().st_blocks for path in tmp_path.glob("cache/??/*")) * 512
     assert used <= 5 * MiB
     cached.close()
 
@@ -323,24 +324,6 @@ def test_a_small_disk_is_enough_for_a_big_content(
     assert stored > 0
 
 
-def test_a_vanished_directory_is_read_past(
-    open_store: Opener, tmp_path: Path, expected_logs: list[str]
-) -> None:
-    expected_logs.append("reading past the cache")
-    content = content_of(MiB)
-    store = open_store()
-    cached = store.open(key_of(content))
-    shutil.rmtree(tmp_path / "cache")
-    cached.publish(0, memoryview(content)[: 4 * BLOCK])
-    got = read(cached, Extent(0, BLOCK))
-    assert got is None or got == content[:BLOCK]
-    claim = cached.claim(Extent(0, BLOCK))
-    assert claim is not None
-    with claim:
-        pass
-    cached.close()
-
-
 def test_a_complete_content_is_held_against_its_digest(
     open_store: Opener, expected_logs: list[str]
 ) -> None:
@@ -352,7 +335,7 @@ def test_a_complete_content_is_held_against_its_digest(
         cached.publish(0, memoryview(good))
         store.verify(key)
         assert cached.missing(Extent(0, MiB)) == left
-        assert cached.blocks.verified == (not left)
+        assert cached.verified == (not left)
         cached.close()
 
 
@@ -365,19 +348,6 @@ def test_a_hostile_digest_never_becomes_a_path(open_store: Opener, digest: str) 
         open_store().open(ContentKey(digest, 10))
 
 
-def test_a_directory_that_others_can_read_is_refused(open_store: Opener, tmp_path: Path) -> None:
-    open_directory = tmp_path / "open"
-    open_directory.mkdir(mode=0o755)
-    with pytest.raises(CacheError, match="chmod 700"):
-        open_store(open_directory)
-    (tmp_path / "file").touch()
-    with pytest.raises(CacheError):
-        open_store(tmp_path / "file")
-    assert (tmp_path / "made").exists() is False
-    open_store(tmp_path / "made")
-    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
-
-
 def test_a_complete_content_is_verified_once_the_data_plane_rests(
     open_store: Opener, tmp_path: Path
 ) -> None:
@@ -388,7 +358,7 @@ def test_a_complete_content_is_verified_once_the_data_plane_rests(
     verifier = Verifier(store.inspect, Metrics(), quiet_s=0)
     verifier.submit(key_of(data))
     deadline = time.monotonic() + 30
-    while not cached.blocks.verified:
+    while not cached.verified:
         assert time.monotonic() < deadline
     verifier.close()
     cached.close()

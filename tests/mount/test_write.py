@@ -222,15 +222,15 @@ def test_unmounting_waits_too(mounted: MountedServer, ask: Requests) -> None:
 
 
 def test_a_mount_that_has_no_staging_directory(server: EmbeddedServer, tmp_path: Path) -> None:
-    for name in ("open", "root"):
-        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "file").touch()
     said = run_jfs(
         *("mount", f"{server.url}/{REPO}", str(tmp_path / "root")),
-        *("--staging-dir", str(tmp_path / "open"), "--cache-dir", str(tmp_path / "cache")),
+        *("--staging-dir", str(tmp_path / "file"), "--cache-dir", str(tmp_path / "cache")),
         JF_ACCESS_TOKEN=server.token,
     )
     assert (said.returncode, said.stdout) == (2, "")
-    assert f"chmod 700 {tmp_path / 'open'}" in said.stderr
+    assert f"{tmp_path / 'file'}: is not a directory" in said.stderr
 
 
 def test_uploads_name_their_build(server: EmbeddedServer, mounter: Mounter) -> None:

@@ -110,7 +110,7 @@ class DataPlane:
             try:
                 cached = await threads.on_disk(self.store.open, version.content)
             except CacheError as error:
-                log.warning("%s: reading without the disk cache: %s", version.path, error)
+                log.log(error.log_level, "%s: reading past the cache: %s", version.path, error)
         return ContentReader(self, version, cached)
 
 

@@ -11,6 +11,7 @@ Blocking; any thread. A record is replaced whole (rename), so a crash leaves the
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import stat
@@ -21,8 +22,11 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from jfs.errors import ConfigError, JfsError
+from jfs import descriptors, directories
+from jfs.errors import ConfigError, JfsError, is_not_supported
 from jfs.model import Properties, RepoPath
+
+log = logging.getLogger(__name__)
 
 DATA, RECORD = ".data", ".json"
 _VERSION = 1
@@ -131,27 +135,47 @@ class Journal:
     """The staging directory.
 
     Raises:
-        ConfigError: it cannot be made, or is open to other users.
+        ConfigError: there is none that can be trusted: see ``directories``.
+    Attributes:
+        directory: where the files are, which may be inside the directory that was given.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self._given = directory
+        self.directory = directories.private(directory)
+        if self.directory != directory:
+            if any(directory.glob(f"*{RECORD}")):
+                raise ConfigError(
+                    f"{directory}: holds staged files that others can look at: "
+                    f"chmod 700 {directory}"
+                )
+            log.info("%s: others can look in: staged files are in %s", directory, self.directory)
+
+    def require_locks(self) -> None:
+        """Make sure that a living mount can be told from a dead one.
+
+        Raises:
+            ConfigError: the file system has no locks.
+        """
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = directory.stat()
+            file = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            finally:
+                os.close(file)
         except OSError as error:
-            raise ConfigError(f"staging directory {directory}: {error.strerror}") from None
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise ConfigError(f"staging directory {directory}: is not a directory of this user")
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            raise ConfigError(f"{directory}: other users can look in: chmod 700 {directory}")
+            if is_not_supported(error):
+                raise ConfigError(
+                    f"{self.directory}: its file system has no locks (flock), without which a "
+                    "staged file could be uploaded twice: give a --staging-dir on another"
+                ) from None
 
     def create(self, record: Record) -> Entry:
         """Make an empty staged file. Raises OSError."""
         while True:
             name = secrets.token_hex(8)
             path = self.directory / (name + DATA)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            file = descriptors.opening(lambda: self._made(path))  # noqa: B023 - called at once
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not os.fstat(file).st_nlink:  # swept away before we had the lock
@@ -168,10 +192,20 @@ class Journal:
                 path.unlink(missing_ok=True)
                 raise
 
+    def _made(self, path: Path) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # somebody removed the directory
+            directories.private(self._given)
+            return os.open(path, flags, 0o600)
+
     def anonymous(self) -> int:
         """Make a file without a name, for content that shall go with its last reader. OSError."""
         # Not O_TMPFILE: overlayfs, where containers live, has it only since Linux 6.1.
-        file, name = tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
+        file, name = descriptors.opening(
+            lambda: tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
+        )
         os.unlink(name)
         return file
 
@@ -213,7 +247,15 @@ class Journal:
         return entry
 
     def _names(self) -> list[str]:
-        return sorted({p.stem for end in (DATA, RECORD) for p in self.directory.glob(f"*{end}")})
+        return sorted({p.stem for end in (DATA, RECORD) for p in self._files(end)})
+
+    def _files(self, end: str) -> Iterator[Path]:
+        """Yield our own files; what somebody else put there is not uploaded with our rights."""
+        for path in self.directory.glob(f"*{end}"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                    yield path
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.directory / (name + DATA), self.directory / (name + RECORD)
@@ -222,7 +264,7 @@ class Journal:
         """Open and lock a staged file; None: a living process has it, or nothing is left of it."""
         data, record = self._paths(name)
         try:
-            file = os.open(data, os.O_RDWR | os.O_CLOEXEC)
+            file = os.open(data, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             record.unlink(missing_ok=True)  # we were killed while we removed it
             return None
@@ -244,7 +286,8 @@ class Journal:
 def _write(path: Path, record: Record) -> None:
     document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
     temporary = _unfinished(path)
-    with temporary.open("w", encoding="utf-8") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
         json.dump(document, file)
     temporary.rename(path)
 

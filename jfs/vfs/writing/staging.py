@@ -34,10 +34,11 @@ class StagingArea:
     def __init__(self, settings: WriteSettings, server: str) -> None:
         self.settings = settings
         self.journal = Journal(settings.staging)
+        self.journal.require_locks()
         self.server = server
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-hash")
         self._room = _Room(_QUEUED)
-        status = os.statvfs(settings.staging)
+        status = os.statvfs(self.journal.directory)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
         # disk is no file of models.
         self._largest = status.f_blocks * status.f_frsize

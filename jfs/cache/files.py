@@ -1,0 +1,109 @@
+"""The two files of an entry, opened; and who of all open contents has them open at the moment.
+
+An open content keeps two descriptors, the map's and the data's. One that nobody has used since the
+last round gives them back when there are too many, and opens them again when it is used: a thousand
+models can be open where a process may have 1,024 descriptors. While they are closed the entry is
+not locked, so eviction may take it; who reads it then finds blocks missing and fetches them.
+
+Any thread.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jfs import descriptors
+from jfs.cache.blockmap import BlockMap
+
+# Of the descriptors that this process may have, the cache takes half: the rest is for connections,
+# staged files and the claims of fetches under way.
+_SHARE = 2
+_EACH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFiles:
+    """The files of an entry; whoever has them open holds the lock of the map shared."""
+
+    map_path: Path
+    data_path: Path
+    blocks: BlockMap
+    data: int
+
+    def close(self) -> None:
+        os.close(self.data)
+        self.blocks.close()
+
+
+class Holder(Protocol):
+    """A content that may have its files open."""
+
+    recent: bool
+    """Used since it was last looked at; the holder sets it, ``OpenFiles`` takes it back."""
+    map_path: Path
+    closed: bool
+    """It will never open its files again."""
+
+    def close_idle_files(self) -> bool:
+        """Close the files unless somebody uses them. Returns whether they are closed now."""
+
+
+class OpenFiles:
+    """The contents of one store that have their files open, in the order they opened them."""
+
+    def __init__(self) -> None:
+        self._holders: dict[Holder, None] = {}
+        self._lock = threading.Lock()
+
+    def add(self, holder: Holder) -> None:
+        """Note that *holder* has opened its files; close others' if they are too many by now."""
+        with self._lock:
+            self._holders[holder] = None
+            excess = len(self._holders) - descriptors.limit() // (_SHARE * _EACH)
+        if excess > 0:
+            self.close_idle(excess)
+
+    def remove(self, holder: Holder) -> None:
+        with self._lock:
+            self._holders.pop(holder, None)
+
+    def paths(self) -> set[Path]:
+        """Return the paths of their maps."""
+        with self._lock:
+            return {holder.map_path for holder in self._holders}
+
+    def close_half(self) -> int:
+        """Close the files of half of them; return of how many."""
+        with self._lock:
+            wanted = -(-len(self._holders) // 2)
+        return self.close_idle(wanted)
+
+    def close_idle(self, wanted: int) -> int:
+        """Close the files of *wanted* contents that nobody uses at the moment; return of how many.
+
+        Those that were used since the last round come last.
+        """
+        closed = 0
+        with self._lock:
+            looks = 2 * len(self._holders)
+        while closed < wanted and looks > 0:
+            looks -= 1
+            with self._lock:
+                holder = next(iter(self._holders), None)
+                if holder is None:
+                    break
+                del self._holders[holder]
+                if holder.recent:
+                    holder.recent = False
+                    self._holders[holder] = None
+                    continue
+            if holder.close_idle_files():
+                closed += 1
+                continue
+            with self._lock:
+                self._holders[holder] = None
+            if holder.closed:
+                self.remove(holder)
+        return closed
