@@ -10,12 +10,27 @@ from jfs.errors import InvalidName
 from jfs.model import Checksums, Criteria
 
 _PLAIN = ("repo", "path", "name", "type", "size", "modified", "actual_sha1", "sha256")
-_FULL = (*_PLAIN, "created", "created_by", "modified_by", "actual_md5", "property")
+_FULL = (*_PLAIN, "created", "created_by", "modified_by", "actual_md5")
 
 
-def find(criteria: Criteria, repo: str) -> str:
-    """Give the query for *criteria*; *repo* is where the server keeps the items, or empty.
+# Path and name of an item, as rows have them: the order of pages.
+Key = tuple[str, str]
 
+
+def find(
+    criteria: Criteria,
+    repo: str,
+    *,
+    after: Key | None = None,
+    upto: Key | None = None,
+    paged: bool = False,
+) -> str:
+    """Return the query for *criteria*.
+
+    Args:
+        repo: where the server keeps the items; empty: everywhere.
+        after, upto: only items behind the one, and up to the other, by path and name.
+        paged: sorted by path and name, and without properties, which do not go with that.
     Raises:
         InvalidName: a value that cannot be expressed.
     """
@@ -42,8 +57,16 @@ def find(criteria: Criteria, repo: str) -> str:
         wanted.append('"modified":{"$gt":' + _quoted(_moment(criteria.newer_ns)) + "}")
     if criteria.older_ns is not None:
         wanted.append('"modified":{"$lt":' + _quoted(_moment(criteria.older_ns)) + "}")
-    include = ",".join(f'"{name}"' for name in (_PLAIN if criteria.plain else _FULL))
-    return "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
+    for end, comparator, last in ((after, "$gt", "$gt"), (upto, "$lt", "$lte")):
+        if end is not None:
+            path, name = map(_quoted, end)
+            beyond = '{"path":{"' + comparator + '":' + path + "}}"
+            beside = '{"path":' + path + ',"name":{"' + last + '":' + name + "}}"
+            wanted.append('"$and":[{"$or":[' + beyond + "," + beside + "]}]")
+    fields = _PLAIN if criteria.plain else _FULL if paged else (*_FULL, "property")
+    include = ",".join(f'"{name}"' for name in fields)
+    query = "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
+    return query + '.sort({"$asc":["path","name"]})' if paged else query
 
 
 def same_content(sums: Checksums, repo: str, limit: int) -> str:
@@ -64,6 +87,11 @@ def _value(text: str) -> str:
     if "*" in text or "?" in text:
         return '{"$match":' + _quoted(text) + "}"
     return _quoted(text)
+
+
+def is_expressible(key: Key) -> bool:
+    """Whether queries can name an item."""
+    return not any('"' in text or any(ord(letter) < 32 for letter in text) for text in key)
 
 
 def _quoted(text: str) -> str:

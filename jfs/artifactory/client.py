@@ -1,18 +1,16 @@
 """The control plane: names, sizes and checksums, over httpx. Trio thread only."""
 
-import contextlib
 import errno
 import json
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import trio
-
-from jfs import threads
-from jfs.artifactory import aql, builds, locating, mutations, uploads, wire
+from jfs.artifactory import builds, locating, mutations, searching, uploads, wire
 from jfs.artifactory.builds import BuildInfo
+from jfs.artifactory.listings import Listings, describe
 from jfs.artifactory.repositories import Repositories
+from jfs.artifactory.rows import Hidden
 from jfs.artifactory.session import Session
 from jfs.artifactory.uploads import Uploads
 from jfs.artifactory.upstream import Upstream
@@ -21,7 +19,6 @@ from jfs.errors import (
     AccessDenied,
     ConfigError,
     DeadlineExceeded,
-    JfsError,
     NotFound,
     ProtocolViolation,
     RemoteError,
@@ -43,8 +40,6 @@ from jfs.model import (
 
 _T = TypeVar("_T")
 
-_PARALLEL_STATS = 16
-
 
 class ArtifactoryClient:
     """``ArtifactStore`` over HTTP. Close it with ``aclose``."""
@@ -53,9 +48,10 @@ class ArtifactoryClient:
         self._settings = settings
         self._session = Session(settings, metrics)
         self._uploads = Uploads(self._session, metrics)
-        self._without_list: set[str] = set()  # repositories whose `?list` was refused
-        self._repositories = Repositories(self._session)
+        self._hidden = Hidden()
+        self._repositories = Repositories(self._session, self._hidden)
         self._upstream = Upstream(self._session)
+        self._listings = Listings(self._session, self._hidden, self._describe)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -103,39 +99,27 @@ class ArtifactoryClient:
         if not path.repo:
             return FolderInfo(path, 0)
         try:
-            return await self._json(
-                _storage(await self._kept(path)), lambda document: wire.parse_info(document, path)
-            )
+            return await self._describe(path)
         except NotFound:
             repository = await self._repositories.find(path.repo)
             if repository is None or not self._repositories.is_remote(path.repo):
                 raise
+        except AccessDenied as error:
+            raise await self._denied_or_missing(path, error) from None
         return await self._upstream.stat(path, repository)
 
     async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
         if not path.repo:
             return [FolderInfo(RepoPath(row.key), 0) for row in await self.repositories()]
         kept = await self._kept(path)
-        if kept != path:
-            try:
-                return await self._list_kept(path, kept)
-            except NotFound:
-                return []  # nothing of it is cached yet
-        return await self._list_kept(path, kept)
-
-    async def _list_kept(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
-        if path.repo not in self._without_list:
-            address = f"{_storage(kept)}?list&deep=0&listFolders=1"
-            try:
-                return await self._json(address, lambda document: wire.parse_list(document, path))
-            except RemoteError as error:
-                # Refused to anonymous users, without a Pro licence, or for a remote repository.
-                if error.status not in (400, 403, 404):
-                    raise
-                children = await self._stat_children(path, kept)  # raises what is really wrong
-                self._without_list.add(path.repo)
-                return children
-        return await self._stat_children(path, kept)
+        try:
+            return await self._listings.children(path, kept)
+        except NotFound:
+            if kept == path:
+                raise
+            return []  # nothing of it is cached yet
+        except AccessDenied as error:
+            raise await self._denied_or_missing(path, error) from None
 
     async def properties(self, path: RepoPath) -> Properties:
         if not path.repo:
@@ -169,27 +153,7 @@ class ArtifactoryClient:
         )
 
     async def search(self, criteria: Criteria) -> Sequence[Match]:
-        scope = criteria.scope
-        if not scope.repo:
-            await self._repositories.known()
-        kept = await self._kept(scope)
-        response = await self._session.exchange(
-            "POST",
-            "/api/search/aql",
-            content=aql.find(criteria, kept.repo).encode(),
-            headers={"Content-Type": "text/plain"},
-            repo=scope.repo,
-        )
-
-        def matches(document: Any) -> list[Match]:
-            found = wire.parse_matches(document)
-            return [
-                match
-                for each in found
-                if (match := self._repositories.shown(each, scope)) is not None
-            ]
-
-        return await _parsed(response.content, "/api/search/aql", matches)
+        return await searching.search(self._session, self._repositories, self._hidden, criteria)
 
     async def locate(self, version: ArtifactVersion) -> RepoPath | None:
         return await locating.locate(self._session, version, await self._kept(version.path))
@@ -198,7 +162,7 @@ class ArtifactoryClient:
         return await self._json(f"{_storage(await self._kept(path))}?stats", wire.parse_downloads)
 
     async def is_empty(self, path: RepoPath) -> bool:
-        return await self._json(_storage(path), wire.parse_is_empty)
+        return await self._listings.is_empty(path)
 
     # changes: what is asked, and how often, is the room of ``mutations`` and ``uploads``
 
@@ -244,61 +208,56 @@ class ArtifactoryClient:
 
     async def _exists(self, path: RepoPath) -> bool:
         try:
-            await self._json(_storage(path), lambda document: wire.parse_info(document, path))
+            await describe(self._session, path, path)
         except NotFound:
             return False
+        except AccessDenied as error:
+            denied = await self._denied_or_missing(path, error)
+            if isinstance(denied, NotFound):
+                return False
+            raise denied from None
         return True
+
+    async def _describe(self, path: RepoPath) -> EntryInfo:
+        """Ask about one item where the server keeps it."""
+        return await describe(self._session, path, await self._kept(path))
+
+    async def _denied_or_missing(self, path: RepoPath, error: AccessDenied) -> RemoteError:
+        """Return what a 403 about an item means: NotFound if its folder does not list it.
+
+        Rights are given for patterns of paths: who has none for a name is refused whether it is
+        there or not.
+        """
+        if error.status != 403:
+            return error
+        if not path.path:
+            listed = await self._repositories.find(path.repo) is not None
+        else:
+            try:
+                names = await self._listings.names(await self._kept(path.parent))
+            except AccessDenied:
+                return error
+            except NotFound as missing:
+                return missing
+            listed = path.name in names
+        if listed:
+            return error
+        return NotFound(
+            f"not listed, and refused by name: {error.message}",
+            status=404,
+            method=error.method,
+            url=error.url,
+        )
 
     async def _kept(self, path: RepoPath) -> RepoPath:
         return await self._repositories.kept(path)
 
-    async def _stat_children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
-        """List without ``?list``: names in one request, then one for each file."""
-        names = await self._json(
-            _storage(kept), lambda document: wire.parse_children_names(document, path)
-        )
-        entries: list[EntryInfo] = []
-        limit = trio.CapacityLimiter(_PARALLEL_STATS)
-
-        async def add(name: str, folder: bool) -> None:
-            if folder:
-                entries.append(FolderInfo(path.child(name), 0))
-                return
-            async with limit:
-                with contextlib.suppress(NotFound):  # deleted since we saw its name
-                    entries.append(await self.stat(path.child(name)))
-
-        failures: list[JfsError] = []
-
-        async def guarded(name: str, folder: bool) -> None:
-            try:
-                await add(name, folder)
-            except JfsError as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for name, folder in names:
-                nursery.start_soon(guarded, name, folder)
-        if failures:
-            raise failures[0]
-        return entries
-
     async def _json(self, address: str, parse: Callable[[Any], _T]) -> _T:
-        return await _parsed(await self._session.get(address), address, parse)
+        return parse(wire.parse_json(await self._session.get(address), address))
 
 
 def _storage(path: RepoPath) -> str:
     return f"/api/storage{wire.encode_path(path)}"
-
-
-async def _parsed(body: bytes, address: str, parse: Callable[[Any], _T]) -> _T:
-    """Decode an answer and read it; a large one not on the event loop.
-
-    A listing of 100,000 files takes a second.
-    """
-    if len(body) > 100_000:
-        return await threads.computing(lambda: parse(wire.parse_json(body, address)))
-    return parse(wire.parse_json(body, address))
 
 
 def _explain(error: RemoteError) -> str:

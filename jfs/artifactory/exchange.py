@@ -18,12 +18,13 @@ from jfs.errors import (
     RemoteError,
     Unavailable,
 )
+from jfs.extents import GiB
 
 USER_AGENT = "jfs/0.1"
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_HOPS = 5
-# Until JSON answers of a million rows appear: a server that sends more is not sending JSON.
-MAX_DOCUMENT = 512 * 1024 * 1024
+# Bytes of a JSON answer: a listing of a million files has 250 MB.
+MAX_DOCUMENT = 2 * GiB
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext:

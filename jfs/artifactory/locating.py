@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
-from jfs.artifactory import aql, wire
+from jfs.artifactory import aql, pieces, wire
+from jfs.artifactory.rows import FoundRows
 from jfs.artifactory.session import Session
 from jfs.errors import AccessDenied, NotFound, ProtocolViolation
 from jfs.model import ArtifactVersion, Checksums, FileInfo, RepoPath
@@ -37,15 +38,11 @@ async def locate(session: Session, version: ArtifactVersion, kept: RepoPath) -> 
 
 
 async def _search(session: Session, sums: Checksums, repo: str) -> list[FileInfo]:
-    response = await session.exchange(
-        "POST",
-        "/api/search/aql",
-        content=aql.same_content(sums, repo, _ROWS).encode(),
-        headers={"Content-Type": "text/plain"},
-        repo=repo,
+    query = aql.same_content(sums, repo, _ROWS).encode()
+    rows, _ = await pieces.read(
+        session, "POST", "/api/search/aql", "results", FoundRows, content=query, repo=repo
     )
-    rows = wire.parse_matches(wire.parse_json(response.content, "/api/search/aql"))
-    return [row.info for row in rows if isinstance(row.info, FileInfo)]
+    return [match.info for match in rows.matches if isinstance(match.info, FileInfo)]
 
 
 async def _search_as_of_old(session: Session, sums: Checksums) -> list[RepoPath]:

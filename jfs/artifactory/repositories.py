@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jfs.artifactory import wire
+from jfs.artifactory.rows import Hidden, RepositoryRows
 from jfs.artifactory.session import CACHE, Session
 from jfs.errors import JfsError
 from jfs.model import Match, RepoPath, Repository
@@ -19,18 +20,20 @@ _REMOTE = "remote"
 class Repositories:
     """Asked for when a repository is met that was not in the last list."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, hidden: Hidden) -> None:
         self._session = session
+        self._hidden = hidden
         self._known: dict[str, Repository] = {}
         self._unlisted: set[str] = set()  # asked for since the last list, and not in it
 
     async def list(self, *, retries: bool = True) -> Sequence[Repository]:
         """Ask the server. Raises RemoteError."""
         body = await self._session.get(_ADDRESS, retries=retries)
-        rows = wire.parse_repositories(wire.parse_json(body, _ADDRESS))
-        self._known = {row.key: row for row in rows}
+        rows = RepositoryRows(wire.parse_json(body, _ADDRESS))
+        self._hidden.warn("the list of repositories", rows)
+        self._known = {row.key: row for row in rows.repositories}
         self._unlisted.clear()
-        return rows
+        return rows.repositories
 
     async def known(self) -> Mapping[str, Repository]:
         """Return the last list by key; asks if there is none. Raises RemoteError."""

@@ -1,5 +1,8 @@
 """Ask an Artifactory: authentication, deadlines, retries, redirects. Trio thread only."""
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import httpx
 import trio
 
@@ -17,6 +20,8 @@ from jfs.artifactory.exchange import (
 from jfs.config import ServerSettings
 from jfs.errors import DeadlineExceeded, JfsError, ProtocolViolation
 from jfs.metrics import Metrics
+
+_T = TypeVar("_T")
 
 _PARALLEL_PER_REPOSITORY = 16
 CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
@@ -57,7 +62,7 @@ class Session:
         retries: bool = True,
         patience_s: float = 0.0,
     ) -> httpx.Response:
-        """Ask below the service, with retries, within the deadline.
+        """Ask below the service, with retries, within the deadline; the whole answer is read.
 
         Args:
             address: path and query below the service, encoded.
@@ -66,6 +71,34 @@ class Session:
             patience_s: for how long an answer may take, where that is longer than usual.
         Raises:
             RemoteError: the answer, or that there was none.
+        """
+        return await self.read(
+            method,
+            address,
+            _whole,
+            content,
+            headers,
+            repo=repo,
+            retries=retries,
+            patience_s=patience_s,
+        )
+
+    async def read(
+        self,
+        method: str,
+        address: str,
+        take: Callable[[httpx.Response], Awaitable[_T]],
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        repo: str = "",
+        retries: bool = True,
+        patience_s: float = 0.0,
+    ) -> _T:
+        """Ask as ``exchange`` does, and let *take* read the answer while it arrives.
+
+        Args:
+            take: called with a successful answer, its body not read yet; again for every try.
         """
         deadline = trio.current_time() + max(self.settings.request_deadline_s, patience_s)
         url = httpx.URL(self.settings.url + address)
@@ -76,7 +109,9 @@ class Session:
             try:
                 with trio.fail_after(max(0.0, left)):
                     async with limit:
-                        return await self._once(method, url, content, headers or {}, patience_s)
+                        return await self._once(
+                            method, url, take, content, headers or {}, patience_s
+                        )
             except trio.TooSlowError:
                 raise DeadlineExceeded(f"no answer in time: {address}") from None
             except JfsError as error:
@@ -91,10 +126,11 @@ class Session:
         self,
         method: str,
         url: httpx.URL,
+        take: Callable[[httpx.Response], Awaitable[_T]],
         content: bytes | None,
         headers: dict[str, str],
         patience_s: float,
-    ) -> httpx.Response:
+    ) -> _T:
         headers = {**headers, **self.authenticator.headers()}
         timeout = httpx.Timeout(
             max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
@@ -102,11 +138,12 @@ class Session:
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")
             with mapped(method, url):
-                response = await self._client.request(
+                async with self._client.stream(
                     method, url, content=content, headers=headers, timeout=timeout
-                )
-            if 200 <= response.status_code < 300:
-                return response
+                ) as response:
+                    if 200 <= response.status_code < 300:
+                        return await take(response)
+                    await response.aread()
             # Only reads are sent elsewhere: a redirected write would become another request.
             if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
                 raise failure(response, response.content)
@@ -114,6 +151,11 @@ class Session:
         raise ProtocolViolation(
             "too many redirects", method=method, url=str(url.copy_with(query=None))
         )
+
+
+async def _whole(response: httpx.Response) -> httpx.Response:
+    await response.aread()
+    return response
 
 
 def _repo_of(address: str) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from jfs.artifactory import wire
+from jfs.artifactory.listings import describe
 from jfs.artifactory.session import Session
 from jfs.errors import AccessDenied, NotFound, ProtocolViolation, RemoteError
 from jfs.model import EntryInfo, FolderInfo, RepoPath, Repository
@@ -76,10 +77,8 @@ class Upstream:
 
     async def _ask(self, path: RepoPath) -> EntryInfo:
         """Ask about the item itself, in storage and then by HEAD. Raises NotFound."""
-        address = f"/api/storage{wire.encode_path(path)}"
         try:
-            body = await self._session.get(address)
-            return wire.parse_info(wire.parse_json(body, address), path)
+            return await describe(self._session, path, path)
         except RemoteError as error:
             if error.status not in (400, 404):
                 raise

@@ -255,6 +255,13 @@ class EmbeddedServer:
         target = RepoPath(repo, check_path(path))
         self._opened().change_properties(target, stated, recursive=False)
 
+    def limit_queries(self, rows: int | None) -> None:
+        """Trim the result of every query to *rows*, until the server is stopped. Any thread.
+
+        Only the ``range`` of an answer says so. With properties one item is several rows.
+        """
+        self._opened().query_limit = rows
+
     def _open(self) -> Store:
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-server-hash")
         try:

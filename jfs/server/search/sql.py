@@ -60,6 +60,10 @@ _UNITS_MS = {
     **dict.fromkeys(("mo", "months"), 30 * 86400000),
     **dict.fromkeys(("y", "years"), 365 * 86400000),
 }
+_TRIMMED = (
+    "AQL query reached the search hard limit, results are trimmed. Please address configurable"
+    " limit."
+)
 _CHUNK = 500  # ids in one statement
 
 
@@ -74,27 +78,37 @@ class _Shape:
 
 @dataclass(slots=True)
 class Result:
-    """The rows of one query."""
+    """The rows of one query; *trimmed*: to a limit of the server's."""
 
     query: Query
     rows: list[dict[str, object]] = field(default_factory=list)
+    trimmed: int | None = None
 
     def as_json(self) -> bytes:
         """Render as ``AqlJsonStreamer`` does; row by row, since there may be 100,000."""
         rows = ",".join(json.dumps(row, ensure_ascii=False) for row in self.rows)
         start, count = self.query.offset, len(self.rows)
-        span = {"start_pos": start, "end_pos": start + count, "total": count}
+        span: dict[str, object] = {"start_pos": start, "end_pos": start + count, "total": count}
         if self.query.limit is not None:
             span["limit"] = self.query.limit
+        if self.trimmed is not None:
+            span |= {"limit": self.trimmed, "notification": _TRIMMED}
         return f'\n{{\n"results" : [ {rows} ],\n"range" : {json.dumps(span)}\n}}\n'.encode()
 
 
 def run(
-    database: sqlite3.Connection, query: Query, readable: Callable[[str], bool] | None
+    database: sqlite3.Connection,
+    query: Query,
+    readable: Callable[[str], bool] | None,
+    most: int | None = None,
 ) -> Result:
     """Answer a query. Raises ApiError 400 for what it asks wrongly.
 
+    Offsets and limits count rows joined with properties, where those are included: one for each
+    property of an item, so that the last item may lack some (10.1).
+
     Args:
+        most: rows of a result, whatever the query asks for; None: all.
         readable: whether rows of a repository may be seen; None: all may. Rows are taken out
             after the limit, so a page may be short (10.1).
     """
@@ -119,20 +133,51 @@ def run(
                 raise ApiError(400, f"Only fields of the result can be sorted by: '{name}' is none")
         direction = " DESC" if query.descending else ""
         text += f" ORDER BY {', '.join(_FIELDS[name] + direction for name in query.sort)}"
-    if query.limit is not None or query.offset:
+    joined = shape.properties is not None
+    if not joined and (query.limit is not None or query.offset or most is not None):
         text += " LIMIT ? OFFSET ?"
-        values += [-1 if query.limit is None else query.limit, query.offset]
+        # One more than the server allows, so as to see that there are more.
+        limits = (query.limit, most + 1 if most is not None else None)
+        values += [min((each for each in limits if each is not None), default=-1), query.offset]
     found = database.execute(text, values).fetchall()
     result = Result(query)
-    ids = []
-    for number, *cells in found:
-        row = _row(shape, cells)
-        if readable is None or readable(str(row["repo"])):
-            ids.append(number)
-            result.rows.append(row)
+    rows = [(number, _row(shape, cells)) for number, *cells in found]
     if shape.properties is not None:
-        _add_properties(database, ids, shape.properties, result.rows)
+        _add_properties(
+            database, [number for number, _ in rows], shape.properties, [row for _, row in rows]
+        )
+        rows, more = _cut(rows, query, most)
+    else:
+        more = most is not None and len(rows) > most
+        rows = rows[:most]
+    if more:
+        result.trimmed = most
+    result.rows = [row for _, row in rows if readable is None or readable(str(row["repo"]))]
     return result
+
+
+def _cut(
+    rows: Sequence[tuple[int, dict[str, object]]], query: Query, most: int | None
+) -> tuple[list[tuple[int, dict[str, object]]], bool]:
+    """Apply offset and limits to the rows joined with their properties; True: to *most*."""
+    start = query.offset
+    stop = None if query.limit is None else start + query.limit
+    limited = most is not None and (stop is None or stop - start > most)
+    if most is not None and limited:
+        stop = start + most
+    kept: list[tuple[int, dict[str, object]]] = []
+    position = 0
+    for number, row in rows:
+        pairs = row.get("properties")
+        size = len(pairs) if isinstance(pairs, list) else 1
+        first = max(0, start - position)
+        last = size if stop is None else min(size, stop - position)
+        position += size
+        if first < last:
+            if isinstance(pairs, list):
+                row = {**row, "properties": pairs[first:last]}
+            kept.append((number, row))
+    return kept, limited and stop is not None and position > stop
 
 
 def _row(shape: _Shape, cells: Sequence[object]) -> dict[str, object]:

@@ -59,6 +59,7 @@ class Store:
         self, directory: Path, hashers: Executor, *, durable: bool, quota: int | None = None
     ) -> None:
         self.durable = durable
+        self.query_limit: int | None = None  # rows of a result; more are trimmed
         self._quota = quota
         self.directory = directory
         try:
@@ -151,7 +152,7 @@ class Store:
         readable = None if user.is_admin else lambda repo: user.may(Right.READ, repo)
         with self.lock:
             self._write_downloads()
-            return sql.run(self.catalogue.db, query, readable)
+            return sql.run(self.catalogue.db, query, readable, self.query_limit)
 
     def last_modified(self, path: RepoPath) -> Item:
         """Give what changed last, at or below *path*. Raises ApiError 404."""
