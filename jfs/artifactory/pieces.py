@@ -45,6 +45,7 @@ class LongObject:
         self.members: dict[str, Any] = {}
         self._field = field
         self._required = required
+        self._met = False
         self._take = take
         self.what = what
         self._bytes = codecs.getincrementaldecoder("utf-8-sig")("surrogatepass")
@@ -88,7 +89,7 @@ class LongObject:
         self.feed(b"")
         if self._step is not None:
             raise self._broken()
-        if self._required and self.members.get(self._field, self) is not None:
+        if self._required and not self._met:
             raise ProtocolViolation(f"{self.what}: {self._field} is not a list")
         return self.members
 
@@ -130,6 +131,7 @@ class LongObject:
         if letter == "[" and self._key == self._field:
             self._at += 1
             self.members[self._key] = None
+            self._met = True
             self._step = self._first_row
             return True
         found, value = self._value()
