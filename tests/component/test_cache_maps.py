@@ -67,8 +67,8 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 
 def bytes_read() -> int:
-    """Bytes that this process got from read calls so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
+    """Bytes that this thread got from read calls so far."""
+    lines = Path("/proc/thread-self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
