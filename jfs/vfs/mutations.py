@@ -8,7 +8,8 @@ files that it touches, so that no upload is under way to a place that changes.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from jfs import threads
 from jfs.errors import (
@@ -198,8 +199,13 @@ class Mutations:
                 await self._require_empty(target)
             elif target is not None:
                 await self._files.keep_for_readers(target)
-            kept = await self._move(source, target, new_parent.path.child(new_name))
-            # no checkpoint until tree and attributes have changed
+            try:
+                await self._move(source, target, new_parent.path.child(new_name))
+            except JfsError:  # its answer may have been lost: nobody knows what is there now
+                self._tree.doubt_name(parent, name)
+                self._tree.doubt_name(new_parent, new_name)
+                raise
+            # no checkpoint until tree and attributes have changed; nothing fails from here on
             old, file = source.path, self._files.find(source)
             if source.local and target is not None and not target.local and file is not None:
                 file.replaces = True
@@ -208,19 +214,18 @@ class Mutations:
                 self._attributes_of_removed(target, writing)
             writing.attributes.moved(old, source)
             if target is not None:
-                await self._files.detach(target)
+                await _best_effort(target.path, self._files.detach(target))
             for inode in self._files.below(source):
-                await self._files.relocate(inode)
-            if kept:
-                await self._store.set_properties(source.path, kept)
-        await self._make_again(parent, emptied)
+                await _best_effort(inode.path, self._files.relocate(inode))
+        if emptied is not None:
+            await _best_effort(parent.path, self._make_folder(parent.path, emptied))
         self._forget_queries()
 
-    async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> Properties:
+    async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
         """Move on the server. The target is empty, or a file.
 
-        Returns:
-            Properties that the entry shall have of the one whose place it took.
+        A move that is refused leaves both as they were, on the server too: what has to be done
+        before it is taken back.
         """
         kept: Properties = {}
         if (
@@ -240,18 +245,25 @@ class Mutations:
                 file.replaces = False
             if kept:
                 source.properties = kept
-            return {}
-        if target is not None and target.is_folder and not target.local:
+            return
+        undo: Callable[[], Awaitable[None]] | None = None
+        if target is not None and target.is_folder:
             # Moved onto a folder, the server would nest it there (artifactory-rest 8).
+            tags = await self._properties.current(target)
             await self._store.delete(target.path)
+            undo = partial(self._make_folder, target.path, tags)
+        elif kept:
+            # Before the move, so that there is no moment at which the place has no tags.
+            await self._store.set_properties(source.path, kept)
+            undo = partial(self._store.set_properties, source.path, dict.fromkeys(kept))
         try:
             await self._store.move(source.path, path, tree=source.is_folder)
         except JfsError:
-            if target is not None and target.is_folder:
-                await self._store.make_folder(target.path)
+            if undo is not None:
+                await _best_effort(source.path, undo())
+            source.doubt_properties()
             raise
         source.doubt_properties()
-        return kept
 
     async def _target(self, parent: Inode, name: str) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""
@@ -274,11 +286,10 @@ class Mutations:
             return None
         return await self._properties.current(parent)
 
-    async def _make_again(self, folder: Inode, properties: Properties | None) -> None:
-        if properties is not None:
-            await self._store.make_folder(folder.path)
-            if properties:
-                await self._store.set_properties(folder.path, properties)
+    async def _make_folder(self, path: RepoPath, properties: Properties) -> None:
+        await self._store.make_folder(path)
+        if properties:
+            await self._store.set_properties(path, properties)
 
     async def _delete(self, inode: Inode) -> None:
         try:
@@ -329,6 +340,14 @@ class Mutations:
         writing = self._writing
         if writing is not None and writing.area.settings.no_delete:
             raise NotPermitted(f"{inode.path}: --no-delete keeps what is on the server")
+
+
+async def _best_effort(path: RepoPath, work: Awaitable[None]) -> None:
+    """Do what comes with a change, whose failure cannot undo the change any more."""
+    try:
+        await work
+    except (JfsError, OSError) as error:
+        log.warning("%s: after a rename: %s", path, error)
 
 
 def _require_kind(source: Inode, target: Inode) -> None:

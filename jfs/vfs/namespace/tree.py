@@ -198,6 +198,13 @@ class Tree:
     # Believe nothing about a name any more, neither that it is there nor that it is not.
     doubt = expire
 
+    def doubt_name(self, parent: Inode, name: str) -> None:
+        """Believe nothing about a name any more, whether something has it or nothing has."""
+        self._touch(parent, name)
+        self.expire_listing(parent)
+        if (inode := parent.dentries.get(name)) is not None:
+            inode.stat.expire()
+
     async def forget_below(self, top: Inode) -> None:
         """Believe nothing at or below the inode any more; the next use asks the server.
 
