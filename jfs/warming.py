@@ -17,10 +17,10 @@ from jfs import threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, ServerSettings
-from jfs.errors import CacheFull, JfsError, ProtocolViolation
+from jfs.errors import CacheFull, JfsError, NotFound, ProtocolViolation
 from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
-from jfs.model import ArtifactVersion, FileInfo, RepoPath
+from jfs.model import ArtifactVersion, FileInfo, FolderInfo, RepoPath
 from jfs.protocols import CachedContent
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,16 @@ _CLAIM_PATIENCE_S = 15.0
 
 @dataclass(slots=True)
 class Warmed:
-    """What one run did. *fetched* is what came from the server, *total* the size of all files."""
+    """What one run did.
+
+    Attributes:
+        files: that were found.
+        failed: of the files; *failures* also names folders that could not be listed.
+        total, fetched: bytes of all files, and those that came from the server.
+    """
 
     files: int = 0
+    failed: int = 0
     total: int = 0
     fetched: int = 0
     failures: list[tuple[RepoPath, str]] = field(default_factory=list)
@@ -104,23 +111,31 @@ async def _files(
     """Walk the artifacts at or below *path*, one listing a folder."""
     try:
         entry = await client.stat(path)
-        if isinstance(entry, FileInfo):
-            yield entry
-            return
-        entries = await client.list_children(path)
+        if isinstance(entry, FolderInfo) and not entry.listed:
+            # A remote repository lists what it has cached: that is nothing, not all there is.
+            raise JfsError("nothing of it is cached on the server: name its files")
+    except NotFound:
+        result.failures.append((path, "no such file or folder on the server"))
+        return
     except JfsError as error:
         result.failures.append((path, str(error)))
         return
-    folders = []
-    for child in sorted(entries, key=lambda entry: entry.path):
-        if isinstance(child, FileInfo):
-            yield child
-        else:
-            folders.append(child.path)
-    for folder in folders:
-        async with aclosing(_files(client, folder, result)) as below:
-            async for info in below:
-                yield info
+    if isinstance(entry, FileInfo):
+        yield entry
+        return
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = await client.list_children(folder)
+        except JfsError as error:
+            result.failures.append((folder, str(error)))
+            continue
+        ordered = sorted(entries, key=lambda entry: entry.path)
+        for child in ordered:
+            if isinstance(child, FileInfo):
+                yield child
+        folders += [child.path for child in reversed(ordered) if isinstance(child, FolderInfo)]
 
 
 class _Run:
@@ -158,6 +173,7 @@ class _Run:
                 raise ProtocolViolation("its bytes do not match its checksum: dropped")
         except JfsError as error:
             log.debug("%s: %s", info.path, error)
+            self._result.failed += 1
             self._result.failures.append((info.path, str(error)))
 
     async def _content(self, version: ArtifactVersion, cached: CachedContent) -> None:

@@ -5,6 +5,7 @@ A PATH is a file or folder inside a mount of jfs, or a place on a server as ``jf
 
 import functools
 import os
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import click
 import trio
 
 from jfs.artifactory import ArtifactoryClient
-from jfs.config import ServerSettings, Source, parse_source
+from jfs.config import ServerSettings, Source, parse_source, server_url_from
 from jfs.errors import ConfigError
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
@@ -25,6 +26,7 @@ from jfs.vfs.filesystem import REFRESH
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
+_WILDCARDS = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,25 @@ class Connection:
         Raises:
             ConfigError: what is wrong with it.
         """
+        place = self._place(text)
+        _require_no_wildcards(place)
+        return place
+
+    def here(self) -> Place:
+        """Return the place of the current directory in a mount; elsewhere, the server itself.
+
+        Raises:
+            ConfigError: neither is known.
+        """
+        if mount_above(Path()) is not None:
+            return self._place(".")
+        if server_url_from(os.environ) is None:
+            raise ConfigError(
+                "which server? set JF_URL, or give a PATH: a URL, REPO/PATH, or a place in a mount"
+            )
+        return Place(parse_source("", os.environ, token_file=self.token_file), "")
+
+    def _place(self, text: str) -> Place:
         found = None if "://" in text else mount_above(Path(text))
         if found is None:
             return Place(parse_source(text, os.environ, token_file=self.token_file), text)
@@ -87,6 +108,19 @@ class Connection:
                 return await question(client)
 
         return trio.run(run)
+
+
+def _require_no_wildcards(place: Place) -> None:
+    """Artifactory's names hold no wildcards: who gives some means what `jfs find` does."""
+    path = place.source.path
+    if not _WILDCARDS.search(str(path)):
+        return
+    if _WILDCARDS.search(path.repo):
+        hint = "`jfs ls` without a PATH lists the repositories"
+    else:
+        before = _WILDCARDS.split(place.shown)[0]
+        hint = f"jfs find {before.rpartition('/')[0]} --name '{path.name}'"
+    raise ConfigError(f"{place.shown}: a PATH holds no wildcards: {hint}")
 
 
 def options(command: _F) -> _F:

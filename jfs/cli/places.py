@@ -58,8 +58,16 @@ async def require(client: ArtifactoryClient, place: Place) -> EntryInfo:
     """Give what is at a place. Raises JfsError with one line."""
     info = await look(client, place.source.path)
     if info is None:
-        raise JfsError(f"{place.shown}: no such file or folder on the server")
+        raise missing(place)
     return info
+
+
+def missing(place: Place) -> JfsError:
+    """Return the error for a place where nothing is."""
+    what = "file or folder on the server"
+    if not place.source.path.path:
+        what = "repository on the server, or no right to read it"
+    return JfsError(f"{place.shown}: no such {what}")
 
 
 def is_inside(path: RepoPath, folder: RepoPath) -> bool:

@@ -92,9 +92,10 @@ def command(
             )
     seconds = time.monotonic() - start
     failures = [failure for result in results for failure in result.failures]
-    files, total, fetched = (
-        sum(getattr(result, name) for result in results) for name in ("files", "total", "fetched")
-    )
+    files = sum(result.files for result in results)
+    cached = files - sum(result.failed for result in results)
+    total = sum(result.total for result in results)
+    fetched = sum(result.fetched for result in results)
     if as_json:
         click.echo(
             json.dumps(
@@ -107,9 +108,9 @@ def command(
                 }
             )
         )
-    else:
+    elif files or not failures:
         click.echo(
-            f"{files - len(failures)} of {files} files cached, {decimal(total)}, "
+            f"{cached} of {files} files cached, {decimal(total)}, "
             f"of which {decimal(fetched)} fetched in {seconds:.1f} s"
         )
     for path, text in failures:

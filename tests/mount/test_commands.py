@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer
+from tests.mount.commands import run_here
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import run_jfs
 
@@ -101,3 +102,59 @@ def test_paths_of_a_mount(models: EmbeddedServer, mounter: Mounter) -> None:
     run(models, "props", "set", str(model), "env=retired")
     assert os.getxattr(model, "user.env") == b"retired"
     assert run(models, "ls", str(mount.root / "nlp")).splitlines()[1].split()[-1] == "bert/"
+
+
+def test_ls_without_a_path_lists_repositories(models: EmbeddedServer) -> None:
+    models.create_repository("hf", upstream="http://127.0.0.1:9/")
+    lines = run_here(models, "ls").splitlines()
+    assert lines[0].split() == ["KIND", "PACKAGES", "NAME"]
+    assert [line.split() for line in lines[1:]] == [
+        ["remote", "generic", "hf/"],
+        ["local", "generic", f"{REPO}/"],
+    ]
+    rows = json.loads(run_here(models, "ls", "--json", models.url))
+    assert [row["path"] for row in rows] == [f"{models.url}/hf", f"{models.url}/{REPO}"]
+    assert "JF_URL" in run_here(models, "ls", code=2, JF_URL="")
+    assert "no such repository" in run_here(models, "ls", "absent", code=1)
+
+
+def test_find_of_what_is_not_there_is_an_error(models: EmbeddedServer) -> None:
+    assert "no such repository" in run_here(models, "find", "absent", "--prop", "a=b", code=1)
+    assert "no such file or folder" in run_here(models, "find", f"{REPO}/absent", code=1)
+    assert "JF_URL" in run_here(models, "find", code=2, JF_URL="")
+    everywhere = run_here(models, "find", "--name", "model.onnx").splitlines()
+    assert everywhere == [f"{REPO}/nlp/bert/{n}.0/model.onnx" for n in (1, 2)]
+    one = f"{REPO}/nlp/bert/2.0/model.onnx"
+    assert run_here(models, "find", one).splitlines() == [one]
+    assert run_here(models, "find", one, "--prop", "env=staging") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("find", f"{REPO}/nlp/*.onnx"), f"jfs find {REPO}/nlp --name '*.onnx'"),
+        (("find", f"{REPO}/*/2.0/model.onnx"), f"jfs find {REPO} --name 'model.onnx'"),
+        (("find", "ml-*"), "jfs ls"),
+        (("find", REPO, "--prop", "e*=production"), "wildcards are for the value"),
+        (("find", REPO, "--name", "nlp/*.onnx"), "give folders as PATH"),
+        (("ls", f"{REPO}/nlp/b?rt"), f"jfs find {REPO}/nlp --name 'b?rt'"),
+        (("warm", f"{REPO}/nlp/*"), "a PATH holds no wildcards"),
+        (("props", "set", f"{REPO}/nlp/*", "a=b"), "a PATH holds no wildcards"),
+        (("cp", f"{REPO}/nlp/bert/*", f"{REPO}/x"), "a PATH holds no wildcards"),
+        (("mv", f"{REPO}/nlp/bert", f"{REPO}/x*"), "a PATH holds no wildcards"),
+        (("promote", f"{REPO}/nlp/bert/*", "--prop", "a=b"), "a PATH holds no wildcards"),
+    ],
+)
+def test_wildcards_on_the_wrong_side(
+    models: EmbeddedServer, arguments: tuple[str, ...], hint: str
+) -> None:
+    assert hint in run_here(models, *arguments, code=2)
+
+
+def test_warm_of_what_is_not_there_is_an_error(models: EmbeddedServer, tmp_path: Path) -> None:
+    models.create_repository("hf", upstream="http://127.0.0.1:9/")
+    cache = ("--cache-dir", str(tmp_path / "cache"))
+    for path in (f"{REPO}/absent", f"{REPO}/absent.bin", "absent"):
+        assert f"{path}: no such" in run_here(models, "warm", *cache, path, code=1)
+    found = run_here(models, "warm", *cache, "--json", f"{REPO}/nlp/bert/2.0")
+    assert (json.loads(found)["files"], json.loads(found)["failures"]) == (2, [])

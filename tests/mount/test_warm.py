@@ -79,7 +79,7 @@ def test_a_path_in_a_mount_names_the_place_on_the_server(
 def test_bad_paths_and_caches_are_told_in_one_line(models: EmbeddedServer, tmp_path: Path) -> None:
     code, report = warm(models, tmp_path, f"{models.url}/{REPO}/not/there")
     assert code == 1
-    assert "404" in report["failures"][0]["error"]  # type: ignore[index]
+    assert "no such file" in report["failures"][0]["error"]  # type: ignore[index]
     code, report = warm(models, tmp_path, "--cache-size", "1M", f"{models.url}/{REPO}/llm")
     assert code == 1
     assert "--cache-size" in report["failures"][0]["error"]  # type: ignore[index]
