@@ -8,7 +8,6 @@ import itertools
 import os
 import stat
 from collections.abc import Sequence
-from itertools import islice
 
 import trio
 
@@ -38,7 +37,7 @@ from jfs.vfs.namespace import queries, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.listings import Listing
 from jfs.vfs.namespace.local import LocalAttributeTable
-from jfs.vfs.namespace.queries import Queries, QueryFolder
+from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
 from jfs.vfs.namespace.selectors import Link, Selectors
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
@@ -77,13 +76,12 @@ class Filesystem:
         self._store = store
         self._numbers = itertools.count(1)
         self._questions = questions = Questions(plane.nursery)
-        self._tree = Tree(store, settings, root, questions)
+        local = LocalAttributeTable(lambda: self._files.inodes())
+        self._tree = Tree(store, settings, root, questions, local)
         self._writing = None
         if area is not None:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
-            self._writing = Writing(
-                area, deployer, LocalAttributeTable(lambda: self._files.inodes())
-            )
+            self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier)
         self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._kernel)
         self._stat = StatView(settings, self._files, self._writing)
@@ -96,7 +94,7 @@ class Filesystem:
         self._mutations = Mutations(
             store, self._tree, self._files, self._properties, self._writing, self._queries.forget
         )
-        self._listings: dict[int, Listing] = {}
+        self._listings: dict[int, Listing | QueryListing] = {}
         self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names
@@ -147,12 +145,14 @@ class Filesystem:
     async def opendir(self, ino: int) -> int:
         """Take a snapshot of a folder, so that a reader sees every entry exactly once."""
         folder = self._tree.find(ino)
+        listing: Listing | QueryListing
         if isinstance(folder.computed, QueryFolder):
-            entries = await self._queries.children(folder.computed)
+            listing = await self._queries.listing(folder.computed)
         else:
             entries = await self._tree.children(folder)
+            listing = Listing(self._tree.inodes, folder, entries)
         handle = next(self._numbers)
-        self._listings[handle] = Listing(self._tree.inodes, folder, entries)
+        self._listings[handle] = listing
         return handle
 
     def readdir(self, handle: int, start: int) -> list[tuple[str, Attributes, int]]:
@@ -167,7 +167,7 @@ class Filesystem:
             raise BadHandle(f"handle {handle} is not an open folder") from None
         return [
             (name, self._stat.of(inode), position)
-            for name, inode, position in islice(listing.entries(start), _ENTRIES_AT_A_TIME)
+            for name, inode, position in listing.read(start, _ENTRIES_AT_A_TIME)
         ]
 
     def releasedir(self, handle: int) -> None:
@@ -418,6 +418,6 @@ class Filesystem:
         return self._tree.inodes.compute(f"{parent.path}//{name}", info, link, link.asked)
 
 
-async def _release(listing: Listing) -> None:
+async def _release(listing: Listing | QueryListing) -> None:
     while listing.release():
         await trio.lowlevel.checkpoint()

@@ -1,6 +1,11 @@
 """Every name that Artifactory accepts round-trips; what it or Linux forbids never does harm."""
 
+import os
+import time
 import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +16,13 @@ from hypothesis import strategies as st
 from jfs.errors import NameTooLong, NoEntry
 from jfs.model import is_too_long, problem_with_name
 from jfs.server import EmbeddedServer
+from jfs.vfs.attributes.stat import Caller, Change
+from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from tests.component.composed import composed, content, find, names
+from tests.component.composed import TREE, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 
+ME = Caller(os.getuid(), os.getgid())
 NAMES = [
     *("a b", "p%20q", "100%", "x#y", "am&per", "k+l", "s;t=u", "e=mc2", "at@sign", "@", "@x=y"),
     *("it's", "(1)", "[x]", "{y}", "~", "$HOME", "!", "a:b", ":", ",", "<tag>", "^", "`"),
@@ -86,3 +94,85 @@ def test_any_names_round_trip(
                     assert await content(fs, f"{folder}/{name}") == name.encode()
 
         trio.run(check)
+
+
+@asynccontextmanager
+async def changed_times(fs: Filesystem, *folders: int) -> AsyncIterator[None]:
+    """Check that what is done meanwhile gives folders new times."""
+    before = [await fs.getattr(ino) for ino in folders]
+    yield
+    for old, ino in zip(before, folders, strict=True):
+        new = await fs.getattr(ino)
+        assert new.mtime_ns > old.mtime_ns
+        assert new.ctime_ns == new.mtime_ns
+
+
+async def test_the_times_of_a_folder_follow_its_names(server: EmbeddedServer) -> None:
+    """Python's imports, make and backup tools look for new files when the mtime has changed."""
+    async with composed(server, REPO, tree=replace(TREE, attr_ttl_s=0)) as fs:
+        folder = (await fs.mkdir(ROOT, "d", 0o755, ME)).ino
+        other = (await fs.mkdir(ROOT, "e", 0o755, ME)).ino
+
+        async with changed_times(fs, folder):
+            opened, made = await fs.create(folder, "new", 0o644, os.O_WRONLY, ME)
+        async with changed_times(fs, folder):
+            await fs.mkdir(folder, "sub", 0o755, ME)
+        async with changed_times(fs, folder):
+            await fs.symlink(folder, "link", "new", ME)
+        quiet = await fs.getattr(folder)
+        await fs.write(opened.handle, 0, b"x")
+        await fs.flush(opened.handle)
+        await fs.release(opened.handle)
+        await fs.setattr(made.ino, Change(mode=0o600))
+        assert (await fs.getattr(folder)).mtime_ns == quiet.mtime_ns, "no name has changed"
+        async with changed_times(fs, folder, other):
+            await fs.rename(folder, "new", other, "new", 0)
+        async with changed_times(fs, other):
+            await fs.rename(other, "new", other, "newer", 0)
+        async with changed_times(fs, other):
+            await fs.unlink(other, "newer")
+        async with changed_times(fs, folder):
+            await fs.rmdir(folder, "sub")
+        # What somebody sets stays until the next change (cp -a, tar, rsync).
+        await fs.setattr(folder, Change(mtime_ns=1))
+        assert (await fs.getattr(folder)).mtime_ns == 1
+        async with changed_times(fs, folder):
+            await fs.unlink(folder, "link")
+
+
+async def test_the_servers_time_of_a_folder_wins_when_it_is_newer(server: EmbeddedServer) -> None:
+    ask = Requests(server)
+    async with composed(server, REPO, tree=replace(TREE, attr_ttl_s=0)) as fs:
+        folder = (await fs.mkdir(ROOT, "d", 0o755, ME)).ino
+        await fs.mkdir(folder, "sub", 0o755, ME)
+        ours = (await fs.getattr(folder)).mtime_ns
+        while time.time_ns() // 1_000_000 <= ours // 1_000_000:  # the server keeps milliseconds
+            pass
+        assert ask.delete(f"/{REPO}/d").status == 204
+        server.deploy(REPO, "d/f", b"made anew by somebody else")
+        theirs = (await fs.getattr(folder)).mtime_ns
+        assert theirs > ours
+        assert (await fs.getattr(folder)).ctime_ns == theirs
+
+
+async def test_a_folder_has_a_link_for_each_of_its_folders(server: EmbeddedServer) -> None:
+    for name in ("d/a/f", "d/b/f", "d/f"):
+        server.deploy(REPO, name, b"x")
+    async with composed(server, REPO) as fs:
+        folder = await find(fs, "d")
+        await names(fs, "d")
+
+        async def links() -> int:
+            return (await fs.getattr(folder)).nlink
+
+        assert await links() == 4
+        await fs.mkdir(folder, "c", 0o755, ME)
+        assert await links() == 5
+        await fs.rename(folder, "a", ROOT, "a", 0)
+        await fs.rmdir(folder, "c")
+        await fs.unlink(folder, "f")
+        assert await links() == 3
+        server.deploy(REPO, "d/e/f", b"x")
+        await fs.refresh(ROOT)
+        await names(fs, "d")
+        assert await links() == 4

@@ -72,9 +72,7 @@ class StatView:
         settings = self._settings
         file = self._files.find(inode)
         info = file.info if file is not None else inode.info
-        local = _NOTHING
-        if self._local is not None and inode.computed is None:
-            local = self._local.get(inode).of(self._tag(inode))
+        local = self._set_here(inode)
         # The kernel counts from its own receipt: it gets what is left of ours, so that a change
         # is seen within one TTL and not two.
         entry_ttl_s, attr_ttl_s = settings.entry_ttl_s, settings.attr_ttl_s
@@ -88,6 +86,8 @@ class StatView:
         elif isinstance(info, FileInfo):
             size = file.size if file is not None else info.size
             mode, nlink = stat.S_IFREG | 0o666 & ~settings.umask, 1
+        elif inode.below is not None:
+            nlink += inode.below.folders  # those that are known
         if local.mode is not None:
             mode = stat.S_IFMT(mode) | local.mode
         if inode.computed is None and not inode.attached():
@@ -161,9 +161,20 @@ class StatView:
         """Set attributes, and the ctime to now."""
         assert self._local is not None
         tag = self._tag(inode)
-        known = self._local.get(inode).of(tag)
+        known = self._set_here(inode)
         times = {"atime_ns": known.atime_ns, "mtime_ns": known.mtime_ns}
         self._local.set(inode, **{**times, **given, "ctime_ns": time.time_ns(), "content": tag})
+
+    def _set_here(self, inode: Inode) -> LocalAttributes:
+        """Return what was set here and still counts."""
+        if self._local is None or inode.computed is not None:
+            return _NOTHING
+        local = self._local.get(inode)
+        if not inode.is_folder:
+            return local.of(self._tag(inode))
+        # Whatever the server has noted since was done elsewhere.
+        is_newer = inode.info.modified_ns > (local.ctime_ns or 0)
+        return local.without_times() if is_newer else local
 
     def _tag(self, inode: Inode) -> str | None:
         """Say what the times of an entry belong to: its content, if it has one."""

@@ -1,7 +1,5 @@
 """Snapshots of folders, for who reads a directory. Trio thread only."""
 
-from collections.abc import Iterator
-
 from jfs.vfs.freshness import PIECE
 from jfs.vfs.namespace.inodes import Inode, InodeTable
 
@@ -18,17 +16,20 @@ class Listing:
         self._folder = folder
         self._entries = entries
 
-    def entries(self, start: int) -> Iterator[tuple[str, Inode, int]]:
-        """Go through the entries from a position on: name, inode, the next position."""
+    def read(self, start: int, count: int) -> list[tuple[str, Inode, int]]:
+        """Return up to *count* entries from a position on: name, inode, the next position."""
+        found = []
         for position in range(start, len(self._entries)):
             inode = self._now(self._entries[position])
             if inode is not None and self._inodes.lives(inode):
-                yield inode.path.name, inode, position + 1
+                found.append((inode.name, inode, position + 1))
+            if len(found) == count:
+                break
+        return found
 
     def release(self) -> bool:
         """Drop some of what was made for this reader and nobody took; True: call again."""
-        below = self._folder.below
-        if self._folder.computed is None and below is not None and below.is_listed:
+        if self._folder.below is not None and self._folder.below.is_listed:
             return False  # they belong to the listing that is kept
         for _ in range(min(PIECE, len(self._entries))):
             self._inodes.settle(self._entries.pop())
@@ -36,7 +37,7 @@ class Listing:
 
     def _now(self, taken: Inode) -> Inode | None:
         """Return what has the name of an entry by now; None: nothing."""
-        if taken.computed is not None or taken.attached():
+        if taken.attached():
             return taken
         # It was replaced by an inode of its own, or is gone.
         return self._folder.dentries.get(taken.name) if taken.parent is self._folder else None

@@ -37,6 +37,10 @@ class LocalAttributes:
         """Without times, if they belong to other content."""
         if self.content == content:
             return self
+        return self.without_times()
+
+    def without_times(self) -> "LocalAttributes":
+        """Show the times that the server says."""
         return replace(self, atime_ns=None, mtime_ns=None, ctime_ns=None)
 
 
@@ -73,6 +77,15 @@ class LocalAttributeTable:
         self._known[key] = replace(known, **changes)  # type: ignore[arg-type]  # its fields
         if len(self._known) > self._room:
             self._trim()
+
+    def names_changed(self, folder: Inode) -> None:
+        """Note that a name was made or removed in a folder, or has come or gone by a rename.
+
+        Caches that are keyed by a folder's mtime (Python's imports, make, backup tools) look for
+        new files only when it has changed; Artifactory does not change it.
+        """
+        now = time.time_ns()
+        self.set(folder, mtime_ns=now, ctime_ns=now)
 
     def forget(self, inode: Inode) -> None:
         """Show what the server says."""

@@ -59,7 +59,7 @@ class _Result:
     asked: Asked
 
 
-_Shown = FileInfo | QueryFolder | Inode
+_Shown = FileInfo | QueryFolder
 
 
 class Queries:
@@ -90,7 +90,7 @@ class Queries:
             RemoteError: the server could not be asked.
         """
         entries, asked = await self._entries(folder)
-        found = self._inode(entries[name], asked) if name in entries else None
+        found = self.inode(entries[name], asked) if name in entries else None
         if found is not None:
             return found
         criterion = parse_criterion(name)
@@ -98,17 +98,10 @@ class Queries:
             raise NoEntry(f"{folder.key}/{name}: nothing that matches")
         return self._computed(QueryFolder((*folder.criteria, criterion)), Asked.now())
 
-    async def children(self, folder: QueryFolder) -> list[Inode]:
-        """List a computed folder. Raises NoEntry, RemoteError.
-
-        The inodes are made for the caller, who settles those that nobody took.
-        """
+    async def listing(self, folder: QueryFolder) -> "QueryListing":
+        """List a computed folder. Raises NoEntry, RemoteError."""
         entries, asked = await self._entries(folder)
-        inodes: list[Inode] = []
-        for piece in pieces(list(entries.values())):
-            inodes += [inode for each in piece if (inode := self._inode(each, asked)) is not None]
-            await trio.lowlevel.checkpoint()
-        return inodes
+        return QueryListing(self, list(entries.items()), asked)
 
     def forget(self) -> None:
         """Believe no result any more, nor one that is on its way."""
@@ -129,7 +122,7 @@ class Queries:
                 raise NoEntry(f"{folder.key}: nothing that matches")
             found = entry
         if found.whole:
-            return await self._mirrored(folder), result.asked
+            return await self._mirrored(folder)
         return {
             name: each
             if isinstance(each, FileInfo)
@@ -137,15 +130,17 @@ class Queries:
             for name, each in found.entries.items()
         }, result.asked
 
-    async def _mirrored(self, folder: QueryFolder) -> dict[str, _Shown]:
+    async def _mirrored(self, folder: QueryFolder) -> tuple[Mapping[str, _Shown], Asked]:
         """Show everything in the real folder of the same place."""
         real = await self._tree.walk(folder.parts)
-        return {
-            child.name: QueryFolder(folder.criteria, (*folder.parts, child.name))
-            if child.is_folder
-            else child
-            for child in await self._tree.children(real)
-        }
+        children = await self._tree.children(real)
+        assert real.below is not None
+        entries: dict[str, _Shown] = {}
+        for child in children:
+            info = child.info
+            inside = QueryFolder(folder.criteria, (*folder.parts, child.name))
+            entries[child.name] = info if isinstance(info, FileInfo) else inside
+        return entries, real.below.listing.asked
 
     async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Result:
         cell = self._results.pop(criteria, None) or Cell()
@@ -185,17 +180,55 @@ class Queries:
             return {}
         return await links.links_among(self._store, Criteria(self._tree.inodes.root.path, criteria))
 
-    def _inode(self, shown: _Shown, asked: Asked) -> Inode | None:
-        """Return the inode of an entry; None for a file outside of the mount."""
-        if isinstance(shown, Inode):
-            return shown
+    def inode(self, shown: _Shown, asked: Asked) -> Inode | None:
+        """Return the inode of an entry; None for a file that is outside of the mount, or gone.
+
+        It is made for the caller, who settles it if nobody takes it. No checkpoint.
+        """
         if isinstance(shown, FileInfo):
             return self._tree.adopt(shown, asked)
         return self._computed(shown, asked)
 
+    def settle(self, inode: Inode) -> None:
+        """Drop an inode that was made and that nobody took."""
+        self._tree.inodes.settle(inode)
+
     def _computed(self, folder: QueryFolder, asked: Asked) -> Inode:
         info = FolderInfo(RepoPath(NAME, folder.key), self._tree.inodes.root.info.modified_ns)
         return self._tree.inodes.compute(folder.key, info, folder, asked)
+
+
+class QueryListing:
+    """The entries of a computed folder at one moment; inodes are made as they are read."""
+
+    def __init__(
+        self, queries: Queries, entries: Sequence[tuple[str, _Shown]], asked: Asked
+    ) -> None:
+        self._queries = queries
+        self._entries = entries
+        self._asked = asked
+        self._made: list[Inode] = []
+
+    def read(self, start: int, count: int) -> list[tuple[str, Inode, int]]:
+        """As ``Listing.read``; the inodes are there until the next call at least."""
+        self.release()
+        found = []
+        for position in range(start, len(self._entries)):
+            name, shown = self._entries[position]
+            inode = self._queries.inode(shown, self._asked)
+            if inode is not None:
+                found.append((name, inode, position + 1))
+            if len(found) == count:
+                break
+        self._made = [inode for _, inode, _ in found]
+        return found
+
+    def release(self) -> bool:
+        """Drop what was made for this reader and nobody took. Returns False: that was all."""
+        for inode in self._made:
+            self._queries.settle(inode)
+        self._made = []
+        return False
 
 
 def _insert(root: _Folder, parts: Sequence[str], info: EntryInfo) -> None:

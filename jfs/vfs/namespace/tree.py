@@ -14,11 +14,15 @@ from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode, InodeTable
+from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.names import Names, below_of
 
 
 class Tree:
     """Inodes of one mount, kept in step with the server.
+
+    Args:
+        local: told when names of a folder change, which changes its times.
 
     Attributes:
         changes: made by this mount, of names, content and properties.
@@ -30,10 +34,12 @@ class Tree:
         settings: TreeSettings,
         root: FolderInfo,
         questions: Questions,
+        local: LocalAttributeTable,
     ) -> None:
         self._store = store
         self._settings = settings
         self._questions = questions
+        self._local = local
         self._tidying = False
         self.changes = 0
         self.inodes = InodeTable(root)
@@ -145,6 +151,7 @@ class Tree:
     def made(self, parent: Inode, name: str, info: EntryInfo, *, local: bool) -> Inode:
         """Note a new entry; *local*: it is not on the server yet."""
         self._touch(parent, name)
+        self._local.names_changed(parent)
         inode = self.inodes.link(parent, name, info, Asked.now())
         inode.local = local
         inode.doubt_properties()
@@ -160,6 +167,7 @@ class Tree:
         if parent is not None and inode.attached():
             self._touch(parent, inode.name)
             below_of(parent).name(inode.name).change(None)
+            self._local.names_changed(parent)
         self.inodes.unlink(inode)
 
     def moved(self, inode: Inode, parent: Inode, name: str) -> None:
@@ -174,6 +182,8 @@ class Tree:
         below_of(before).name(old_name).change(None)
         below_of(before).asked_singly = 0
         self.inodes.move(inode, parent, name)
+        self._local.names_changed(before)
+        self._local.names_changed(parent)
 
     def changed(self, inode: Inode, info: EntryInfo) -> None:
         """Note that an entry is on the server now, and what it is there."""
