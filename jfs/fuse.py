@@ -203,7 +203,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return _entry(await self._filesystem.setattr(inode, change, fh, ctx.pid))
+        return _entry(await self._filesystem.setattr(inode, change, fh, ctx.pid, ctx.uid))
 
     @_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

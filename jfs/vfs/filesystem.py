@@ -293,7 +293,7 @@ class Filesystem:
         opened = await self._files.open(inode, flags, pid)
         self._note_user(opened, flags, uid)
         if flags & os.O_TRUNC and uid:
-            self._stat.drop_privileges(inode)
+            await self._drop_privileges(inode)
         return opened
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
@@ -315,7 +315,7 @@ class Filesystem:
         """
         count = await self._files.write(handle, offset, data)
         if handle in self._of_users:
-            self._stat.drop_privileges(self._files.inode_of(handle))
+            await self._drop_privileges(self._files.inode_of(handle))
         return count
 
     async def flush(self, handle: int) -> None:
@@ -334,7 +334,7 @@ class Filesystem:
     # attributes
 
     async def setattr(
-        self, ino: int, change: Change, handle: int | None = None, pid: int = 0
+        self, ino: int, change: Change, handle: int | None = None, pid: int = 0, uid: int = 0
     ) -> Attributes:
         """Set size, mode, owner and times. All but the size are kept while the mount lives.
 
@@ -349,6 +349,8 @@ class Filesystem:
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
         self._stat.change(inode, change)
+        if uid and change.size is not None:
+            self._stat.drop_privileges(inode)
         return self._stat.of(inode)
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
@@ -401,6 +403,10 @@ class Filesystem:
         # say who writes, only who has opened.
         if uid and flags & os.O_ACCMODE != os.O_RDONLY:
             self._of_users.add(opened.handle)
+
+    async def _drop_privileges(self, inode: Inode) -> None:
+        if self._stat.drop_privileges(inode):
+            await self._kernel.drop(Remembered([], [inode.ino]))  # it does not expect that
 
     async def _resolve(self, parent: Inode, name: str) -> Inode:
         """Resolve a name: a real entry, else a computed one."""

@@ -1,9 +1,10 @@
 """What the kernel was told and may hold: the only owner, and the only code that invalidates.
 
 The kernel keeps names, attributes and pages of what it was answered, and asks again when their time
-is up. Three of them must not wait for that: pages that a write has passed by, names and attributes
-after a refresh, and a name whose upload failed. Size and content of an inode never change
-under the kernel otherwise: other content at a name is another inode (``namespace.inodes``).
+is up. Four of them must not wait for that: pages that a write has passed by, names and attributes
+after a refresh, a name whose upload failed, and a mode whose setuid bit a write has taken. Size and
+content of an inode never change under the kernel otherwise: other content at a name is another
+inode (``namespace.inodes``).
 
 What a notification waits for inside the kernel (Linux 5.10 to 6.18, ``fs/fuse``):
 
@@ -24,7 +25,8 @@ page lock; GETXATTR holds nothing. Hence the rules:
 - Notifications run in threads of their own limiter (``threads.notifying``), never on the event
   loop, never under a lock of ours, and are abandoned when the mount ends.
 - An answer waits for a notification only if that can do without the answer: a refresh, which comes
-  as GETXATTR, and a WRITE beside the page cache, for its pages. READs wait for no WRITE.
+  as GETXATTR, and a WRITE beside the page cache, for its pages. READs wait for no WRITE. A WRITE
+  or OPEN that takes the setuid bit waits for attributes alone: its inode is in use, not evicted.
 - Even those WRITEs wait only for so long, and only so many at a time: each occupies a task, and the
   READs that the notification waits for need tasks to be answered in.
 """

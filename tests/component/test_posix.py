@@ -13,7 +13,7 @@ from jfs.server import EmbeddedServer
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Attributes, Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from tests.component.composed import composed, content, find
+from tests.component.composed import composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 
 ME = Caller(os.getuid(), os.getgid())
@@ -65,6 +65,9 @@ async def test_a_name_that_is_too_long_is_said_to_be(server: EmbeddedServer) -> 
             with pytest.raises(NameTooLong):
                 await fs.rename(ROOT, name, ROOT, "n", 0)
         assert server.stats.requests == 0
+        await names(fs, "")  # whether the folder was listed or not
+        with pytest.raises(NameTooLong):
+            await fs.lookup(ROOT, "n" * 256)
         for name in ("n" * 255, "ü" * 127, "n*"):
             with pytest.raises(NoEntry):
                 await fs.lookup(ROOT, name)
@@ -97,7 +100,7 @@ async def test_a_folder_with_setgid_hands_on_its_group(ask: Requests) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "left"), [(0o4755, 0o755), (0o2755, 0o755), (0o6777, 0o777), (0o6744, 0o2744)]
+    ("mode", "left"), [(0o4755, 0o755), (0o2755, 0o755), (0o6777, 0o777), (0o6744, 0o744)]
 )
 async def test_setuid_falls_when_a_user_writes(ask: Requests, mode: int, left: int) -> None:
     async with composed(ask.server, REPO) as fs:

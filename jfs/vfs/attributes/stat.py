@@ -127,18 +127,17 @@ class StatView:
         if given:
             self._local.set(inode, **given)
 
-    def drop_privileges(self, inode: Inode) -> None:
-        """Take the setuid bit, and setgid where it is one, from a file that a user has changed.
+    def drop_privileges(self, inode: Inode) -> bool:
+        """Take the setuid and setgid bits from a file that a user has changed.
 
-        Without the group's right to execute, setgid means mandatory locking, and stays.
+        Returns:
+            Whether there was anything to take.
         """
         local = self._local.get(inode) if self._local is not None else _NOTHING
-        if local.mode is None:
-            return
-        executable = local.mode & stat.S_IXGRP
-        left = local.mode & ~stat.S_ISUID & ~(stat.S_ISGID if executable else 0)
-        if left != local.mode:
-            self.change(inode, Change(mode=left))
+        if local.mode is None or not local.mode & (stat.S_ISUID | stat.S_ISGID):
+            return False
+        self.change(inode, Change(mode=local.mode & ~(stat.S_ISUID | stat.S_ISGID)))
+        return True
 
     def touch(self, inode: Inode) -> None:
         """Note that something else of an entry was changed than its content: its ctime is now."""

@@ -90,14 +90,16 @@ class Tree:
         Raises:
             NotADirectory: *parent* is a file.
             NoEntry: the server has no such name (a real 404, or a complete listing without it).
+            NameTooLong: no folder can have it.
             RemoteError: the server did not answer and nothing is known.
         """
+        if is_too_long(name):
+            raise NameTooLong(f"{name!r:.80}… {problem_with_name(name)}")
         found = self._names.believed(parent, name)
         if found is not None:
             return found
         if (problem := problem_with_name(name)) is not None:
-            error = NameTooLong if is_too_long(name) else NoEntry
-            raise error(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
+            raise NoEntry(f"{name!r} {problem}")  # it cannot be there: nobody need be asked
         if len(parent.path.path) > PARENT_MAX:
             raise NoEntry(f"{parent.path.path:.80}…: nothing can be below so long a path")
         return await self._names.ask(parent, name)

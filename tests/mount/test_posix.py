@@ -1,0 +1,34 @@
+"""What POSIX asks, on a real mount: system calls give what they give in a plain directory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jfs.server import EmbeddedServer
+from tests.component.server_requests import REPO
+from tests.mount.conftest import Mounter
+from tests.mount.suites.running import check
+
+pytestmark = pytest.mark.fuse
+
+_DEADLINE_S = 40
+_PROGRAM = Path(__file__).with_name("posix_steps.py")
+
+
+def _results(directory: Path, log: Path) -> list[str]:
+    directory.mkdir()
+    command = [sys.executable, _PROGRAM, directory]
+    return check(command, Path("/"), deadline_s=_DEADLINE_S, log=log).splitlines()
+
+
+def test_system_calls_give_what_they_give_in_a_directory(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+) -> None:
+    """Names too long, refused renames, O_TRUNC, setgid, setuid, times, files without a name."""
+    source = f"{server.url}/{REPO}"
+    root = mounter(source, "--allow-other", JF_ACCESS_TOKEN=server.token).root
+    expected = _results(tmp_path / "plain", tmp_path / "plain.log")
+    assert len(expected) > 80
+    found = _results(root / "steps", tmp_path / "mount.log")
+    assert found == expected
