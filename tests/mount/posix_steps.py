@@ -235,6 +235,7 @@ STEPS = (
     emptied,
     setgid_folders,
     privileges,
+    folder_times,
     without_a_name,
     sizes,
     times,
