@@ -11,6 +11,7 @@
     │   ├── QuotaExceeded         ENOSPC     413, 507
     │   ├── Conflict              EBUSY      409
     │   ├── Stale                 ESTALE     the artifact was replaced since it was opened
+    │   │   └── Replaced          ESTALE     its name is gone: the kernel looks it up again
     │   ├── RateLimited           EIO        429, retried first
     │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
     │   │   └── DeadlineExceeded  ETIMEDOUT  no answer in time
@@ -97,6 +98,16 @@ class Conflict(RemoteError):
 
 class Stale(RemoteError):
     errno = errno.ESTALE
+
+
+class Replaced(Stale):
+    """The name that led to an inode does so no more; nobody hears of it.
+
+    The kernel looks every name of the path up again (LOOKUP_REVAL), and repeats the call with what
+    it finds, or says that the name is missing.
+    """
+
+    log_level = logging.DEBUG
 
 
 class RateLimited(RemoteError):

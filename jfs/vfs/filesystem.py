@@ -37,6 +37,7 @@ from jfs.vfs.namespace import queries, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.listings import Listing
 from jfs.vfs.namespace.local import LocalAttributeTable
+from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
 from jfs.vfs.namespace.selectors import Link, Selectors
 from jfs.vfs.namespace.tree import Tree
@@ -83,7 +84,10 @@ class Filesystem:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
             self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier)
-        self._files = OpenFiles(self._tree, plane, self._numbers, self._writing, self._kernel)
+        locks = PathLocks()
+        self._files = OpenFiles(
+            self._tree, plane, self._numbers, self._writing, self._kernel, locks
+        )
         self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings, questions)
         self._extended = ExtendedAttributes(
@@ -92,7 +96,13 @@ class Filesystem:
         self._selectors = Selectors(store, self._tree, settings, questions)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions)
         self._mutations = Mutations(
-            store, self._tree, self._files, self._properties, self._writing, self._queries.forget
+            store,
+            self._tree,
+            self._files,
+            self._properties,
+            self._writing,
+            locks,
+            self._queries.forget,
         )
         self._listings: dict[int, Listing | QueryListing] = {}
         self._of_users: set[int] = set()  # handles that others than root have opened for writing

@@ -1,14 +1,19 @@
 """Names that change: create, mkdir, symlink, unlink, rmdir, rename; first on the server.
 
-Nothing is noted before the server has said yes. What only this mount knows of, a file that was
-never uploaded, changes without a question. Trio thread only; a change holds the locks of the open
-files that it touches, so that no upload is under way to a place that changes.
+Nothing is noted before the server has said yes, and what it refuses changes nothing. What only this
+mount knows of, a file that was never uploaded, changes without a question. Trio thread only.
+
+Every change claims the paths that it touches (``namespace.locks``), before it looks what is there:
+no upload is under way to a place that changes, and two changes of a place come one after the other.
+The kernel holds the lock of the folder all the while, so a change must end: each request to the
+server has a deadline, and an upload that it waits for has one for each of its requests.
 """
 
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from jfs import threads
@@ -45,12 +50,14 @@ from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 
 log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE = 1  # renameat2(2)
 _LINK_MAX = 4000  # characters of a property's value (artifactory-rest 2.1)
+Place = tuple[Inode, str]  # a folder and a name in it
 _EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -68,11 +75,14 @@ class Mutations:
         files: OpenFiles,
         properties: PropertyTable,
         writing: Writing | None,
+        locks: PathLocks,
         forget_queries: Callable[[], None],
     ) -> None:
         self._store = store
         self._tree = tree
         self._files = files
+        self._renaming = files.renaming
+        self._locks = locks
         self._properties = properties
         self._writing = writing
         self._forget_queries = forget_queries
@@ -84,67 +94,76 @@ class Mutations:
             AlreadyExists: O_EXCL, and the server has the name, whatever was believed.
         """
         writing = self._require_place(parent, name)
+        if not flags & os.O_EXCL and name in parent.dentries:
+            with suppress(NoEntry, NotFound):  # it was believed to be there
+                return await self._open(parent, name, flags, pid)
+        async with self._claimed((parent, name)):
+            if not await self._tree.is_there(parent, name):
+                path = parent.path.child(name)
+                staged = await threads.on_disk(writing.area.new, path, None)
+                # no checkpoint until it is open
+                info = FileInfo(path, 0, Checksums(), time.time_ns())
+                inode = self._tree.made(parent, name, info, local=True)
+                return inode, self._files.create(inode, info, staged, flags, pid)
         if flags & os.O_EXCL:
-            if await self._tree.is_there(parent, name):
-                raise AlreadyExists(f"{parent.path.child(name)}: is there already")
-        else:
-            try:
-                inode = await self._tree.lookup(parent, name)
-            except NoEntry:
-                pass
-            else:
-                return inode, await self._files.open(inode, flags, pid)
-        path = parent.path.child(name)
-        staged = await threads.on_disk(writing.area.new, path, None)
-        # no checkpoint until it is open
-        info = FileInfo(path, 0, Checksums(), time.time_ns())
-        inode = self._tree.made(parent, name, info, local=True)
-        return inode, self._files.create(inode, info, staged, flags, pid)
+            raise AlreadyExists(f"{parent.path.child(name)}: is there already")
+        # Not under the claims: whoever has the turn of opening it may want them.
+        return await self._open(parent, name, flags, pid)
+
+    async def _open(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
+        inode = await self._tree.lookup(parent, name)
+        return inode, await self._files.open(inode, flags, pid)
 
     async def mkdir(self, parent: Inode, name: str) -> Inode:
         """Make a folder. Raises AlreadyExists."""
         self._require_place(parent, name)
-        path = parent.path.child(name)
-        if await self._tree.is_there(parent, name):
-            raise AlreadyExists(f"{path}: is there already")
-        await self._store.make_folder(path)
-        return self._tree.made(parent, name, FolderInfo(path, time.time_ns()), local=False)
+        async with self._claimed((parent, name)):
+            path = parent.path.child(name)
+            if await self._tree.is_there(parent, name):
+                raise AlreadyExists(f"{path}: is there already")
+            await self._store.make_folder(path)
+            return self._tree.made(parent, name, FolderInfo(path, time.time_ns()), local=False)
 
     async def symlink(self, parent: Inode, name: str, target: str) -> Inode:
         """Make a symbolic link as the ``jf`` client does: an empty file with ``symlink.dest``."""
         writing = self._require_place(parent, name)
-        path = parent.path.child(name)
         if len(target) > _LINK_MAX:
-            raise NameTooLong(f"{path}: a link's target is at most {_LINK_MAX} characters long")
-        if await self._tree.is_there(parent, name):
-            raise AlreadyExists(f"{path}: is there already")
-        properties = {**writing.area.settings.properties, SYMLINK_TARGET: (target,)}
-        deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
-        file = await threads.on_disk(writing.area.journal.anonymous)
-        try:
-            await self._store.deploy(deployment, file)
-        finally:
-            os.close(file)
-        now = time.time_ns()
-        info = FileInfo(path, 0, deployment.checksums, now, now, link_target=target)
-        return self._tree.made(parent, name, info, local=False)
+            raise NameTooLong(f"{name}: a link's target is at most {_LINK_MAX} characters long")
+        async with self._claimed((parent, name)):
+            path = parent.path.child(name)
+            if await self._tree.is_there(parent, name):
+                raise AlreadyExists(f"{path}: is there already")
+            properties = {**writing.area.settings.properties, SYMLINK_TARGET: (target,)}
+            deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
+            file = await threads.on_disk(writing.area.journal.anonymous)
+            try:
+                await self._store.deploy(deployment, file)
+            finally:
+                os.close(file)
+            now = time.time_ns()
+            info = FileInfo(path, 0, deployment.checksums, now, now, link_target=target)
+            return self._tree.made(parent, name, info, local=False)
 
     async def unlink(self, parent: Inode, name: str) -> None:
         """Remove a file or link; who has it open keeps its content.
+
+        An upload of it that is under way ends first: cut off, the server might still publish it.
 
         Raises:
             IsADirectory, NoEntry; NotPermitted: --no-delete.
         """
         writing = self._require_changeable(parent)
-        inode = await self._tree.lookup(parent, name)
-        if inode.is_folder:
-            raise IsADirectory(f"{inode.path} is a folder")
-        async with self._files.held([inode]):
+        async with self._claimed((parent, name)):
+            inode = await self._tree.lookup(parent, name)
+            if inode.is_folder:
+                raise IsADirectory(f"{inode.path} is a folder")
             file = self._files.find(inode)
-            if not inode.local or (file is not None and file.replaces):
-                self._require_deletable(inode)
-                await self._files.keep_for_readers(inode)
-                await self._delete(inode)
+            if inode.local and (file is None or file.replaces is None):
+                await self._gone(inode, writing)
+                return
+            self._require_deletable(inode)
+            async with self._renaming.kept(inode):
+                await self._delete(inode, writing)
             await self._gone(inode, writing)
 
     async def rmdir(self, parent: Inode, name: str) -> None:
@@ -157,18 +176,21 @@ class Mutations:
             NotADirectory, NoEntry; NotEmpty: names that cannot be shown count too.
         """
         writing = self._require_changeable(parent)
-        inode = await self._tree.lookup(parent, name)
-        if not inode.is_folder:
-            raise NotADirectory(f"{inode.path} is a file")
-        await self._require_empty(inode)
-        self._require_deletable(inode)
-        await self._delete(inode)
-        await self._gone(inode, writing)
+        async with self._claimed((parent, name), tree=True):
+            inode = await self._tree.lookup(parent, name)
+            if not inode.is_folder:
+                raise NotADirectory(f"{inode.path} is a file")
+            await self._require_empty(inode)
+            self._require_deletable(inode)
+            await self._delete(inode, writing)
+            await self._gone(inode, writing)
 
     async def rename(
         self, parent: Inode, name: str, new_parent: Inode, new_name: str, flags: int
     ) -> None:
-        """Move an entry, over one that is there if its kind allows.
+        """Move an entry, over one that is there if its kind allows. Refused, it changes nothing.
+
+        Uploads to either place, or below, end first; those that come later go to the new place.
 
         Raises:
             InvalidArgument: RENAME_EXCHANGE, which the server cannot do in one step.
@@ -179,47 +201,48 @@ class Mutations:
             raise InvalidArgument("names cannot be exchanged: Artifactory has no such operation")
         writing = self._require_changeable(parent)
         self._require_place(new_parent, new_name)
-        source = await self._tree.lookup(parent, name)
-        if not source.path.path:
-            raise NotPermitted(f"{source.path}: a repository cannot be renamed")
-        target = await self._target(new_parent, new_name)
-        if target is source:
-            return
-        if target is not None:
-            no_overwrite = writing.area.settings.no_overwrite and not target.local
-            if flags & RENAME_NOREPLACE or no_overwrite:
-                raise AlreadyExists(f"{target.path}: is there already")
-            _require_kind(source, target)
-        if not source.local:
-            self._require_deletable(source)
-        emptied = await self._emptied(parent, source, new_parent)
-        moving = self._files.below(source)
-        async with self._files.held([*moving, *([target] if target is not None else [])]):
+        async with self._claimed((parent, name), (new_parent, new_name), tree=True):
+            source = await self._tree.lookup(parent, name)
+            if not source.path.path:
+                raise NotPermitted(f"{source.path}: a repository cannot be renamed")
+            target = await self._target(new_parent, new_name)
+            if target is source:
+                return
+            if target is not None:
+                no_overwrite = writing.area.settings.no_overwrite and not target.local
+                if flags & RENAME_NOREPLACE or no_overwrite:
+                    raise AlreadyExists(f"{target.path}: is there already")
+                _require_kind(source, target)
+            if not source.local:
+                self._require_deletable(source)
+            emptied = await self._emptied(parent, source, new_parent)
             if target is not None and target.is_folder:
                 await self._require_empty(target)
-            elif target is not None:
-                await self._files.keep_for_readers(target)
-            try:
-                await self._move(source, target, new_parent.path.child(new_name))
-            except JfsError:  # its answer may have been lost: nobody knows what is there now
-                self._tree.doubt_name(parent, name)
-                self._tree.doubt_name(new_parent, new_name)
-                raise
-            # no checkpoint until tree and attributes have changed; nothing fails from here on
-            old, file = source.path, self._files.find(source)
-            if source.local and target is not None and not target.local and file is not None:
-                file.replaces = True
-            self._tree.moved(source, new_parent, new_name)
+            async with self._renaming.kept(target):
+                try:
+                    await self._move(source, target, new_parent.path.child(new_name))
+                except JfsError:  # its answer may have been lost: nobody knows what is there now
+                    self._tree.doubt_name(parent, name)
+                    self._tree.doubt_name(new_parent, new_name)
+                    raise
+                # no checkpoint until all is noted; nothing fails from here on
+                self._note_move(source, (parent, name), target, (new_parent, new_name), writing)
             if target is not None:
-                self._attributes_of_removed(target, writing)
-            writing.attributes.moved(old, source)
-            if target is not None:
-                await _best_effort(target.path, self._files.detach(target))
-            for inode in self._files.below(source):
-                await _best_effort(inode.path, self._files.relocate(inode))
-        if emptied is not None:
-            await _best_effort(parent.path, self._make_folder(parent.path, emptied))
+                await _best_effort(target.path, self._renaming.forget(target))
+            await _best_effort(source.path, self._renaming.relocate(source))
+            if emptied is not None:
+                await _best_effort(parent.path, self._make_folder(parent.path, emptied))
         self._forget_queries()
+
+    def _note_move(
+        self, source: Inode, old: Place, target: Inode | None, new: Place, writing: Writing
+    ) -> None:
+        path = source.path
+        if target is not None:
+            self._attributes_of_removed(target, writing)
+            self._renaming.removed(target)
+        self._tree.moved(source, old, new)
+        writing.attributes.moved(path, source)
 
     async def _move(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
         """Move on the server. The target is empty, or a file.
@@ -237,12 +260,7 @@ class Mutations:
             # save. It is the same artifact to its users, and keeps its tags.
             kept = await self._properties.current(target)
         if source.local:
-            # Its upload will go to the new place, over what is there. What it took the place of
-            # before is still on the server, and was gone for everybody here.
-            file = self._files.find(source)
-            if file is not None and file.replaces:
-                await self._store.delete(source.path)
-                file.replaces = False
+            await self._move_local(source, target, path)
             if kept:
                 source.properties = kept
             return
@@ -264,6 +282,20 @@ class Mutations:
             source.doubt_properties()
             raise
         source.doubt_properties()
+
+    async def _move_local(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
+        """Let the upload of a file that was made here go to a new place, over what is there."""
+        file = self._files.find(source)
+        there = None
+        if target is not None and not target.local:
+            with suppress(NotFound):  # removed since we looked
+                there = await self._store.stat(path)
+        if file is None:
+            return
+        if file.replaces is not None:
+            # It is still on the server, and was gone for everybody here.
+            await self._store.delete(source.path)
+        file.replaces = there if isinstance(there, FileInfo) else None
 
     async def _target(self, parent: Inode, name: str) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""
@@ -291,18 +323,19 @@ class Mutations:
         if properties:
             await self._store.set_properties(path, properties)
 
-    async def _delete(self, inode: Inode) -> None:
+    async def _delete(self, inode: Inode, writing: Writing) -> None:
         try:
             await self._store.delete(inode.path)
         except NotFound:
-            self._tree.removed(inode)
+            await self._gone(inode, writing)
             raise NoEntry(f"{inode.path}: was removed by somebody else") from None
 
     async def _gone(self, inode: Inode, writing: Writing) -> None:
-        self._tree.removed(inode)
         self._attributes_of_removed(inode, writing)
+        self._renaming.removed(inode)
+        self._tree.removed(inode)
         self._forget_queries()
-        await self._files.detach(inode)
+        await self._renaming.forget(inode)
 
     def _attributes_of_removed(self, inode: Inode, writing: Writing) -> None:
         file = self._files.find(inode)
@@ -314,6 +347,16 @@ class Mutations:
         if not await self._store.is_empty(folder.path):
             self._tree.expire_listing(folder)
             raise NotEmpty(f"{folder.path}: is not empty")
+
+    @asynccontextmanager
+    async def _claimed(self, *places: Place, tree: bool = False) -> AsyncIterator[None]:
+        """Claim places by their paths, whatever those are by then."""
+        while True:
+            paths = [parent.path.child(name) for parent, name in places]
+            async with self._locks.held(*paths, tree=tree):
+                if paths == [parent.path.child(name) for parent, name in places]:
+                    yield
+                    return
 
     def _require_changeable(self, parent: Inode) -> Writing:
         """Whether names of a folder may change. Raises ReadOnly, NotPermitted."""

@@ -71,10 +71,10 @@ class ExtendedAttributes:
         if key == SYMLINK_TARGET:
             raise NotPermitted(f"{name!r} makes an artifact a symbolic link: use ln -s")
         # An upload asks what properties there are, and sends them along: not meanwhile.
-        async with self._files.held([inode]):
+        async with self._files.renaming.held(inode):
             await self._properties.change(inode, {key: values})
             if inode.local:
-                await self._files.note_properties(inode)
+                await self._files.renaming.note_properties(inode)
 
     async def _fact(self, inode: Inode, name: str) -> bytes:
         if inode.computed is not None or not inode.path.repo:

@@ -1,5 +1,16 @@
 """What is open: handles, the pinned version of each, staged copies, copies of descriptors.
 
-May import ``reading``, ``writing`` and ``namespace``. Lock order: the lock of an open file first,
-then nothing else; of several files in the order of their inode numbers (``OpenFiles.held``).
+``table`` keeps the handles; ``opening`` says which open file an open gets; ``writer`` changes and
+uploads one; ``renaming`` is told when names change. May import ``kernel``, ``reading``, ``writing``
+and ``namespace``.
+
+Locks, from the outside in; a task that holds one asks only for those below it:
+
+- the turn of opening an inode (``Opening.turn``)
+- the claims of paths (``namespace.locks``): held while uploading, renaming, removing, making
+- the lock of one open file (``OpenFile.lock``): held while it is changed and while it is uploaded,
+  so that what is uploaded does not change; never those of two files
+
+A task that holds any of them may wait for the server and for this disk, never for the kernel. READ,
+LOOKUP, GETATTR and FLUSH of what is clean take none.
 """

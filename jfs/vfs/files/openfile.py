@@ -37,7 +37,8 @@ class OpenFile:
         written: how often somebody has written.
         generation: changes of content so far; *deployed*: of them on the server; *tried*: of them
             in the last deploy, whether it went well or not.
-        replaces: it was made here, and took the name of a file that the server still has.
+        kept: what its readers will read on from if its name goes.
+        replaces: it was made here, and took the name of this file, which the server still has.
         modified_ns: its time, if somebody set one since it was deployed.
         ours: what is at the path was put there through this open file.
         replaced: the server has other content, and somebody has opened it: nothing can be read.
@@ -54,6 +55,7 @@ class OpenFile:
         "handles",
         "info",
         "inode",
+        "kept",
         "lock",
         "modified_ns",
         "ours",
@@ -71,6 +73,7 @@ class OpenFile:
         self.info = info
         self.reader: ContentReader | None = None
         self.staged: StagingFile | None = None
+        self.kept: StagingFile | None = None
         self.handles = 0
         self.writers = 0
         self.written = 0
@@ -80,7 +83,7 @@ class OpenFile:
         self.tried = 0
         self.modified_ns: int | None = None
         self.ours = False
-        self.replaces = False
+        self.replaces: FileInfo | None = None
         self.replaced = False
         self.broken: OSError | None = None
         self.detached = False
@@ -103,6 +106,12 @@ class OpenFile:
     @property
     def size(self) -> int:
         return self.staged.size if self.staged is not None else self.info.size
+
+    def drop_kept(self) -> None:
+        """Let go of what was kept for its readers."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            kept.close()
 
     def require_current(self) -> None:
         """Raises Stale: somebody has opened newer content since, or the upload failed."""

@@ -5,24 +5,19 @@ reader, until the first change; from then on the staged bytes are the truth for 
 mount, as on a local disk. Closing deploys them; when the last writer has gone they become a cache
 entry, and the file shows a version of the server again.
 
-Trio thread only. Lock order: the lock of an inode's opening, then that of its open file; the locks
-of several open files in order of their inode numbers (``held``). A READ takes neither.
+Trio thread only. The order of locks is that of the package. A READ takes none.
 """
 
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-
-import trio
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from jfs import threads
 from jfs.errors import (
     BadHandle,
     InvalidArgument,
-    IsADirectory,
     JfsError,
     NotPermitted,
     ReadOnly,
@@ -31,10 +26,14 @@ from jfs.errors import (
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.descriptors import has_copy
-from jfs.vfs.files.openfile import Opened, OpenFile, content_of
+from jfs.vfs.files.openfile import Opened, OpenFile
+from jfs.vfs.files.opening import Opening
+from jfs.vfs.files.registry import Registry
+from jfs.vfs.files.renaming import Renaming
 from jfs.vfs.files.writer import Writer, Writing, reader_of
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import ROOT, Inode
+from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingFile
@@ -62,6 +61,7 @@ class OpenFiles:
 
     Attributes:
         device: of the mount, once there is one: ``major:minor``.
+        renaming: what a change of names does to them.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class OpenFiles:
         numbers: "itertools.count[int]",
         writing: Writing | None,
         kernel: KernelView,
+        locks: PathLocks,
     ) -> None:
         self._tree = tree
         self._plane = plane
@@ -80,22 +81,21 @@ class OpenFiles:
         self._no_overwrite = False
         if writing is not None:
             self._no_overwrite = writing.area.settings.no_overwrite
-            self._writer = Writer(
-                tree, plane, writing.attributes, writing.area, writing.deployer, self._abandon
-            )
+            self._writer = Writer(tree, plane, writing, locks, self._abandon)
+        self._registry = Registry()
+        self._opening = Opening(self._registry, tree, plane, kernel)
+        self.renaming = Renaming(self._registry, locks, self._writer)
         self._handles: dict[int, _Handle] = {}
-        self._open: dict[Inode, OpenFile] = {}
-        self._opening: dict[Inode, trio.Lock] = {}
         self._errors: dict[RepoPath, str] = {}
         self.device: str | None = None
 
     def find(self, inode: Inode) -> OpenFile | None:
-        """Give the open file of an inode, if it is open."""
-        return self._open.get(inode)
+        """Return the open file of an inode, if it is open."""
+        return self._registry.find(inode)
 
-    def inodes(self) -> Collection[Inode]:
+    def inodes(self) -> Iterable[Inode]:
         """Return what is open."""
-        return self._open.keys()
+        return self._registry.inodes()
 
     def inode_of(self, handle: int) -> Inode:
         """Return the inode that a handle is of. Raises BadHandle."""
@@ -114,13 +114,13 @@ class OpenFiles:
             await self.truncate(inode, 0, None, pid)
         writer = self._require_writer(inode) if writes else None
         truncates = writes and bool(flags & os.O_TRUNC)
-        async with self._opening_lock(inode):
-            known = self._open.get(inode)
+        async with self._opening.turn(inode):
+            known = self._registry.find(inode)
             if writes and self._no_overwrite and not (known is not None and known.ours):
                 raise NotPermitted(
                     f"{inode.path}: is on the server, and --no-overwrite keeps what is there"
                 )
-            file, shared = await self._current(inode, reads=not truncates)
+            file, shared = await self._opening.current(inode, reads=not truncates)
             # no checkpoint until there is a handle: nobody lets go of the file meanwhile
             opened = self._opened(file, flags, pid, shared=shared)
             if truncates and writer is not None:
@@ -136,10 +136,11 @@ class OpenFiles:
         self, inode: Inode, info: FileInfo, staged: StagingFile, flags: int, pid: int
     ) -> Opened:
         """Open a file that was made a moment ago, and is *staged* alone."""
-        file = self._open[inode] = OpenFile(inode, info)
+        file = OpenFile(inode, info)
         file.staged = staged
         file.generation = 1  # an empty file is one, too
         file.ours = True
+        self._registry.add(file)
         return self._opened(file, flags, pid, shared=False)
 
     async def flush(self, handle: int) -> None:
@@ -178,11 +179,9 @@ class OpenFiles:
         file.handles -= 1
         file.writers -= opened.writes
         if opened.writes and self._writer is not None:
-            async with file.lock:
-                if not file.writers:
-                    await self._writer.settle(file)
+            await self._writer.settle(file)
         if not file.handles:
-            await self._let_go(file)
+            await self._opening.let_go(file)
 
     async def close(self) -> list[RepoPath]:
         """Let go of everything; for the end of the mount.
@@ -191,12 +190,12 @@ class OpenFiles:
             Where staged bytes belong that are on no server: they stay in the journal.
         """
         left = []
-        for file in list(self._open.values()):
+        for file in self._registry:
             if file.dirty:
                 left.append(file.inode.path)
             elif file.staged is not None:
                 await threads.on_disk(file.staged.forget)
-            await self._let_go(file)
+            await self._opening.let_go(file)
         self._handles.clear()
         return left
 
@@ -272,60 +271,6 @@ class OpenFiles:
         finally:
             await self.release(opened.handle)
 
-    # names that change under open files
-
-    @asynccontextmanager
-    async def held(self, inodes: Iterable[Inode]) -> AsyncIterator[None]:
-        """Hold the locks of what is open of *inodes*: nothing of it is deployed meanwhile."""
-        files = {self._open[inode] for inode in inodes if inode in self._open}
-        async with AsyncExitStack() as stack:
-            for file in sorted(files, key=lambda file: file.inode.ino):
-                await stack.enter_async_context(file.lock)
-            yield
-
-    def below(self, folder: Inode) -> list[Inode]:
-        """Give what is open at or below a folder."""
-        return [inode for inode in self._open if inode is folder or _is_below(inode, folder)]
-
-    async def keep_for_readers(self, inode: Inode) -> None:
-        """Bring content here before the server forgets it with its name. Its lock is held.
-
-        Raises:
-            JfsError, OSError: it cannot be read, or this disk has no room.
-        """
-        file = self._open.get(inode)
-        if file is not None and file.handles and self._writer is not None:
-            await self._writer.keep_for_readers(file)
-
-    async def detach(self, inode: Inode) -> None:
-        """The name is gone: handles go on, and nothing is uploaded. Its lock is held."""
-        file = self._open.get(inode)
-        if file is not None:
-            file.detached = True
-            if file.staged is not None:
-                await threads.on_disk(file.staged.forget)
-
-    async def note_properties(self, inode: Inode) -> None:
-        """Let the journal know what was set on a file that was never uploaded. Its lock is held."""
-        file = self._open.get(inode)
-        entry = file.staged.entry if file is not None and file.staged is not None else None
-        if entry is not None and not (file is not None and file.detached):
-            properties = {**entry.record.properties, **(inode.properties or {})}
-            await threads.on_disk(lambda: entry.update(properties=properties))
-
-    async def relocate(self, inode: Inode) -> None:
-        """The inode has another path now. Its lock is held."""
-        file = self._open.get(inode)
-        if file is None:
-            return
-        path = inode.path
-        file.info = replace(file.info, path=path)
-        if file.reader is not None:
-            file.reader.relocate(path)
-        entry = file.staged.entry if file.staged is not None else None
-        if entry is not None and not file.detached:
-            await threads.on_disk(lambda: entry.update(path=path))
-
     # inside
 
     def _handle(self, handle: int) -> _Handle:
@@ -345,16 +290,6 @@ class OpenFiles:
             raise ReadOnly(f"{inode.path}: the mount is read-only")
         return self._writer
 
-    @asynccontextmanager
-    async def _opening_lock(self, inode: Inode) -> AsyncIterator[None]:
-        lock = self._opening.setdefault(inode, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._opening.pop(inode, None)
-
     def _opened(self, file: OpenFile, flags: int, pid: int, *, shared: bool) -> Opened:
         mode = flags & os.O_ACCMODE
         # Who made a file uploads it, also one that cannot write to it (O_CREAT | O_RDONLY).
@@ -367,53 +302,10 @@ class OpenFiles:
         file.writers += writes
         handle = next(self._numbers)
         self._handles[handle] = _Handle(file, writes, direct, pid)
-        ino = file.inode.ino
-        keep = self._kernel.opened(
-            ino, content_of(file.info), self._rejections(file), shared=shared
-        )
-        return Opened(handle, keep, direct)
-
-    async def _current(self, inode: Inode, *, reads: bool) -> tuple[OpenFile, bool]:
-        """Give the open file of an inode on what is current now; True: it was open already."""
-        file = self._open.get(inode)
-        if file is not None and file.is_ours:
-            return file, True
-        await self._tree.refresh(inode)
-        info = inode.info
-        if not isinstance(info, FileInfo):
-            raise IsADirectory(f"{inode.path} is a folder")
-        file = self._open.get(inode)
-        if file is not None and self._is_current(file, info):
-            return file, True
-        fresh = OpenFile(inode, info)
-        if reads:
-            await reader_of(fresh, self._plane)
-        # no checkpoint from here to the handle
-        file = self._open.get(inode)
-        if file is not None and (file.is_ours or self._is_current(file, info)):
-            if fresh.reader is not None:
-                self._plane.nursery.start_soon(fresh.reader.close)
-            return file, True
-        if file is not None:
-            self._replace(file)
-        self._open[inode] = fresh
-        return fresh, False
-
-    async def _let_go(self, file: OpenFile) -> None:
-        """Forget a file that nobody has open any more."""
-        if self._open.get(file.inode) is file:
-            del self._open[file.inode]
-            self._kernel.closed(file.inode.ino, content_of(file.info), self._rejections(file))
-        staged, file.staged = file.staged, None
-        if staged is not None:
-            staged.close()
-        reader, file.reader = file.reader, None
-        if reader is not None:
-            await reader.close()
+        return Opened(handle, self._opening.keep_cache(file, shared=shared), direct)
 
     def _abandon(self, file: OpenFile) -> None:
-        if self._open.get(file.inode) is file:
-            del self._open[file.inode]
+        self._registry.drop(file)
         inode = file.inode
         self._kernel.forget(inode.ino)
         parent = inode.parent.ino if inode.parent is not None else ROOT
@@ -423,30 +315,3 @@ class OpenFiles:
         if len(self._errors) >= _ERRORS_KEPT:
             del self._errors[next(iter(self._errors))]
         self._errors[path] = error
-
-    def _is_current(self, file: OpenFile, info: FileInfo) -> bool:
-        """Whether an open file has the content of *info*, and nothing wrong was read of it."""
-        if content_of(file.info) != content_of(info):
-            return False
-        reader = file.reader
-        return reader is None or reader.rejections == self._plane.rejections(reader.version)
-
-    def _rejections(self, file: OpenFile) -> int:
-        if file.reader is not None:
-            return file.reader.rejections
-        version = file.info.version
-        return self._plane.rejections(version) if version is not None else 0
-
-    def _replace(self, file: OpenFile) -> None:
-        """Cut the handles of an older version off; their next READ is ESTALE."""
-        file.replaced = True
-        reader, file.reader = file.reader, None
-        if reader is not None:
-            self._plane.nursery.start_soon(reader.close)
-
-
-def _is_below(inode: Inode, folder: Inode) -> bool:
-    parent = inode.parent if inode.attached() else None
-    while parent is not None and parent is not folder:
-        parent = parent.parent
-    return parent is folder

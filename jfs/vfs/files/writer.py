@@ -1,12 +1,15 @@
 """Change open files: stage, write, truncate, deploy, and show the server's version again.
 
-Everything here but ``deploy_dirty`` wants the lock of the open file held: what is uploaded does not
-change meanwhile. Trio thread only; disk and hashing are in threads.
+Everything here but ``deploy_dirty`` and ``settle`` wants the lock of the open file held: what is
+uploaded does not change meanwhile. Those two claim the path first (``namespace.locks``), whatever
+it is by then: an upload goes where the name is, and nobody moves or removes it meanwhile. Trio
+thread only; disk and hashing are in threads.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -17,6 +20,7 @@ from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
 from jfs.vfs.namespace.local import STAGED, LocalAttributeTable
+from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.writing.deployer import Deployer
@@ -62,16 +66,16 @@ class Writer:
         self,
         tree: Tree,
         plane: DataPlane,
-        attributes: LocalAttributeTable,
-        area: StagingArea,
-        deployer: Deployer,
+        writing: Writing,
+        locks: PathLocks,
         abandoned: Callable[[OpenFile], None],
     ) -> None:
         self._tree = tree
         self._plane = plane
-        self._attributes = attributes
-        self._area = area
-        self._deployer = deployer
+        self._attributes = writing.attributes
+        self._area = writing.area
+        self._deployer = writing.deployer
+        self._locks = locks
         self._abandoned = abandoned
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
@@ -97,19 +101,40 @@ class Writer:
             file.broken = None
 
     async def deploy_dirty(self, file: OpenFile) -> None:
-        """Upload what the server does not have. Takes the lock.
+        """Upload what the server does not have. Claims the path, then takes the lock.
 
         Raises:
             JfsError, OSError: the verdict; ``file`` stays dirty.
         """
-        async with file.lock:
+        async with self._placed(file):
             if file.dirty:
                 await self._deploy(file)
 
+    @asynccontextmanager
+    async def _placed(self, file: OpenFile) -> AsyncIterator[None]:
+        """Hold the path of a file, as it is by then, and its lock; of a removed one the lock."""
+        while not file.detached:
+            path = file.inode.path
+            async with self._locks.held(path):
+                if file.inode.path == path:
+                    async with file.lock:
+                        yield
+                    return
+        async with file.lock:
+            yield
+
     async def settle(self, file: OpenFile) -> None:
-        """The last writer has gone: let the staged bytes become a cache entry."""
+        """Let the staged bytes become a cache entry, once the last writer has gone.
+
+        Claims the path, then takes the lock.
+        """
+        if file.staged is not None and not file.detached:
+            async with self._placed(file):
+                await self._settle(file)
+
+    async def _settle(self, file: OpenFile) -> None:
         staged = file.staged
-        if staged is None or file.detached:
+        if staged is None or file.detached or file.writers:
             return
         if file.dirty:
             if file.broken is not None:  # half a file, on a full disk: its writer was told
@@ -128,6 +153,7 @@ class Writer:
         """
         if file.staged is not None or not file.info.size or file.replaced:
             return
+        file.drop_kept()
         if file.info.size > _KEPT_FOR_READERS:
             log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
             return
@@ -137,7 +163,7 @@ class Writer:
         except BaseException:
             staged.close()
             raise
-        file.staged = staged
+        file.kept = staged
 
     async def _stage(self, file: OpenFile, size: int) -> StagingFile:
         """Make the file staged, with the first *size* bytes of what it shows."""
@@ -171,6 +197,7 @@ class Writer:
         """Note that the content is about to change."""
         file.generation += 1
         file.modified_ns = None
+        file.drop_kept()
         now = time.time_ns()
         self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
         entry = staged.entry
@@ -186,7 +213,7 @@ class Writer:
             raise file.broken
         staged = await self._stage(file, file.size)
         generation = file.tried = file.generation
-        is_new = inode.local and not file.replaces
+        is_new = inode.local and file.replaces is None
         info = await self._deployer.deploy(
             staged,
             inode.path,
@@ -197,7 +224,7 @@ class Writer:
         # no checkpoint: the file is what the server has now
         file.deployed = generation
         file.info = info
-        file.ours, file.replaces = True, False
+        file.ours, file.replaces = True, None
         reader, file.reader = file.reader, None
         inode.doubt_properties()
         self._tree.changed(inode, info)

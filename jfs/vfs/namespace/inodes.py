@@ -281,7 +281,8 @@ class InodeTable:
         """
         before = inode.parent
         assert before is not None
-        _detach(inode)
+        if inode.attached():
+            _detach(inode)
         inode.parent, inode.name = parent, name
         _attach(inode, parent)
         _relocate(inode, parent.path.child(name))

@@ -172,13 +172,15 @@ class Tree:
             self._local.names_changed(parent)
         self.inodes.unlink(inode)
 
-    def moved(self, inode: Inode, parent: Inode, name: str) -> None:
-        """Note that an entry has another place; what was at that place is gone."""
-        before, old_name = inode.parent, inode.name
-        assert before is not None
-        existing = parent.dentries.get(name)
-        if existing is not None:
-            self.removed(existing)
+    def moved(self, inode: Inode, old: tuple[Inode, str], new: tuple[Inode, str]) -> None:
+        """Note that an entry has another place; what was at that place is gone.
+
+        While the server moved it, somebody may have asked for either name and got any answer.
+        """
+        (before, old_name), (parent, name) = old, new
+        for existing in (before.dentries.get(old_name), parent.dentries.get(name)):
+            if existing is not None and existing is not inode:
+                self.removed(existing)
         self._touch(before, old_name)
         self._touch(parent, name)
         below_of(before).name(old_name).change(None)

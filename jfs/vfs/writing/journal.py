@@ -85,6 +85,7 @@ class Entry:
         self.name = name
         self.file = file
         self.record = record
+        self._removed = False
 
     @property
     def data_path(self) -> Path:
@@ -95,9 +96,10 @@ class Entry:
         return os.fstat(self.file).st_size
 
     def update(self, **changes: object) -> None:
-        """Change fields of the record, and write it. Raises OSError."""
+        """Change fields of the record, and write it, unless it was removed. Raises OSError."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
-        _write(self._directory / (self.name + RECORD), self.record)
+        if not self._removed:
+            _write(self._directory / (self.name + RECORD), self.record)
 
     def sync(self) -> None:
         """Let data, record and their names survive a loss of power. Raises OSError."""
@@ -120,6 +122,7 @@ class Entry:
 
     def remove(self) -> None:
         """Forget it; who has the data open keeps it. Harmless if it is gone."""
+        self._removed = True
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)

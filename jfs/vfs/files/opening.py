@@ -1,0 +1,128 @@
+"""Which open file an open gets: one that is there, or one on what the server has now.
+
+Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has the turn may wait
+for the server, and must not want the claims of a path meanwhile but to close again.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from jfs import threads
+from jfs.errors import IsADirectory, Replaced
+from jfs.model import FileInfo
+from jfs.vfs.files.openfile import OpenFile, content_of
+from jfs.vfs.files.registry import Registry
+from jfs.vfs.files.writer import reader_of
+from jfs.vfs.kernel import KernelView
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.reading.reader import DataPlane
+
+
+class Opening:
+    """See the module."""
+
+    def __init__(
+        self, registry: Registry, tree: Tree, plane: DataPlane, kernel: KernelView
+    ) -> None:
+        self._registry = registry
+        self._tree = tree
+        self._plane = plane
+        self._kernel = kernel
+        self._turns: dict[Inode, trio.Lock] = {}
+
+    @asynccontextmanager
+    async def turn(self, inode: Inode) -> AsyncIterator[None]:
+        """Be the only one who opens this inode."""
+        lock = self._turns.setdefault(inode, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._turns.pop(inode, None)
+
+    async def current(self, inode: Inode, *, reads: bool) -> tuple[OpenFile, bool]:
+        """Return the open file of an inode on what is current now; True: it was open already.
+
+        The caller opens a handle before its next checkpoint, or nobody lets go of the file.
+
+        Raises:
+            Replaced: the inode has lost its name, and nobody has it open.
+        """
+        file = self._registry.find(inode)
+        if file is not None and file.is_ours:
+            return file, True
+        await self._tree.refresh(inode)
+        info = inode.info
+        if not isinstance(info, FileInfo):
+            raise IsADirectory(f"{inode.path} is a folder")
+        _require_name(inode)
+        file = self._registry.find(inode)
+        if file is not None and self._is_current(file, info):
+            return file, True
+        fresh = OpenFile(inode, info)
+        if reads:
+            await reader_of(fresh, self._plane)
+        # no checkpoint from here to the handle
+        file = self._registry.find(inode)
+        if file is not None and (file.is_ours or self._is_current(file, info)):
+            if fresh.reader is not None:
+                self._plane.nursery.start_soon(fresh.reader.close)
+            return file, True
+        if not inode.attached():  # removed while we opened its reader
+            if fresh.reader is not None:
+                self._plane.nursery.start_soon(fresh.reader.close)
+            _require_name(inode)
+        if file is not None:
+            self._cut_off(file)
+        self._registry.add(fresh)
+        return fresh, False
+
+    def keep_cache(self, file: OpenFile, *, shared: bool) -> bool:
+        """Note a handle that is made now; True: the kernel's pages are right for it."""
+        return self._kernel.opened(
+            file.inode.ino, content_of(file.info), self._rejections(file), shared=shared
+        )
+
+    async def let_go(self, file: OpenFile) -> None:
+        """Forget a file that nobody has open any more."""
+        if self._registry.drop(file):
+            self._kernel.closed(file.inode.ino, content_of(file.info), self._rejections(file))
+        file.drop_kept()
+        staged, file.staged = file.staged, None
+        if staged is not None:
+            if file.detached:  # its name may have gone a moment ago
+                await threads.on_disk(staged.forget)
+            staged.close()
+        reader, file.reader = file.reader, None
+        if reader is not None:
+            await reader.close()
+
+    def _is_current(self, file: OpenFile, info: FileInfo) -> bool:
+        """Whether an open file has the content of *info*, and nothing wrong was read of it."""
+        if content_of(file.info) != content_of(info):
+            return False
+        reader = file.reader
+        return reader is None or reader.rejections == self._plane.rejections(reader.version)
+
+    def _rejections(self, file: OpenFile) -> int:
+        if file.reader is not None:
+            return file.reader.rejections
+        version = file.info.version
+        return self._plane.rejections(version) if version is not None else 0
+
+    def _cut_off(self, file: OpenFile) -> None:
+        """End the handles of another content; their next READ is ESTALE."""
+        file.replaced = True
+        reader, file.reader = file.reader, None
+        if reader is not None:
+            self._plane.nursery.start_soon(reader.close)
+
+
+def _require_name(inode: Inode) -> None:
+    """Raises Replaced: what is written to an inode without a name would come back under it."""
+    if not inode.attached():
+        raise Replaced(f"{inode.path}: this name is not its own any more")

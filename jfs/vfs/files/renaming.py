@@ -1,0 +1,105 @@
+"""What a change of names does to open files. Trio thread only.
+
+Whoever calls this holds the claims of the paths (``namespace.locks``): nothing is uploaded to or
+from them meanwhile. The lock of an open file is taken here, for a moment.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from jfs import threads
+from jfs.vfs.files.openfile import OpenFile
+from jfs.vfs.files.registry import Registry
+from jfs.vfs.files.writer import Writer
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.locks import PathLocks
+
+
+class Renaming:
+    """See the module. *writer*: None: nothing can be written."""
+
+    def __init__(self, registry: Registry, locks: PathLocks, writer: Writer | None) -> None:
+        self._registry = registry
+        self._locks = locks
+        self._writer = writer
+
+    @asynccontextmanager
+    async def held(self, inode: Inode) -> AsyncIterator[None]:
+        """Claim the path of an inode, whatever it is by then: nothing of it is uploaded meanwhile.
+
+        An inode that has lost its name claims nothing.
+        """
+        while inode.attached():
+            path = inode.path
+            async with self._locks.held(path):
+                if inode.path == path:
+                    yield
+                    return
+        yield
+
+    @asynccontextmanager
+    async def kept(self, inode: Inode | None) -> AsyncIterator[None]:
+        """Keep content here for its readers while the server forgets it with its name.
+
+        In vain, if the block raises.
+
+        Raises:
+            JfsError, OSError: it cannot be read, or this disk has no room.
+        """
+        file = self._registry.find(inode) if inode is not None else None
+        if file is None or self._writer is None:
+            yield
+            return
+        async with file.lock:
+            await self._writer.keep_for_readers(file)
+        try:
+            yield
+        except BaseException:
+            file.drop_kept()
+            raise
+
+    def removed(self, inode: Inode) -> None:
+        """Note that the name is gone: handles go on, and nothing is uploaded. No checkpoint.
+
+        ``forget`` must follow.
+        """
+        file = self._registry.find(inode)
+        if file is not None:
+            file.detached = True
+            if file.staged is None:
+                file.staged, file.kept = file.kept, None
+
+    async def forget(self, inode: Inode) -> None:
+        """Take what was staged for a name that is gone out of the journal."""
+        file = self._registry.find(inode)
+        if file is not None:
+            async with file.lock:  # a write may be making its staged file at this moment
+                if file.staged is not None:
+                    await threads.on_disk(file.staged.forget)
+
+    async def relocate(self, folder: Inode) -> None:
+        """Note that an inode, and what is open below it, has another path now."""
+        for file in self._registry.below(folder):
+            await self._relocate(file)
+
+    async def _relocate(self, file: OpenFile) -> None:
+        path = file.inode.path
+        file.info = replace(file.info, path=path)
+        if file.reader is not None:
+            file.reader.relocate(path)
+        async with file.lock:
+            entry = file.staged.entry if file.staged is not None else None
+            if entry is not None and not file.detached:
+                await threads.on_disk(lambda: entry.update(path=path))
+
+    async def note_properties(self, inode: Inode) -> None:
+        """Let the journal know what was set on a file that was never uploaded."""
+        file = self._registry.find(inode)
+        if file is None:
+            return
+        async with file.lock:
+            entry = file.staged.entry if file.staged is not None else None
+            if entry is not None and not file.detached:
+                properties = {**entry.record.properties, **(inode.properties or {})}
+                await threads.on_disk(lambda: entry.update(properties=properties))

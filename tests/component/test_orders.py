@@ -1,0 +1,193 @@
+"""Rename, unlink, create and close of one path come one after the other, whatever is under way."""
+
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from jfs.errors import AccessDenied, JfsError, NoEntry, Replaced
+from jfs.extents import Extent
+from jfs.server import EmbeddedServer, Fault
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing.journal import Journal
+from tests.component.composed import content, find, names
+from tests.component.server_requests import REPO, Requests
+from tests.component.test_writing import DATA, ME, PATH, kept, put, writing
+
+
+@pytest.fixture
+def ask(server: EmbeddedServer) -> Requests:
+    return Requests(server)
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    return tmp_path / "staging"
+
+
+async def close(fs: Filesystem, handle: int) -> None:
+    try:
+        await fs.flush(handle)
+    finally:
+        await fs.release(handle)
+
+
+async def hit(fault: Fault) -> None:
+    await trio.to_thread.run_sync(fault.wait_hit, limiter=trio.CapacityLimiter(1))
+
+
+async def test_a_close_beside_a_rename_goes_to_the_new_name(ask: Requests, staging: Path) -> None:
+    ask.server.deploy(REPO, "r/a", b"old")
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        folder = await find(fs, "r")
+        ino = (await fs.lookup(folder, "a")).ino
+        move = ask.server.faults.add(Fault.hold("/api/move/*"))
+        nursery.start_soon(fs.rename, folder, "a", folder, "b", 0)
+        await hit(move)
+        opened = await fs.open(ino, os.O_WRONLY | os.O_TRUNC)
+        await fs.write(opened.handle, 0, b"new")
+        nursery.start_soon(close, fs, opened.handle)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        move.release()
+    assert ask.tree("/r") == {"/b": 3}
+    assert ask.get(f"/{REPO}/r/b").body == b"new"
+    assert kept(staging) == []
+
+
+async def test_a_rename_beside_a_close_takes_what_was_closed(ask: Requests, staging: Path) -> None:
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, DATA)
+        upload = ask.server.faults.add(Fault.hold(f"{PATH}*", method="PUT"))
+        nursery.start_soon(close, fs, opened.handle)
+        await hit(upload)
+        nursery.start_soon(fs.rename, ROOT, "f", ROOT, "g", 0)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        upload.release()
+    assert ask.tree() == {"/g": len(DATA)}
+    assert ask.get(f"/{REPO}/g").body == DATA
+
+
+async def test_a_folder_that_is_renamed_takes_uploads_below_along(
+    ask: Requests, staging: Path
+) -> None:
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        folder = (await fs.mkdir(ROOT, "d", 0o755, ME)).ino
+        early, _ = await fs.create(folder, "early", 0o644, os.O_WRONLY, ME)
+        late, _ = await fs.create(folder, "late", 0o644, os.O_WRONLY, ME)
+        upload = ask.server.faults.add(Fault.hold(f"/{REPO}/d/early*", method="PUT"))
+        move = ask.server.faults.add(Fault.hold("/api/move/*"))
+        nursery.start_soon(close, fs, early.handle)
+        await hit(upload)
+        nursery.start_soon(fs.rename, ROOT, "d", ROOT, "e", 0)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert not move.hits  # it waits for the upload
+        upload.release()
+        await hit(move)
+        await fs.write(late.handle, 0, b"late")
+        nursery.start_soon(close, fs, late.handle)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        move.release()
+    assert ask.tree() == {"/e": -1, "/e/early": 0, "/e/late": 4}
+    assert kept(staging) == []
+
+
+async def test_a_name_that_is_removed_while_it_is_uploaded_is_gone(
+    ask: Requests, staging: Path
+) -> None:
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, DATA)
+        upload = ask.server.faults.add(Fault.hold(f"{PATH}*", method="PUT"))
+        nursery.start_soon(close, fs, opened.handle)
+        await hit(upload)
+        nursery.start_soon(fs.unlink, ROOT, "f")
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        upload.release()
+    assert ask.tree() == {}
+    assert kept(staging) == []
+
+
+async def test_an_inode_that_lost_its_name_is_not_opened_again(
+    ask: Requests, staging: Path
+) -> None:
+    """The kernel had looked the name up before it was removed: what is written would come back."""
+    ask.server.deploy(REPO, "f", b"old")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "f")).ino
+        await fs.unlink(ROOT, "f")
+        with pytest.raises(Replaced):
+            await fs.open(ino, os.O_WRONLY | os.O_TRUNC)
+        with pytest.raises(NoEntry):
+            await fs.lookup(ROOT, "f")
+    assert ask.tree() == {}
+
+
+async def test_a_removal_that_is_refused_changes_nothing(
+    ask: Requests, staging: Path, expected_logs: list[str]
+) -> None:
+    ask.server.deploy(REPO, "f", b"old")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "f")).ino
+        opened = await fs.open(ino, os.O_RDWR)
+        ask.server.faults.add(Fault.status(403, PATH, method="DELETE"))
+        with pytest.raises(AccessDenied):
+            await fs.unlink(ROOT, "f")
+        assert (await fs.lookup(ROOT, "f")).ino == ino
+        await fs.write(opened.handle, 3, b"er")
+        await close(fs, opened.handle)
+        assert await content(fs, "f") == b"older"
+    assert ask.get(PATH).body == b"older"
+    assert kept(staging) == []
+
+
+async def test_three_who_read_remove_and_make_one_name(ask: Requests, staging: Path) -> None:
+    """Whatever comes in between: what is left at the end is one whole file, or none."""
+    rounds = 25
+    choose = random.Random(5)
+
+    async def read(fs: Filesystem) -> None:
+        handle = (await fs.open((await fs.lookup(ROOT, "f")).ino, os.O_RDONLY)).handle
+        data = bytes(await fs.read(handle, Extent(0, 100)))
+        await fs.release(handle)
+        assert data in (b"", b"foo\n")
+
+    async def work(fs: Filesystem) -> None:
+        for _ in range(rounds):
+            for step in (read, remove, make):
+                with suppress(JfsError):
+                    await step(fs)
+                for _ in range(choose.randrange(3)):
+                    await trio.lowlevel.checkpoint()
+
+    async def remove(fs: Filesystem) -> None:
+        await fs.unlink(ROOT, "f")
+
+    async def make(fs: Filesystem) -> None:
+        try:
+            handle = (
+                await fs.open((await fs.lookup(ROOT, "f")).ino, os.O_WRONLY | os.O_TRUNC)
+            ).handle
+        except JfsError:
+            opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+            handle = opened.handle
+        await fs.write(handle, 0, b"foo\n")
+        await close(fs, handle)
+
+    async with writing(ask, staging) as fs:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(work, fs)
+        with suppress(NoEntry):
+            await fs.unlink(ROOT, "f")
+        assert await names(fs, "") == {}
+        assert Journal(staging).survey() == []  # while the mount lives, too
+        await put(fs, "f", b"at last")
+        assert await content(fs, "f") == b"at last"
+    assert ask.get(PATH).body == b"at last"
+    assert kept(staging) == []
