@@ -65,6 +65,7 @@ class ServerSettings:
     connect_timeout_s: float = 10.0  # a SYN that is dropped: three retransmissions (1, 2, 4 s)
     idle_timeout_s: float = 30.0  # nothing received for this long: the connection is dead
     request_deadline_s: float = 60.0  # one control-plane call, its retries included
+    retries_s: float = 60.0  # and for how much of it failures are asked again
     connections: int = 4  # bulk connections at a time: 2 to 4 reached the ceiling (design 5)
 
 

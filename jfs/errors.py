@@ -14,7 +14,8 @@
     │   │   └── Replaced          ESTALE     its name is gone: the kernel looks it up again
     │   ├── RateLimited           EIO        429, retried first
     │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
-    │   │   └── DeadlineExceeded  ETIMEDOUT  no answer in time
+    │   │   ├── DeadlineExceeded  ETIMEDOUT  no answer in time
+    │   │   └── Untrusted         EIO        TLS refuses the server: asking again is of no use
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── CacheError                EIO        internal: treated as a miss
@@ -123,6 +124,12 @@ class Unavailable(RemoteError):
 
 class DeadlineExceeded(Unavailable):
     errno = errno.ETIMEDOUT
+
+
+class Untrusted(Unavailable):
+    """A certificate that is not accepted, or no TLS where it is expected; not asked again."""
+
+    retryable = False
 
 
 class ProtocolViolation(RemoteError):

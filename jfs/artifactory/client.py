@@ -1,8 +1,6 @@
 """The control plane: names, sizes and checksums, over httpx. Trio thread only."""
 
-import errno
 import json
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -75,8 +73,8 @@ class ArtifactoryClient:
                 raise ConfigError(f"{url}: something answers, but it is not an Artifactory")
             await self._repositories.list(retries=False)
         except AccessDenied as error:
-            if error.status is None:
-                raise ConfigError(str(error)) from None
+            if error.status in (None, 407):  # the token file; the proxy
+                raise ConfigError(error.message) from None
             if self._settings.credentials == Credentials():
                 raise ConfigError(
                     f"{url}: credentials are needed: set JF_ACCESS_TOKEN or use --token-file"
@@ -90,7 +88,7 @@ class ArtifactoryClient:
                 "give the URL of the service, such as https://company.example/artifactory"
             ) from None
         except RemoteError as error:
-            raise ConfigError(f"{url}: {_explain(error)}") from None
+            raise ConfigError(f"{url}: {explain(error)}") from None
 
     async def repositories(self) -> Sequence[Repository]:
         return await self._repositories.list()
@@ -260,22 +258,12 @@ def _storage(path: RepoPath) -> str:
     return f"/api/storage{wire.encode_path(path)}"
 
 
-def _explain(error: RemoteError) -> str:
-    """Say in words what a person can act on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is not trusted ({cause.verify_message}): "
-                "give the CA's with --ca-file"
-            )
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS failed ({cause.reason}): is it an http:// server?"
-        if isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED:
-            return "nothing listens there (connection refused): is the server running?"
-        cause = cause.__cause__ or cause.__context__
+def explain(error: RemoteError) -> str:
+    """Say of a server that was asked for the first time what a person can act on."""
     if isinstance(error, DeadlineExceeded):
         return "does not answer in time: is the address right, and a proxy needed?"
     if isinstance(error, Unavailable) and error.status is None:
-        return f"cannot be reached: {error.message}"
+        if "without" in error.message and error.url.startswith("http:"):  # it hung up
+            return f"{error.message.rstrip('.')}: is it an https:// server?"
+        return error.message
     return str(error)

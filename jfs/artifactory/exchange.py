@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 
@@ -11,12 +12,14 @@ from jfs.artifactory import wire
 from jfs.artifactory.auth import SECRET_HEADERS
 from jfs.config import ServerSettings
 from jfs.errors import (
+    AccessDenied,
     ConfigError,
     DeadlineExceeded,
     ProtocolViolation,
     RateLimited,
     RemoteError,
     Unavailable,
+    Untrusted,
 )
 from jfs.extents import GiB
 
@@ -25,6 +28,25 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MAX_HOPS = 5
 # Bytes of a JSON answer: a listing of a million files has 250 MB.
 MAX_DOCUMENT = 2 * GiB
+
+_PROXY_WANTS_CREDENTIALS = 407
+_WANTS_CREDENTIALS = (
+    "the proxy wants other credentials than it is given: "
+    "write them in HTTPS_PROXY or HTTP_PROXY, as in http://USER:PASSWORD@proxy:3128"
+)
+_IS_TLS = "it speaks TLS: is it an https:// server?"
+# What nginx and Go's servers answer to plain HTTP.
+_PLAIN_ON_TLS = (
+    b"plain HTTP request was sent to HTTPS port",
+    b"Client sent an HTTP request to an HTTPS server",
+)
+# How openssl reads an answer that is not TLS at all, by its first bytes.
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+)
 
 
 def tls_context(settings: ServerSettings) -> ssl.SSLContext:
@@ -45,7 +67,7 @@ def tls_context(settings: ServerSettings) -> ssl.SSLContext:
 
 
 def redacted(url: httpx.URL) -> str:
-    """Give a URL fit for logs: a signed location's query is a secret."""
+    """Return a URL fit for logs: a signed location's query is a secret."""
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
@@ -55,8 +77,58 @@ def mapped(method: str, url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict) as error:
-        text = str(error) or type(error).__name__
-        raise _class_for(error)(text, method=method, url=redacted(url)) from error
+        kind, text = _explained(error)
+        raise kind(text, method=method, url=redacted(url)) from error
+
+
+def _explained(error: Exception) -> tuple[type[RemoteError], str]:
+    """Return the class for an exception, and words that a person can act on.
+
+    The reason is often in what httpx's exception was made of, three or four steps down.
+    """
+    text = str(error) or type(error).__name__
+    kind = _class_for(error)
+    if isinstance(error, httpx.ProxyError):
+        if text.startswith(str(_PROXY_WANTS_CREDENTIALS)):
+            return AccessDenied, _WANTS_CREDENTIALS
+        return kind, f"the proxy answers {text}" if text[:3].isdigit() else f"the proxy {text}"
+    if isinstance(error, httpx.RemoteProtocolError) and "illegal request line" in text:
+        return Untrusted, _IS_TLS  # so h11 calls a first byte that no status line can begin with
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Untrusted, _certificate(cause)
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
+            return Untrusted, f"TLS failed ({cause.reason}): is it an http:// server?"
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return kind, f"TLS failed ({cause.reason})"
+        if isinstance(cause, socket.gaierror):
+            return kind, f"its name cannot be resolved ({cause.strerror}): is the address right?"
+        if isinstance(cause, ConnectionRefusedError):
+            return kind, "nothing listens there (connection refused): is the server running?"
+    return kind, f"cannot be reached: {text}" if isinstance(error, httpx.ConnectError) else text
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+        if isinstance(error, BaseExceptionGroup):  # of a host with several addresses: the last one
+            error = error.exceptions[-1]
+
+
+def _certificate(error: ssl.SSLCertVerificationError) -> str:
+    """Say what is wrong with a certificate; the codes are those of openssl's x509_vfy.h."""
+    match error.verify_code:
+        case 9:
+            return "its certificate is not valid yet: is the clock of this machine right?"
+        case 10:
+            return "its certificate has expired: the server needs a new one"
+        case 62 | 64:
+            return (
+                f"its certificate is for another name ({error.verify_message.rstrip('.')}): "
+                "is the address right?"
+            )
+    return f"its certificate is not trusted ({error.verify_message}): give the CA's with --ca-file"
 
 
 def _class_for(error: Exception) -> type[RemoteError]:
@@ -72,9 +144,12 @@ def _class_for(error: Exception) -> type[RemoteError]:
 def failure(response: httpx.Response, body: bytes) -> RemoteError:
     """Make the error of an answer that is not a success."""
     request = response.request
-    error = wire.error_of(
-        response.status_code, body, method=request.method, url=redacted(request.url)
-    )
+    status, url = response.status_code, redacted(request.url)
+    if status == _PROXY_WANTS_CREDENTIALS:
+        return AccessDenied(_WANTS_CREDENTIALS, status=status, method=request.method, url=url)
+    if status == 400 and any(words in body for words in _PLAIN_ON_TLS):
+        return Untrusted(_IS_TLS, status=status, method=request.method, url=url)
+    error = wire.error_of(status, body, method=request.method, url=url)
     if isinstance(error, RateLimited):
         text = response.headers.get("Retry-After", "")
         error.retry_after_s = float(text) if text.isascii() and text.isdigit() else None
@@ -82,7 +157,7 @@ def failure(response: httpx.Response, body: bytes) -> RemoteError:
 
 
 def next_hop(response: httpx.Response, headers: dict[str, str]) -> tuple[httpx.URL, dict[str, str]]:
-    """Give where a redirect leads and the headers to send there.
+    """Return where a redirect leads and the headers to send there.
 
     Raises:
         ProtocolViolation: no or a useless Location, or one that leaves TLS.

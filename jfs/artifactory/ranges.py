@@ -1,6 +1,7 @@
 """The data plane: bytes of artifacts by HTTP Range. Blocking; worker threads, several at a time."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from jfs.artifactory.auth import Authenticator
 from jfs.artifactory.exchange import failure, mapped, redacted, tls_context
 from jfs.artifactory.opening import Opener
 from jfs.artifactory.parallelism import Parallelism
+from jfs.artifactory.proxies import Proxies
 from jfs.artifactory.transport import BodyStream, BulkTransport
 from jfs.artifactory.whole import WholeBodies, WholeBody
 from jfs.config import ServerSettings
@@ -38,6 +40,7 @@ class HttpRangeSource:
         authenticator = Authenticator(settings.credentials)
         self._transport = BulkTransport(
             tls_context(settings),
+            Proxies(os.environ),
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )

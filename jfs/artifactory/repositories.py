@@ -3,15 +3,17 @@
 Trio thread only.
 """
 
-import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jfs.artifactory import wire
 from jfs.artifactory.rows import Hidden, RepositoryRows
 from jfs.artifactory.session import CACHE, Session
-from jfs.errors import JfsError
+from jfs.errors import JfsError, Unavailable
 from jfs.model import Match, RepoPath, Repository
+
+log = logging.getLogger(__name__)
 
 _ADDRESS = "/api/repositories"
 _REMOTE = "remote"
@@ -42,12 +44,20 @@ class Repositories:
         return self._known
 
     async def find(self, key: str) -> Repository | None:
-        """Return one repository; None if the server lists no such one, or no list at all."""
+        """Return one repository; None if the server lists no such one, or refuses to list any.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
         if key and key not in self._known and key not in self._unlisted:
-            with contextlib.suppress(JfsError):  # then what is asked next says what is wrong
+            try:
                 await self.list()
                 if key not in self._known:
                     self._unlisted.add(key)
+            except Unavailable:
+                raise  # what is asked next would wait as long once more
+            except JfsError as error:
+                log.debug("%s: %s", key, error)  # what is asked next says what is wrong
         return self._known.get(key)
 
     async def kept(self, path: RepoPath) -> RepoPath:

@@ -1,5 +1,6 @@
 """Ask an Artifactory: authentication, deadlines, retries, redirects. Trio thread only."""
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from jfs.artifactory.exchange import (
     next_hop,
     tls_context,
 )
+from jfs.artifactory.proxies import Proxies
+from jfs.artifactory.routed import Routed
 from jfs.config import ServerSettings
 from jfs.errors import DeadlineExceeded, JfsError, ProtocolViolation
 from jfs.metrics import Metrics
@@ -28,17 +31,24 @@ CACHE = "-cache"  # the suffix of the repository in which a remote one keeps wha
 
 
 class Session:
-    """One server, asked over httpx. Close it with ``aclose``."""
+    """One server, asked over httpx. Close it with ``aclose``.
+
+    Raises:
+        ConfigError: the CA file, or the proxy that leads to the server, cannot be used.
+    """
 
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings = settings
         self.authenticator = Authenticator(settings.credentials)
+        self.proxies = Proxies(os.environ)
+        url = httpx.URL(settings.url)
+        self.proxies.leading_to(url.scheme, url.host, url.port)
         self._metrics = metrics
         self._client = httpx.AsyncClient(
-            verify=tls_context(settings),
+            transport=Routed(tls_context(settings), self.proxies),
             timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
             follow_redirects=False,
+            trust_env=False,  # httpx reads NO_PROXY its own way, and fails at what it cannot read
             headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
         )
         self._limits: dict[str, trio.CapacityLimiter] = {}
@@ -100,7 +110,9 @@ class Session:
         Args:
             take: called with a successful answer, its body not read yet; again for every try.
         """
-        deadline = trio.current_time() + max(self.settings.request_deadline_s, patience_s)
+        began = trio.current_time()
+        deadline = began + max(self.settings.request_deadline_s, patience_s)
+        retried_until = min(deadline, began + self.settings.retries_s)
         url = httpx.URL(self.settings.url + address)
         # A repository that hangs keeps its own requests waiting, and no others.
         limit = self._limits.setdefault(repo or _repo_of(address), _new_limit())
@@ -116,7 +128,7 @@ class Session:
                 raise DeadlineExceeded(f"no answer in time: {address}") from None
             except JfsError as error:
                 self._metrics.count("request_errors")
-                wait = retry.wait_before_retry(error, delay, deadline - trio.current_time())
+                wait = retry.wait_before_retry(error, delay, retried_until - trio.current_time())
                 if wait is None or not retries:
                     raise
             await trio.sleep(wait)

@@ -8,7 +8,6 @@ Blocking; each request belongs to one thread, the pool to all. ``close`` may be 
 thread and cuts every socket, so that a blocked receive fails at once.
 """
 
-import base64
 import contextlib
 import select
 import socket
@@ -16,14 +15,13 @@ import ssl
 import struct
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
-from urllib.parse import SplitResult, unquote, urlsplit
 
 import h11
 import httpx
 
 from jfs.artifactory.filebody import FileBody
+from jfs.artifactory.proxies import Proxies, Proxy
 from jfs.extents import KiB
 
 _HEAD_CHUNK = 16 * KiB
@@ -35,9 +33,10 @@ _KEPT = 16
 
 
 class _Connection:
-    def __init__(self, sock: socket.socket, key: tuple[str, str, int]) -> None:
+    def __init__(self, sock: socket.socket, key: tuple[str, str, int], proxy: Proxy | None) -> None:
         self.sock = sock
         self.key = key
+        self.proxy = proxy
         self.idle_since = 0.0
         self.used = False
 
@@ -133,13 +132,20 @@ class BulkTransport(httpx.BaseTransport):
 
     Args:
         context: TLS context for https.
+        proxies: which proxy leads where.
         connect_timeout_s, idle_timeout_s: of one connection attempt; of one receive.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, *, connect_timeout_s: float, idle_timeout_s: float
+        self,
+        context: ssl.SSLContext,
+        proxies: Proxies,
+        *,
+        connect_timeout_s: float,
+        idle_timeout_s: float,
     ) -> None:
         self._context = context
+        self._proxies = proxies
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
@@ -224,21 +230,16 @@ class BulkTransport(httpx.BaseTransport):
 
     def _connect(self, key: tuple[str, str, int]) -> _Connection:
         scheme, host, port = key
-        proxy = _proxy_for(scheme, host, port)
+        proxy = self._proxies.leading_to(scheme, host, port)
         with _mapped(connecting=True):
             if self._closed:
                 raise OSError("closed")
-            if proxy is None:
-                sock = socket.create_connection((host, port), self._connect_timeout_s)
-            else:
-                sock = socket.create_connection(
-                    (proxy.hostname or "", proxy.port or 80), self._connect_timeout_s
-                )
+            sock = _dial(host, port, proxy, self._connect_timeout_s)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if scheme == "https":
                     if proxy is not None:
-                        _tunnel(sock, host, port, _proxy_authorization(proxy))
+                        _tunnel(sock, host, port, proxy, self._connect_timeout_s)
                     sock = self._context.wrap_socket(sock, server_hostname=host)
                 # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
                 # and costs a poll for every receive; the kernel's does neither.
@@ -248,7 +249,7 @@ class BulkTransport(httpx.BaseTransport):
             except BaseException:
                 sock.close()
                 raise
-        connection = _Connection(sock, key)
+        connection = _Connection(sock, key, proxy)
         connection.used = True
         with self._lock:
             self._open.add(connection)
@@ -259,15 +260,12 @@ class BulkTransport(httpx.BaseTransport):
         return connection
 
     def _exchange(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
-        scheme, host, port = connection.key
         protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         target = request.url.raw_path
         headers = list(request.headers.raw)
-        proxy = _proxy_for(scheme, host, port) if scheme == "http" else None
-        if proxy is not None:
+        if connection.proxy is not None and connection.key[0] == "http":
             target = b"http://" + request.url.netloc + target
-            authorization = _proxy_authorization(proxy)
-            if authorization:
+            if authorization := connection.proxy.authorization:
                 headers.append((b"Proxy-Authorization", authorization))
         body = request.stream if isinstance(request.stream, FileBody) else None
         with _mapped():
@@ -370,28 +368,23 @@ def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
     return int(fields[b"content-length"])
 
 
-def _proxy_for(scheme: str, host: str, port: int) -> SplitResult | None:
-    """Give the proxy of the environment (``HTTPS_PROXY``, ``NO_PROXY`` …), if one is to be used."""
-    proxies = urllib.request.getproxies()
-    address = proxies.get(scheme) or proxies.get("all")
-    if not address or urllib.request.proxy_bypass(f"{host}:{port}"):
-        return None
-    return urlsplit(address if "://" in address else f"http://{address}")
+def _dial(host: str, port: int, proxy: Proxy | None, timeout_s: float) -> socket.socket:
+    if proxy is None:
+        return socket.create_connection((host, port), timeout_s)
+    try:
+        return socket.create_connection((proxy.host, proxy.port), timeout_s)
+    except OSError as error:
+        raise httpx.ProxyError(f"{proxy.url} cannot be reached") from error
 
 
-def _proxy_authorization(proxy: SplitResult) -> bytes | None:
-    if proxy.username is None:
-        return None
-    text = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return b"Basic " + base64.b64encode(text.encode())
-
-
-def _tunnel(sock: socket.socket, host: str, port: int, authorization: bytes | None) -> None:
+def _tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy, timeout_s: float) -> None:
     """Ask the proxy for a connection to the server (RFC 9110 section 9.3.6)."""
     protocol = h11.Connection(h11.CLIENT)
-    target = f"{host}:{port}".encode()
+    # A proxy that sends a byte now and then must not keep us for ever.
+    deadline = time.monotonic() + timeout_s
+    target = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
     headers = [(b"Host", target)]
-    if authorization:
+    if authorization := proxy.authorization:
         headers.append((b"Proxy-Authorization", authorization))
     sock.sendall(
         protocol.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b""
@@ -399,10 +392,13 @@ def _tunnel(sock: socket.socket, host: str, port: int, authorization: bytes | No
     while True:
         event = protocol.next_event()
         if event is h11.NEED_DATA:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            # Byte by byte: what follows the answer belongs to TLS.
             protocol.receive_data(sock.recv(1))
         elif isinstance(event, h11.Response):
             if not 200 <= event.status_code < 300:
-                raise httpx.ProxyError(f"the proxy refused: {event.status_code}")
+                raise httpx.ProxyError(f"{event.status_code} {event.reason.decode('latin-1')}")
             return
-        else:
-            raise httpx.ProxyError("the proxy closed the connection")
+        elif not isinstance(event, h11.InformationalResponse):
+            raise httpx.ProxyError("closed the connection")

@@ -52,10 +52,13 @@ class Uploads:
         self._metrics = metrics
         self._transport = BulkTransport(
             tls_context(settings),
+            session.proxies,
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
-        self._client = httpx.Client(transport=self._transport, follow_redirects=False)
+        self._client = httpx.Client(
+            transport=self._transport, follow_redirects=False, trust_env=False
+        )
         self._closed = False
 
     def close(self) -> None:

@@ -112,6 +112,8 @@ def publish(
         return
     try:
         connection.ask(source, lambda client: client.publish_build(document))
+    except ConfigError:
+        raise
     except JfsError as error:
         raise JfsError(f"build {build.name}, number {build.number}: {error}") from None
     address = source.server_url + builds.address(build.name, build.number)
@@ -151,6 +153,8 @@ def show(name: str, number: str, at: str | None, as_json: bool, connection: Conn
             f"build {name}, number {number}: no such build on {source.server_url}, or no right to "
             "read it"
         ) from None
+    except ConfigError:
+        raise
     except JfsError as error:
         raise JfsError(f"build {name}, number {number}: {error}") from None
     if as_json:

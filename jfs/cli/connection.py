@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from jfs.artifactory import ArtifactoryClient
+from jfs.artifactory import ArtifactoryClient, explain
 from jfs.config import ServerSettings, Source, parse_source, server_url_from
-from jfs.errors import ConfigError
+from jfs.errors import ConfigError, JfsError, Unavailable, Untrusted
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
 from jfs.mount.table import mount_above
@@ -25,6 +25,8 @@ from jfs.vfs.filesystem import REFRESH
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
+# A person waits, who sees nothing meanwhile; a mount goes on for longer.
+_RETRIES_S = 10.0
 _PATH = click.Path(path_type=Path)
 _WILDCARDS = re.compile(r"[*?]")
 
@@ -94,20 +96,28 @@ class Connection:
             ca_file=self.ca_file.absolute() if self.ca_file else None,
             verify_tls=not self.insecure,
             connections=connections,
+            retries_s=_RETRIES_S,
         )
 
     def ask(self, source: Source, question: Callable[[ArtifactoryClient], Awaitable[_T]]) -> _T:
         """Ask a server something, within an event loop of its own.
 
         Raises:
-            JfsError: what the server answered instead.
+            ConfigError: TLS refuses the server, or its proxy cannot be used: what to do.
+            JfsError: what the server answered instead, or why it did not.
         """
 
         async def run() -> _T:
             async with aclosing(ArtifactoryClient(self.settings(source), Metrics())) as client:
                 return await question(client)
 
-        return trio.run(run)
+        try:
+            return trio.run(run)
+        except Unavailable as error:
+            if error.status is not None and not isinstance(error, Untrusted):
+                raise
+            kind = ConfigError if isinstance(error, Untrusted) else JfsError
+            raise kind(f"{source.server_url}: {explain(error)}") from None
 
 
 def _require_no_wildcards(place: Place) -> None:

@@ -52,6 +52,8 @@ def get(path: str, keys: tuple[str, ...], as_json: bool, connection: Connection)
 
     try:
         found = connection.ask(source, question)
+    except ConfigError:
+        raise
     except JfsError as error:
         raise _failure(path, error) from None
     shown = {key: found[key] for key in sorted(keys or found) if key in found}
@@ -118,6 +120,8 @@ def _change(
             source,
             lambda client: client.set_properties(source.path, change, recursive=recursive),
         )
+    except ConfigError:
+        raise
     except JfsError as error:
         raise _failure(path, error) from None
     server.refresh(path)

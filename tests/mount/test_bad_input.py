@@ -75,6 +75,16 @@ def test_wrong_token(server: EmbeddedServer, mountpoint: Path) -> None:
     )
 
 
+def test_a_proxy_that_cannot_be_used(server: EmbeddedServer, mountpoint: Path) -> None:
+    refuse(
+        f"{server.url}/ml-models-local",
+        mountpoint,
+        says="HTTP_PROXY: not the URL of a proxy",
+        JF_ACCESS_TOKEN=server.token,
+        HTTP_PROXY="http://ann:hunter2@[::1",
+    )
+
+
 def test_no_token(server: EmbeddedServer, mountpoint: Path) -> None:
     refuse(f"{server.url}/ml-models-local", mountpoint, says="JF_ACCESS_TOKEN")
 

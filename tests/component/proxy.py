@@ -1,0 +1,120 @@
+"""A tiny forward proxy: absolute URLs for http, CONNECT for https."""
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+_DEADLINE_S = 30
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Where hosts really are, who may come, and what was asked."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = _DEADLINE_S
+    hosts: ClassVar[Mapping[str, int]] = {}
+    authorization: ClassVar[str | None] = None
+    seen: ClassVar[list[str]] = []
+    refusal: ClassVar[int | None] = None
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _lets_in(self) -> bool:
+        self.seen.append(self.command)
+        status = self.refusal
+        if status is None and self.headers.get("Proxy-Authorization") != self.authorization:
+            status = 407
+        if status is not None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.close_connection = True
+        return status is None
+
+    def _forward(self) -> None:
+        if not self._lets_in():
+            return
+        url = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.hosts[url.hostname or ""], timeout=_DEADLINE_S
+        )
+        with contextlib.closing(connection):
+            headers = {
+                name: value for name, value in self.headers.items() if not name.startswith("Proxy-")
+            }
+            target = url.path + (f"?{url.query}" if url.query else "")
+            connection.request(self.command, target, body, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("connection", "keep-alive"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _forward
+
+    def do_CONNECT(self) -> None:
+        self.close_connection = True
+        if not self._lets_in():
+            return
+        host = self.path.rpartition(":")[0]
+        with socket.create_connection(("127.0.0.1", self.hosts[host]), _DEADLINE_S) as server:
+            self.send_response_only(200)
+            self.end_headers()
+            back = threading.Thread(target=_copy, args=(server, self.connection))
+            back.start()
+            _copy(self.connection, server)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(64 * 1024):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)
+
+
+class ForwardProxy:
+    """A running proxy. *seen* are the methods that it was asked with."""
+
+    def __init__(self, port: int, seen: list[str]) -> None:
+        self.port = port
+        self.seen = seen
+
+
+@contextlib.contextmanager
+def forward_proxy(
+    hosts: Mapping[str, int], *, authorization: str | None = None, refusal: int | None = None
+) -> Iterator[ForwardProxy]:
+    """Run one that knows where *hosts* are: ports of this machine.
+
+    Args:
+        authorization: what ``Proxy-Authorization`` must be.
+        refusal: a status for everybody.
+    """
+    seen: list[str] = []
+    handler = type(
+        "_Handler",
+        (Handler,),
+        {"hosts": hosts, "authorization": authorization, "seen": seen, "refusal": refusal},
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield ForwardProxy(server.server_address[1], seen)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
