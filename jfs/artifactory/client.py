@@ -111,7 +111,11 @@ class ArtifactoryClient:
             return [FolderInfo(RepoPath(row.key), 0) for row in await self.repositories()]
         kept = await self._kept(path)
         try:
-            return await self._listings.children(path, kept)
+            entries = await self._listings.children(path, kept)
+            repository = await self._repositories.find(path.repo) if kept != path else None
+            if repository is None or path.path:
+                return entries
+            return [e for e in entries if not await self._upstream.hides(e.path, repository)]
         except NotFound:
             if kept == path:
                 raise

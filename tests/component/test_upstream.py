@@ -3,20 +3,26 @@
 Upstream is a second embedded server: one shaped like Hugging Face, one a plain tree of files.
 """
 
+import asyncio
+import contextlib
 import errno
+import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from aiohttp import web
 
 from jfs.errors import JfsError, NoEntry, NotFound, ReadOnly
-from jfs.model import FolderInfo
-from jfs.server import EmbeddedServer
+from jfs.model import FolderInfo, RepoPath
+from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Caller, Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import composed, content, find, names
+from tests.component.test_client import client_of, settings_of
 
 MODEL = "meta-llama/Llama-3.1-8B"
 DOTTED = "openai/whisper-tiny.en"
@@ -46,6 +52,29 @@ def remote(server: EmbeddedServer, upstream: EmbeddedServer) -> EmbeddedServer:
     server.create_repository("hf", upstream=f"{upstream.url}/hub")
     server.create_repository("web", upstream=f"{upstream.url}/plain")
     return server
+
+
+@contextlib.contextmanager
+def serving(answer: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> Iterator[str]:
+    """Run an upstream that is no Artifactory; its address."""
+    loop = asyncio.new_event_loop()
+
+    async def start() -> tuple[web.ServerRunner, str]:
+        runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    runner, url = loop.run_until_complete(start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield url
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def missing(fs: Filesystem, path: str) -> bool:
@@ -116,6 +145,57 @@ async def test_a_misspelt_model_is_missing(
         assert not await missing(fs, "new/model")
 
 
+async def test_what_was_asked_before_is_known_to_the_next_mount(remote: EmbeddedServer) -> None:
+    async with composed(remote, "hf") as fs:
+        await find(fs, MODEL)
+    async with composed(remote, "hf") as fs:
+        assert await missing(fs, "meta-llama/Llama-3.1-8b")
+        assert set(await names(fs, "")) == set()  # the question itself is in no model
+    async with client_of(settings_of(remote)) as client:
+        with pytest.raises(NotFound):
+            await client.stat(RepoPath("hf", "metallama/Llama-3.1-8B/resolve/main"))
+
+
+async def test_a_web_page_is_a_folder_and_no_file(tmp_path: Path, server: EmbeddedServer) -> None:
+    """A page where a folder is: were it taken for a file, nothing below could be opened."""
+    pages = {"/org": b"<html>", "/org/m": b"<html>", "/org/m/f.bin": b"1", "/me.html": b"<html>"}
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        body = pages.get(request.path)
+        if body is None:
+            return web.Response(status=404)
+        return web.Response(body=body, content_type="text/html" if body == b"<html>" else "a/b")
+
+    with serving(answer) as url:
+        server.create_repository("site", upstream=url)
+        async with composed(server, "site") as fs:
+            assert await missing(fs, "me.json")
+            assert not await missing(fs, "ogr")  # nobody can tell yet
+            await names(fs, "org/m")
+            assert await content(fs, "org/m/f.bin") == b"1"
+            assert await missing(fs, "ogr2")  # others of its kind have pages
+            assert await missing(fs, "org/n")
+            assert await content(fs, "me.html") == b"<html>"
+            assert set(await names(fs, "org/m")) == {"f.bin"}
+
+
+async def test_hugging_face_is_known_by_its_address(server: EmbeddedServer) -> None:
+    """Its organisations can be asked for too, so that nothing has to be learnt before."""
+    row = {"key": "hf", "type": "REMOTE", "url": "https://huggingface.co", "packageType": "Generic"}
+    server.faults.add(Fault.garbage("/api/repositories", body=json.dumps([row]).encode()))
+    overview = {"/hf/api/organizations/org/overview", "/hf/api/users/ann/overview"}
+    for path in overview:
+        server.faults.add(Fault.garbage(path, body=b'{"name": "x"}'))
+    server.faults.add(Fault.garbage("/hf/api/models/org/m", body=b'{"id": "org/m"}'))
+    async with client_of(settings_of(server)) as client:
+        for path in ("org", "ann", "org/m", "org/m/resolve/main", "org/m/resolve/main/sub"):
+            info = await client.stat(RepoPath("hf", path))
+            assert (info.path.path, isinstance(info, FolderInfo)) == (path, True)
+        for path in ("ogr", "org/n", "ogr/m", "org/n/resolve/main", "org/m/resolve/main/a.json"):
+            with pytest.raises(NotFound):
+                await client.stat(RepoPath("hf", path))
+
+
 async def test_another_upstream_is_not_asked_for_models_for_ever(
     remote: EmbeddedServer, upstream: EmbeddedServer
 ) -> None:
@@ -127,7 +207,8 @@ async def test_another_upstream_is_not_asked_for_models_for_ever(
             await find(fs, "o/m/none.json")
         upstream.stats.reset()
         assert not await missing(fs, "p/q")
-        assert upstream.stats.requests == 2  # p and p/q themselves
+        # p and p/q themselves, each with the redirect to its place with a slash
+        assert upstream.stats.requests <= 4
 
 
 async def test_nothing_is_made_in_it(remote: EmbeddedServer) -> None:

@@ -2,7 +2,9 @@
 
 A remote repository ``R`` keeps what it fetched in ``R-cache``, which is read like a local one and
 never written to by clients. HEAD fetches too, as real servers do (artifactory-rest 9.2). What
-upstream does not have is believed missing for a while; what is kept is served while it fails.
+upstream does not have is believed missing for a while; what is kept is served while it fails. A web
+page is no artifact: who accepts anything is answered 404 for one, and who does not 409, as real
+servers answer. To those who accept anything real servers would store the page as a file.
 ``https://huggingface.co`` is an upstream like any other: ``R/ORG/MODEL/resolve/main/FILE``.
 
 The server's event loop only.
@@ -40,7 +42,8 @@ class Upstreams:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._fetching: dict[RepoPath, asyncio.Lock] = {}
-        self._missed: TTLCache[RepoPath, bool] = TTLCache(_MISSED_KEPT, _MISSED_S)
+        # Each with the media type of the page that is there instead; empty: there is nothing.
+        self._missed: TTLCache[RepoPath, str] = TTLCache(_MISSED_KEPT, _MISSED_S)
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -52,7 +55,7 @@ class Upstreams:
         Any other path is given as it is.
 
         Raises:
-            ApiError: 404 upstream has no such file; 502 it fails, and nothing is kept.
+            ApiError: 404 or 409: upstream has no such file; 502: it fails, and nothing is kept.
         """
         config = call.store.repositories.remote(path.repo)
         if config is None:
@@ -64,9 +67,10 @@ class Upstreams:
         try:
             async with lock:  # one download shared by everybody who asks meanwhile
                 if await call.run(lambda: call.store.find(kept)) is None:
-                    if path in self._missed:
-                        raise ApiError(404, "File not found.")
-                    await self._fetch(call, config, path, kept)
+                    if path not in self._missed:
+                        await self._fetch(call, config, path, kept)
+                    if (page := self._missed.get(path)) is not None:
+                        raise _refusal(call, path, page)
         finally:
             if not lock.locked():
                 self._fetching.pop(path, None)
@@ -75,6 +79,7 @@ class Upstreams:
     async def _fetch(
         self, call: Call, config: dict[str, object], path: RepoPath, kept: RepoPath
     ) -> None:
+        """Fetch and keep; what upstream does not have is noted. Raises ApiError 502."""
         url = f"{str(config['url']).rstrip('/')}/{answers.quote_path(path.path)}"
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_IDLE_S)
@@ -82,16 +87,17 @@ class Upstreams:
             self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
         try:
             async with self._session.get(url, headers=_headers(config)) as response:
-                if response.status in (401, 403, 404, 410):
-                    self._missed[path] = True
-                    raise ApiError(404, f"File not found: upstream answered {response.status}.")
+                folder = bool(response.history) and response.url.path.endswith("/")
+                if folder or response.status in (401, 403, 404, 410):
+                    self._missed[path] = ""
+                    return
                 if response.status != 200:
                     raise ApiError(502, f"Upstream answered {response.status}.")
                 media_type = response.headers.get("Content-Type", "")
                 if media_type.startswith("text/html") and not path.name.endswith("html"):
                     # A page about a folder, or a login: no artifact of a model repository.
-                    self._missed[path] = True
-                    raise ApiError(404, "File not found: upstream has a page there, no file.")
+                    self._missed[path] = "text/html"
+                    return
                 await self._store(call, response, kept)
         except (aiohttp.ClientError, TimeoutError) as error:
             log.warning("%s: upstream failed: %s", path, error or type(error).__name__)
@@ -109,6 +115,21 @@ class Upstreams:
             )
         finally:
             await call.run(incoming.discard)
+
+
+def _refusal(call: Call, path: RepoPath, page: str) -> ApiError:
+    """Return the answer for what upstream does not have as a file."""
+    accepted = {
+        each.partition(";")[0].strip().lower()
+        for each in call.headers.get("Accept", "*/*").split(",")
+    }
+    if not page or accepted & {"*/*", "application/octet-stream", page}:
+        return ApiError(404, "File not found.")
+    return ApiError(
+        409,
+        f"Error fetching {path}: Mismatching mime types found in request: {sorted(accepted)} and "
+        f"response: {page}, and this repo blocks {page} on mismatch",
+    )
 
 
 def _headers(config: dict[str, object]) -> dict[str, str]:
