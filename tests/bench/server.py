@@ -70,7 +70,7 @@ class Target:
 
 @contextmanager
 def serving(directory: Path, *options: str) -> Iterator[tuple[str, str, int]]:
-    """Run ``jfs serve``; give URL, token and process."""
+    """Run ``jfs serve``; return URL, token and process."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "jfs", "serve", str(directory), "--port", "0"),
@@ -87,7 +87,7 @@ def serving(directory: Path, *options: str) -> Iterator[tuple[str, str, int]]:
 
 @contextmanager
 def nginx(directory: Path, root: Path, port: int, tls_port: int) -> Iterator[int]:
-    """Run nginx with a configuration of its own; give its process."""
+    """Run nginx with a configuration of its own; return its process."""
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(directory=directory, root=root, port=port, tls_port=tls_port))
     process = subprocess.Popen(

@@ -44,7 +44,7 @@ CONTEXT, EMBEDDING, HIDDEN = 12, 32, 512  # rows of every matrix are multiples o
 
 
 def _repeated(network: Pipeline, features: np.ndarray, labels: np.ndarray) -> tuple[str, str]:
-    """Retrain on ten other splits; give the mean accuracy on what each held out, and its range."""
+    """Retrain on ten other splits; return mean and range of the accuracy on what was held out."""
     scores = []
     for seed in range(100, 110):
         train_x, test_x, train_y, test_y = train_test_split(

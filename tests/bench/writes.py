@@ -92,7 +92,7 @@ class Writes:
 
 @contextmanager
 def rclone_mount(work: Path, *options: str) -> Iterator[tuple[Path, int]]:
-    """Mount an ``rclone serve webdav`` by ``rclone mount``; give the root and its process."""
+    """Mount an ``rclone serve webdav`` by ``rclone mount``; return the root and its process."""
     store, root = work / "webdav", work / "rclone"
     store.mkdir(exist_ok=True)
     root.mkdir(exist_ok=True)

@@ -52,7 +52,7 @@ async def composed(
     token: str | None = None,
     notifier: Notifier | None = None,
 ) -> AsyncIterator[Filesystem]:
-    """Give the filesystem of *source*, ``repo/path`` or empty for every repository.
+    """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
     It stages what is written in a temporary directory, unless *writes* says where and how.
     """
@@ -83,7 +83,7 @@ def block_store(directory: Path) -> DiskBlockStore:
 
 
 async def find(filesystem: Filesystem, path: str) -> int:
-    """Walk to *path* as the kernel does, through links; give the inode number."""
+    """Walk to *path* as the kernel does, through links; return the inode number."""
     trail = [ROOT]
     waiting = [part for part in reversed(path.split("/")) if part]
     while waiting:

@@ -88,7 +88,7 @@ class Requests:
         return self("PATCH", path, json.dumps(document).encode())
 
     def properties(self, path: str) -> dict[str, list[str]]:
-        """Give the properties of an item; none are none."""
+        """Return the properties of an item; none are none."""
         reply = self.get(f"/api/storage/{REPO}/{path}?properties")
         if reply.status == 404:
             assert reply.message == "No properties could be found."
@@ -100,7 +100,7 @@ class Requests:
         return found
 
     def tree(self, path: str = "") -> dict[str, int]:
-        """Give everything below a folder with its size; folders have -1."""
+        """Return everything below a folder with its size; folders have -1."""
         reply = self.get(f"/api/storage/{REPO}{path}?list&deep=1&listFolders=1")
         assert reply.status == 200
         return {row["uri"]: row["size"] for row in reply.json()["files"]}

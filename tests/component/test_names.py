@@ -98,7 +98,7 @@ def test_any_names_round_trip(
 
 @asynccontextmanager
 async def changed_times(fs: Filesystem, *folders: int) -> AsyncIterator[None]:
-    """Check that what is done meanwhile gives folders new times."""
+    """Check that what is done meanwhile changes the times of folders."""
     before = [await fs.getattr(ino) for ino in folders]
     yield
     for old, ino in zip(before, folders, strict=True):

@@ -134,7 +134,7 @@ def test_tls(tls_server: EmbeddedServer, certificate: TlsFiles) -> None:
 def serve(
     directory: Path, *options: str, under: Sequence[str] = ()
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run ``jfs serve`` on a free port; give it and its ready line."""
+    """Run ``jfs serve`` on a free port; return it and its ready line."""
     process = subprocess.Popen(
         [*under, sys.executable, "-m", "jfs", "serve", str(directory), "--port", "0", *options],
         stdout=subprocess.PIPE,

@@ -79,7 +79,7 @@ async def put(fs: Filesystem, path: str, data: bytes, *, piece: int = 100_000) -
 
 
 def kept(staging: Path) -> list[tuple[Record, bytes]]:
-    """Give what the journal has, as after the end of the mount."""
+    """Return what the journal has, as after the end of the mount."""
     found = []
     for entry in Journal(staging).left_behind():
         found.append((entry.record, os.pread(entry.file, 1 << 24, 0)))
@@ -680,7 +680,7 @@ def only(directory: Path, pattern: str) -> Path:
 
 
 def control(directory: Path) -> Path:
-    """Give a file that nobody synced."""
+    """Return a file that nobody synced."""
     path = directory / "control"
     path.write_bytes(DATA)
     return path

@@ -383,7 +383,7 @@ def _tree(root: Path) -> dict[str, str]:
 
 
 def _on_server() -> dict[str, str]:
-    """Give the tree as the server has it, in the words of ``_tree``."""
+    """Return the tree as the server has it, in the words of ``_tree``."""
     query = (
         'items.find({"repo":"ml-models-local","type":"any","name":{"$ne":"."}})'
         '.include("repo","path","name","type","sha256","property")'

@@ -17,7 +17,7 @@ from tests.mount.mounting import clean_environ
 def run_here(
     server: EmbeddedServer, *arguments: str, code: int = 0, lines: int = 1, **environ: str
 ) -> str:
-    """Run a command; give what it printed, or the *lines* of its failure on standard error."""
+    """Run a command; return what it printed, or the *lines* of its failure on standard error."""
     given = {"JF_URL": server.url, "JF_ACCESS_TOKEN": server.token, **environ}
     out, err = io.StringIO(), io.StringIO()
     with (

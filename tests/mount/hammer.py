@@ -17,7 +17,7 @@ PAGE = 4096
 
 
 def page(number: int) -> bytes:
-    """Give page *number* of the content."""
+    """Return page *number* of the content."""
     return hashlib.sha256(number.to_bytes(8, "big")).digest() * (PAGE // 32)
 
 

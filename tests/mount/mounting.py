@@ -77,7 +77,7 @@ class Mounted:
         return Path(self._log.name).read_text()
 
     def close(self) -> None:
-        """Give back what the test process holds of it."""
+        """Close what the test process holds of it."""
         _pipe(self.process).close()
         self._log.close()
 

@@ -48,14 +48,14 @@ class Demo:
         raise AssertionError(f"no {line!r} in {''.join(read)}, but {self.process.communicate()}")
 
     def end(self, number: int | None = None) -> tuple[int, str, str]:
-        """Wait for its end, after a signal if one is given; give code, output and errors."""
+        """Wait for its end, after a signal if one is given; return code, output and errors."""
         if number is not None:
             self.process.send_signal(number)
         output, errors = self.process.communicate(timeout=_DEADLINE_S)
         return self.process.returncode, output, errors
 
     def processes(self) -> dict[int, list[str]]:
-        """Give the living processes that carry its environment, and their command lines."""
+        """Return the living processes that carry its environment, and their command lines."""
         mark = b"TMPDIR=" + os.fsencode(self.temporary)
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):

@@ -88,7 +88,7 @@ def _point(choose: random.Random, size: int) -> tuple[str, float]:
 def _write_until(
     mounted: Mounted, size: int, piece: int, kind: str, point: tuple[str, float]
 ) -> tuple[int, bool]:
-    """Let a process write, kill the daemon at *point*; give the bytes taken, and whether closed."""
+    """Kill the daemon at *point* of a write; return the bytes taken, and whether it was closed."""
     what, when = point
     command = [sys.executable, "-m", "tests.mount.writer", str(mounted.root / "f")]
     with subprocess.Popen(

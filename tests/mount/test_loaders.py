@@ -24,7 +24,7 @@ MODELS[MAGIKA] = Path(str(files("magika"))) / "models/standard_v3_3/model.onnx"
 
 
 def load(path: Path) -> dict[str, str]:
-    """Give the digests of what the model at *path* holds or computes."""
+    """Return the digests of what the model at *path* holds or computes."""
     result = subprocess.run(
         [sys.executable, str(LOADER), str(path)],
         capture_output=True,

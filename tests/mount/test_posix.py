@@ -1,4 +1,4 @@
-"""What POSIX asks, on a real mount: system calls give what they give in a plain directory."""
+"""What POSIX asks, on a real mount: system calls answer as they do in a plain directory."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def _results(directory: Path, log: Path) -> list[str]:
     return check(command, Path("/"), deadline_s=_DEADLINE_S, log=log).splitlines()
 
 
-def test_system_calls_give_what_they_give_in_a_directory(
+def test_system_calls_answer_as_in_a_plain_directory(
     server: EmbeddedServer, mounter: Mounter, tmp_path: Path
 ) -> None:
     """Names too long, refused renames, O_TRUNC, setgid, setuid, times, files without a name."""

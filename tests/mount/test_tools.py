@@ -36,7 +36,7 @@ def ask(server: EmbeddedServer) -> Requests:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """Run a script in a directory, which is the first argument; give what it wrote."""
+    """Run a script in a directory, which is the first argument; return what it wrote."""
     log = tmp_path / "shell.log"
 
     def run(where: Path, script: str, **environ: str) -> str:

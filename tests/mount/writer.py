@@ -11,7 +11,7 @@ from tests.mount.hammer import PAGE, page
 
 
 def whole(size: int) -> bytes:
-    """Give the content that is written."""
+    """Return the content that is written."""
     return b"".join(page(number) for number in range(-(-size // PAGE)))[:size]
 
 

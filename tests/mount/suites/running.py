@@ -79,7 +79,7 @@ def check(
     log: Path,
     environ: Mapping[str, str] | None = None,
 ) -> str:
-    """As ``run``, of what must succeed. Gives what it wrote."""
+    """As ``run``, of what must succeed. Returns what it wrote."""
     ran = run(command, cwd, deadline_s=deadline_s, log=log, environ=environ)
     assert ran.code == 0, f"{' '.join(map(str, command))}: {ran.code}: {_tail(log)}"
     return ran.output

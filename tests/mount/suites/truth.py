@@ -10,7 +10,7 @@ FOLDER = -1  # size of a folder in ``Requests.tree``
 
 
 def on_server(ask: Requests, folder: str = "", repo: str = REPO) -> dict[str, bytes | None]:
-    """Give every entry below a folder with its content; None: a folder. Links are empty files."""
+    """Return every entry below a folder with its content; None: a folder. Links are empty files."""
     return {
         name: None if size == FOLDER else content(ask, f"{folder}/{name}".lstrip("/"), repo)
         for name, size in names_on_server(ask, folder, repo).items()
@@ -18,7 +18,7 @@ def on_server(ask: Requests, folder: str = "", repo: str = REPO) -> dict[str, by
 
 
 def names_on_server(ask: Requests, folder: str = "", repo: str = REPO) -> dict[str, int]:
-    """Give every entry below a folder with its size, and folders with ``FOLDER``."""
+    """Return every entry below a folder with its size, and folders with ``FOLDER``."""
     place = f"/{quote(folder)}" if folder else ""
     reply = ask.get(f"/api/storage/{repo}{place}?list&deep=1&listFolders=1")
     assert reply.status == 200, reply.body
@@ -26,14 +26,14 @@ def names_on_server(ask: Requests, folder: str = "", repo: str = REPO) -> dict[s
 
 
 def content(ask: Requests, path: str, repo: str = REPO) -> bytes:
-    """Give the bytes of an artifact."""
+    """Return the bytes of an artifact."""
     reply = ask.get(f"/{repo}/{quote(path)}")
     assert reply.status == 200, (path, reply.status, reply.body)
     return reply.body
 
 
 def on_disk(folder: Path) -> dict[str, bytes | None]:
-    """Give every entry of a local directory as ``on_server`` does."""
+    """Return every entry of a local directory as ``on_server`` does."""
     found: dict[str, bytes | None] = {}
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
