@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _ADDRESS = "/api/search/aql"
 _MOST_PAGES = 5000
+_TRIES = 2
 _DEADLINES = 10  # how many deadlines of one request all pages together may take
 
 
@@ -135,26 +136,35 @@ class _Search:
             size: how many items came when everything was asked for at once.
         """
         log.info("%s: the server trims a query: asking in pages", criteria.scope)
-        pages: list[FoundRows] = []
-        keys: dict[Key, None] = {}  # in the server's order
-        after: Key | None = None
-        while True:
-            answer = await self.ask(criteria, repo, after=after, paged=True)
-            pages.append(answer.rows)
-            new = [key for key in answer.rows.keys if key not in keys and aql.is_expressible(key)]
-            keys.update(dict.fromkeys(new))
-            if not answer.trimmed:
-                break
-            if not new:
-                raise ProtocolViolation(
-                    f"{criteria.scope}: the server trims query results, and gives no more of them"
-                )
-            after = new[-1]
+        for _ in range(_TRIES):
+            pages, keys, stated = await self._pages(criteria, repo)
+            if sum(rows.count for rows in pages) >= stated:
+                break  # or items were removed meanwhile, or rows left out within a page
+        else:
+            raise _trims(criteria)
         if not criteria.plain:
-            whole = await self._with_properties(criteria, repo, pages, list(keys), max(1, size))
+            whole = await self._with_properties(criteria, repo, pages, keys, max(1, size))
             for rows in pages:
                 rows.matches = [whole.get(match.info.path, match) for match in rows.matches]
         return pages
+
+    async def _pages(self, criteria: Criteria, repo: str) -> tuple[list[FoundRows], list[Key], int]:
+        """Return the pages, the items in the server's order, and how many it said there are."""
+        pages: list[FoundRows] = []
+        keys: dict[Key, None] = {}
+        after: Key | None = None
+        stated = 0
+        while True:
+            answer = await self.ask(criteria, repo, after=after, paged=True)
+            pages.append(answer.rows)
+            stated = stated or answer.stated
+            new = [key for key in answer.rows.keys if key not in keys and aql.is_expressible(key)]
+            keys.update(dict.fromkeys(new))
+            if not answer.trimmed:
+                return pages, list(keys), stated
+            if not new:
+                raise _trims(criteria)
+            after = new[-1]
 
     async def _with_properties(
         self, criteria: Criteria, repo: str, pages: list[FoundRows], keys: list[Key], size: int
@@ -186,6 +196,12 @@ class _Search:
             return wire.parse_properties(wire.parse_json(await self._session.get(address), address))
         except NotFound:
             return {}
+
+
+def _trims(criteria: Criteria) -> ProtocolViolation:
+    return ProtocolViolation(
+        f"{criteria.scope}: the server trims query results, and does not give the rest of them"
+    )
 
 
 def _of(pages: Iterable[FoundRows], key: Key) -> list[Match]:

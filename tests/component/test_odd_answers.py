@@ -83,6 +83,16 @@ async def test_odd_rows_are_said_once(
         assert len([each for each in caplog.records if "hidden" in each.getMessage()]) == 2
 
 
+async def test_a_long_listing_is_read_anew_when_it_was_cut(server: EmbeddedServer) -> None:
+    """One of several hundred kilobytes: read in pieces, by a thread."""
+    for number in range(1500):
+        server.deploy(REPO, f"shard-{number:04}", b"1")
+    server.faults.add(Fault.drop(f"/api/storage/{REPO}", after_bytes=300_000, times=1))
+    async with client_of(settings_of(server)) as client:
+        names = [info.path.name for info in await client.list_children(RepoPath(REPO))]
+    assert sorted(names) == [f"shard-{number:04}" for number in range(1500)]
+
+
 FOUND = {"repo": REPO, "path": "d", "name": "good", "type": "file", "size": 3, "modified": DATE}
 
 

@@ -132,6 +132,16 @@ async def test_what_stays_trimmed_is_an_error(models: EmbeddedServer, span: obje
             assert "trims" in str(caught.value)
 
 
+async def test_rows_that_lack_within_a_page_are_missed(models: EmbeddedServer) -> None:
+    """A page that is not the first rows in order: the total says that some lack at the end."""
+    some, none = answer(3, total=7), answer(0, total=0)
+    for body in (some, some, none, some, none):  # asked at once, then in pages, twice
+        models.faults.add(Fault.garbage("/api/search/aql", body=body, times=1))
+    async with client_of(settings_of(models)) as client:
+        with pytest.raises(ProtocolViolation, match="trims"):
+            await client.search(Criteria(RepoPath(REPO), plain=True))
+
+
 async def test_nothing_but_a_notification_is_an_error(models: EmbeddedServer) -> None:
     nothing = answer(0, total=0, notification="trimmed")
     models.faults.add(Fault.garbage("/api/search/aql", body=nothing))
