@@ -21,6 +21,8 @@
     ├── CacheError                EIO        internal: treated as a miss
     │   ├── CacheFull             ENOSPC     nothing evictable is left
     │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
+    ├── MountEnding               ENOTCONN   the mount is being taken away
+    ├── Interrupted               no errno: a signal ended a command before it was done
     └── NamespaceError
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
         ├── AlreadyExists EEXIST · InvalidName EINVAL · NameTooLong ENAMETOOLONG · BadHandle EBADF
@@ -138,6 +140,19 @@ class ProtocolViolation(RemoteError):
 
 class IntegrityError(JfsError):
     log_level = logging.ERROR
+
+
+class MountEnding(JfsError):
+    errno = errno.ENOTCONN
+    log_level = logging.DEBUG
+
+
+class Interrupted(JfsError):
+    """A signal ended a command before it was done; *number* is the signal's."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as a shell reports it
 
 
 class CacheError(JfsError):

@@ -16,14 +16,16 @@ import functools
 import logging
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from jfs import descriptors
 from jfs.errors import (
     InvalidName,
     JfsError,
+    MountEnding,
     NameTooLong,
     NoEntry,
     NotPermitted,
@@ -46,41 +48,54 @@ log = logging.getLogger(__name__)
 
 _NAME_MAX = 255  # bytes
 _CAPABILITY = b"security.capability"
-_NO_CAPABILITY = pyfuse3.FUSEError(errno_of(Unsupported("only user. attributes are kept")))
+_NO_CAPABILITY = errno_of(Unsupported("only user. attributes are kept"))
+_ENDING = errno_of(MountEnding())
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def _boundary(
-    handler: Callable[_P, Coroutine[Any, Any, _R]],
-) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    handler: Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _R]]:
     """Turn every exception into an errno: ours at its level, any other with a traceback.
 
-    ``trio.Cancelled`` is no ``Exception`` and passes: the mount is ending.
+    A handler that is cancelled, because the mount ends, answers ENOTCONN. Without an answer the
+    kernel would wait for ever, and with it whoever holds a lock that a notification of ours waits
+    for: then no signal ends the process. The task is cancelled again at its next checkpoint.
     """
 
     @functools.wraps(handler)
-    async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    async def guarded(self: "Operations", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if self.ended:
+            raise pyfuse3.FUSEError(_ENDING)
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
             _refuse(handler.__name__, error)
+        except trio.Cancelled:
+            raise pyfuse3.FUSEError(_ENDING) from None
+        except BaseExceptionGroup as group:  # of a nursery within the handler
+            if group.split(trio.Cancelled)[1] is not None:
+                raise
+            raise pyfuse3.FUSEError(_ENDING) from None
 
     return guarded
 
 
 def _silent(
-    handler: Callable[_P, Coroutine[Any, Any, None]],
-) -> Callable[_P, Coroutine[Any, Any, None]]:
+    handler: Callable[Concatenate["Operations", _P], Coroutine[Any, Any, None]],
+) -> Callable[Concatenate["Operations", _P], Coroutine[Any, Any, None]]:
     """Like ``_boundary`` for requests whose answer nobody hears."""
 
     @functools.wraps(handler)
-    async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
+    async def guarded(self: "Operations", /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if self.ended:
+            return
         try:
-            await handler(*args, **kwargs)
+            await handler(self, *args, **kwargs)
         except Exception:
             log.exception("%s failed", handler.__name__)
 
@@ -109,6 +124,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
         self._filesystem = filesystem
+        self.ended = False  # True: every request is answered ENOTCONN
 
     @_boundary
     async def lookup(
@@ -269,7 +285,8 @@ class Operations(pyfuse3.Operations):
     @_boundary
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if name == _CAPABILITY:  # asked before every cached write: answered without ceremony
-            raise _NO_CAPABILITY
+            # A new one each time: one that is raised again grows a traceback without end.
+            raise pyfuse3.FUSEError(_NO_CAPABILITY)
         if name == REFRESH:
             # Reading an attribute, since GETXATTR holds no lock of the inode: the kernel takes the
             # folder's to forget a name, and SETXATTR would hold it.

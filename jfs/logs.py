@@ -1,23 +1,176 @@
-"""Set up logging once per process. Modules log through ``logging.getLogger(__name__)``."""
+"""Set up logging once per process. Modules log through ``logging.getLogger(__name__)``.
 
+Nothing that happens to the output reaches whoever logs: a disk that is full and a reader that has
+gone cost messages, which are counted and reported as soon as one can be written again; a reader
+that stands still keeps nobody waiting.
+"""
+
+import contextlib
 import logging
-import sys
+import os
+import stat
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from jfs.errors import ConfigError
+
+_BACKLOG = 1000  # messages that wait for a slow reader
+_FLUSH_S = 1.0  # how long the end waits for one
 
 
-def set_up(level: int = logging.INFO, *, file: str | None = None) -> None:
+class Output(logging.Handler):
+    """Writes records to a file or to a descriptor. Any thread.
+
+    To a regular file at once. To a pipe, a socket or a terminal by a thread of its own, since such
+    a write lasts until somebody reads.
+
+    Args:
+        file: appended to, and made if it is missing.
+        descriptor: written to if there is no file.
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, file: Path | None = None, descriptor: int = 2) -> None:
+        super().__init__()
+        self._file = file
+        self._also: int | None = None
+        self._out = os.dup(descriptor) if file is None else _opened(file)
+        self._lost, self._reason = 0, ""
+        self._backlog: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._writer: threading.Thread | None = None
+        self._direct = stat.S_ISREG(os.fstat(self._out).st_mode)
+
+    def stand_for(self, descriptor: int) -> None:
+        """Make *descriptor* the same file, also after ``reopen``: for what other code prints."""
+        with self._changed:
+            os.dup2(self._out, descriptor)
+            self._also = descriptor
+
+    def reopen(self) -> None:
+        """Open the file by its name again: a program that rotates logs has renamed it.
+
+        Raises:
+            OSError: it cannot be opened; the old one is written on.
+        """
+        if self._file is None:
+            return
+        fresh = _opened(self._file)
+        with self._changed:
+            os.dup2(fresh, self._out, inheritable=False)
+            os.close(fresh)
+            self._direct = stat.S_ISREG(os.fstat(self._out).st_mode)
+            if self._also is not None:
+                os.dup2(self._out, self._also)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:  # a wrong call of the logger: no reason to fail, nor to be mute
+            text = f"{record.pathname}:{record.lineno}: cannot be formatted: {error!r}"
+        with self._changed:
+            if self._direct:
+                self._write(text)
+            elif len(self._backlog) >= _BACKLOG:
+                self._lose("nobody reads them")
+            else:
+                self._backlog.append(text)
+                self._changed.notify_all()
+                if self._writer is None:
+                    self._writer = threading.Thread(
+                        target=self._write_backlog, name="jfs-log", daemon=True
+                    )
+                    self._writer.start()
+
+    def flush(self) -> None:
+        """Wait a moment for what was logged to be written."""
+        deadline = time.monotonic() + _FLUSH_S
+        with self._changed:
+            while self._backlog and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _write_backlog(self) -> None:
+        while True:
+            with self._changed:
+                while not self._backlog:
+                    self._changed.wait()
+                text = self._backlog[0]  # taken away when it is written: flush waits for it
+            self._write(text)
+            with self._changed:
+                self._backlog.popleft()
+                self._changed.notify_all()
+
+    def _write(self, text: str) -> None:
+        if self._lost:
+            text = f"{self._lost} messages before this one were lost: {self._reason}\n{text}"
+        # Names are any bytes, and a line of the log is one line whatever they hold.
+        data = (text + "\n").encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(self._out, data) :]
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+        else:
+            self._lost = 0
+
+    def _lose(self, reason: str) -> None:
+        self._lost += 1
+        self._reason = reason
+
+
+def _opened(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def set_up(level: int = logging.INFO, *, file: Path | None = None) -> Output:
     """Send records of every logger to *file*, or to standard error.
 
-    Call once, before threads start. Libraries below WARNING are silenced: httpx logs whole URLs,
-    and a signed location is a secret.
+    Call once, before threads start, in the process that logs. Libraries below WARNING are
+    silenced: httpx logs whole URLs, and a signed location is a secret.
+
+    Raises:
+        ConfigError: the file cannot be opened.
     """
-    handler: logging.Handler
-    handler = (
-        logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler(sys.stderr)
-    )
-    handler.setFormatter(
+    try:
+        output = Output(file)
+    except OSError as error:
+        raise ConfigError(f"--log-file {file}: {error.strerror}") from None
+    output.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [output]
     root.setLevel(logging.WARNING)
     logging.getLogger("jfs").setLevel(level)
+    return output
+
+
+def reopen() -> None:
+    """Open log files by their names again.
+
+    Raises:
+        ConfigError: one cannot be opened; the old one is written on.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Output):
+            try:
+                handler.reopen()
+            except OSError as error:
+                raise ConfigError(f"the log file cannot be opened: {error.strerror}") from None
+
+
+def no_gaps() -> None:
+    """Put /dev/null where standard input, output or error is closed.
+
+    Else the next file that is opened would take that number, the kernel's connection for one, and
+    whoever prints would write into it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # the lowest that is free

@@ -79,6 +79,11 @@ async def notifying(call: Callable[..., _T], *args: object) -> _T:
     )
 
 
+def notifications() -> int:
+    """Return how many notifications the kernel has not taken yet, abandoned ones included."""
+    return _limiter("notifying", 16).borrowed_tokens
+
+
 async def own_mount(call: Callable[..., _T], *args: object) -> _T:
     """Look at our own mount from outside. Abandoned on cancellation."""
     return await trio.to_thread.run_sync(

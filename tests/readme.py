@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from jfs.cli.main import group
+from jfs.cli.group import group
 
 README = Path(__file__).parent.parent / "README.md"
 _PART = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)

@@ -24,6 +24,12 @@ class Authenticator:
         self._stamp: tuple[int, int, int] | None = None
         self._token = ""
 
+    def use(self, credentials: Credentials) -> None:
+        """Authenticate with other credentials from the next request on."""
+        with self._lock:
+            self._credentials = credentials
+            self._stamp = None
+
     def headers(self) -> dict[str, str]:
         """Give them as of now.
 

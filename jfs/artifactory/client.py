@@ -56,6 +56,10 @@ class ArtifactoryClient:
         self._uploads.close()
         await self._session.aclose()
 
+    def authenticate(self, credentials: Credentials) -> None:
+        """Use other credentials from the next request on. Any thread."""
+        self._session.authenticator.use(credentials)
+
     def cut_uploads(self) -> None:
         """Cut the uploads that are under way; they fail soon. Any thread."""
         self._uploads.close()

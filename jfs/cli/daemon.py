@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,8 +50,14 @@ def start(service: Callable[[Callable[[], None]], None], log_file: Path, level: 
         os.close(receive)
         _child(service, log_file, level, send)
     os.close(send)
-    with os.fdopen(receive, "rb") as pipe:
-        text = pipe.read()
+    try:
+        with os.fdopen(receive, "rb") as pipe:
+            text = pipe.read()
+    except KeyboardInterrupt:
+        # In a session of its own it has not heard the Ctrl-C. It would end by itself when it finds
+        # nobody to report to, but not before its server answers.
+        os.kill(child, signal.SIGTERM)
+        raise
     if not text:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -66,10 +73,15 @@ def _child(
 ) -> None:
     def report(error: str | None) -> None:
         nonlocal send
-        if send >= 0:
+        if send < 0:
+            return
+        try:
             os.write(send, json.dumps({"error": error}).encode())
-            os.close(send)
-            send = -1
+        except BrokenPipeError:  # killed, or out of patience: nobody would know of the mount
+            logging.getLogger(__name__).warning("whoever started it has gone")
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.close(send)
+        send = -1
 
     status = 0
     try:
@@ -79,9 +91,7 @@ def _child(
         with open(os.devnull, "r+b") as null:
             os.dup2(null.fileno(), 0)
             os.dup2(null.fileno(), 1)
-        with log_file.open("ab") as out:
-            os.dup2(out.fileno(), 2)
-        logs.set_up(level)
+        logs.set_up(level, file=log_file).stand_for(2)
         service(lambda: report(None))
     except JfsError as error:
         logging.getLogger(__name__).error("%s", error)

@@ -1,82 +1,52 @@
-"""The group ``jfs`` and its commands; each command is a module beside this one."""
+"""The entry point: whatever happens is one line on standard error and an exit code.
 
-import importlib
+Loads the commands only inside ``main``: a Ctrl-C while modules are loaded is one line too.
+"""
+
+import contextlib
+import os
+import signal
 import sys
-
-import click
-
-from jfs import __version__, descriptors
-from jfs.errors import ConfigError, JfsError
-
-# Loaded only when asked for: `jfs serve` need not import FUSE, nor `jfs mount` the server.
-_COMMANDS = {
-    "build": "jfs.cli.build",
-    "cache": "jfs.cli.cache",
-    "cp": "jfs.cli.cp",
-    "demo": "jfs.cli.demo",
-    "find": "jfs.cli.find",
-    "ls": "jfs.cli.ls",
-    "mount": "jfs.cli.mount",
-    "mv": "jfs.cli.mv",
-    "promote": "jfs.cli.promote",
-    "props": "jfs.cli.props",
-    "recover": "jfs.cli.recover",
-    "refresh": "jfs.cli.refresh",
-    "serve": "jfs.cli.serve",
-    "umount": "jfs.cli.umount",
-    "warm": "jfs.cli.warm",
-}
-
-
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command: click.Command = importlib.import_module(module).command
-        return command
-
-
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="jfs")
-def group() -> None:
-    """Mount a JFrog Artifactory repository of machine-learning models as a directory.
-
-    \b
-    Example:
-      jfs mount https://company.example/artifactory/ml-models-local /models
-
-    Exit codes: 0 done, 1 it failed, 2 wrong use (an option, a URL, a mountpoint, credentials).
-    """
 
 
 def main() -> None:
-    """Run the command line; every failure is one line on standard error and an exit code."""
-    descriptors.raise_limit()
+    """Run the command line, and exit."""
     try:
-        # click, outside its standalone mode, returns the code of an Exit or what the command did.
-        code = group(args=_as_mount(sys.argv[1:]), standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ConfigError as error:
-        print(f"jfs: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = _run()
+    except KeyboardInterrupt:
+        _interrupted()
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[0] is None:
+            raise
+        _interrupted()
+    sys.exit(code)
+
+
+def _run() -> int:
+    from jfs import descriptors, logs
+    from jfs.cli import output
+    from jfs.cli.group import run
+    from jfs.errors import JfsError
+
+    descriptors.raise_limit()
+    logs.no_gaps()
+    output.open_all()
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `jfs ls | head`: whoever reads has seen enough
+        output.give_up()
+        return 1
     except (JfsError, OSError) as error:
-        print(f"jfs: {error}", file=sys.stderr)
-        sys.exit(1)
+        output.complain(str(error))
+        output.give_up()
+        return getattr(error, "exit_code", 1)
 
 
-def _as_mount(arguments: list[str]) -> list[str]:
-    """Understand ``jfs SOURCE MOUNTPOINT -o …``, as mount(8) calls us for ``-t fuse.jfs``."""
-    if len(arguments) >= 2 and arguments[0] not in _COMMANDS:
-        source = arguments[0]
-        if not source.startswith("-") and ("/" in source or ":" in source):
-            return ["mount", "--daemon", *arguments]
-    return arguments
+def _interrupted() -> None:
+    """Leave at once: threads that wait for a network would keep the interpreter for as long."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.write(2, b"jfs: interrupted\n")
+    os._exit(128 + signal.SIGINT)

@@ -12,11 +12,12 @@ import click
 
 import jfs
 from jfs import logs
-from jfs.cli import daemon
+from jfs.cli import daemon, output
 from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
 from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
+    Credentials,
     MountSettings,
     ReadSettings,
     ServerSettings,
@@ -32,6 +33,7 @@ from jfs.mount import serving
 from jfs.mount.mountpoint import refuse_inside
 
 _PATH = click.Path(path_type=Path)
+log = logging.getLogger(__name__)
 
 
 @click.command("mount")
@@ -216,13 +218,22 @@ def command(
         name = str(settings.mountpoint).strip("/").replace("/", "-") or "root"
         log_file = daemon.default_log_file(name)
     target = log_file.absolute() if log_file else None
+    token_file = settings.server.credentials.token_file  # absolute: a daemon changes its directory
+
+    def reload() -> Credentials | None:
+        logs.reopen()
+        again = parse_source(source, os.environ, token_file=token_file)
+        if again.server_url != parsed.server_url:
+            raise ConfigError(f"{source}: is {again.server_url} now: mount it anew")
+        return again.credentials
+
     refuse_inside(settings.mountpoint, _own_places(settings, target))
     if target is not None and background:
-        daemon.start(lambda ready: serving.serve(settings, ready), target, level)
-        click.echo(f"jfs: {source} mounted at {settings.mountpoint}")
+        daemon.start(lambda ready: serving.serve(settings, ready, reload=reload), target, level)
+        output.announce(f"jfs: {source} mounted at {settings.mountpoint}")
         return
-    logs.set_up(level, file=str(target) if target else None)
-    serving.serve(settings, _announce(settings))
+    logs.set_up(level, file=target)
+    serving.serve(settings, _announce(settings), reload=reload)
 
 
 def _own_places(settings: MountSettings, log_file: Path | None) -> dict[str, Path]:
@@ -258,11 +269,14 @@ def _sharing(allow_other: bool) -> frozenset[str]:
 
 def _announce(settings: MountSettings) -> Callable[[], None]:
     def ready() -> None:
-        click.echo(f"jfs: {settings.shown_source} mounted at {settings.mountpoint}")
+        output.announce(f"jfs: {settings.shown_source} mounted at {settings.mountpoint}")
         address = os.environ.get("NOTIFY_SOCKET")
         if address:  # systemd, Type=notify: sd_notify(3)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-                notify.connect(address.replace("@", "\0", 1))
-                notify.sendall(b"READY=1")
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                    notify.connect(address.replace("@", "\0", 1))
+                    notify.sendall(b"READY=1")
+            except OSError as error:
+                log.warning("NOTIFY_SOCKET %s: %s", address, error.strerror)
 
     return ready

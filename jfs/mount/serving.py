@@ -7,11 +7,12 @@ cancelled; then the kernel is told. Each step is bounded, with the server dead t
 
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
@@ -19,14 +20,16 @@ from jfs import threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
-from jfs.config import MountSettings, fit_to_memory
-from jfs.errors import CacheError, ConfigError, JfsError, NotFound
+from jfs.config import Credentials, MountSettings, fit_to_memory
+from jfs.errors import CacheError, ConfigError, Interrupted, JfsError, NotFound
 from jfs.extents import MiB
-from jfs.fuse import KernelNotifier
+from jfs.fuse import KernelNotifier, Operations
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.mount import session, signals
 from jfs.mount.mountpoint import claim
+from jfs.mount.session import Session
+from jfs.mount.signals import Ending
 from jfs.protocols import BlockStore
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.reading.reader import DataPlane
@@ -35,31 +38,38 @@ from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
+_END_S = 20.0  # unmounting, notifications and what is on the disk: each far below that
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def serve(settings: MountSettings, ready: Callable[[], None]) -> None:
-    """Mount and serve until the mount is taken away or SIGTERM or SIGINT arrives.
+def serve(
+    settings: MountSettings,
+    ready: Callable[[], None],
+    *,
+    reload: Callable[[], Credentials | None],
+) -> None:
+    """Mount and serve until the mount is taken away or a signal ends it. Main thread only.
 
     Args:
-        ready: called once, when the mount answers.
+        ready: called once, when the mount answers; in a thread.
+        reload: called at SIGHUP, in a thread: opens logs anew, and returns what to authenticate
+            with from now on, None for no change. May raise JfsError.
     Raises:
         ConfigError: nothing is mounted; the text says what to do.
+        Interrupted: a signal came before it was mounted.
     """
     _keep_memory()
-    # While the mount is taken away no signal is listened to: it would leave a dead one behind.
-    for number in signals.ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    signals.hold()
     try:
-        trio.run(_run, settings, ready)
+        trio.run(_run, settings, ready, reload)
     except BaseExceptionGroup as group:
-        mistakes, rest = group.split(ConfigError)
-        if mistakes is None or rest is not None:
+        known, rest = group.split((ConfigError, Interrupted))
+        if known is None or rest is not None:
             raise
-        mistake: BaseException = mistakes
-        while isinstance(mistake, BaseExceptionGroup):
-            mistake = mistake.exceptions[0]
-        raise mistake from None
+        first: BaseException = known
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def _keep_memory() -> None:
@@ -74,26 +84,62 @@ def _keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 * MiB)
 
 
-async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
+async def _run(
+    settings: MountSettings,
+    ready: Callable[[], None],
+    reload: Callable[[], Credentials | None],
+) -> None:
+    ending = Ending()
+    with signals.received() as numbers:
+        async with trio.open_nursery() as nursery:
+            with ending.start:
+                await _compose(settings, ready, reload, ending, numbers, nursery)
+            nursery.cancel_scope.cancel()
+    if ending.start.cancelled_caught and ending.number is not None:
+        name = signal.Signals(ending.number).name
+        raise Interrupted(f"{name}: ended before anything was mounted", ending.number)
+
+
+async def _compose(
+    settings: MountSettings,
+    ready: Callable[[], None],
+    reload: Callable[[], Credentials | None],
+    ending: Ending,
+    numbers: AsyncIterator[int],
+    listeners: trio.Nursery,
+) -> None:
+    """Build everything, mount, serve, and take it all away again in reverse order."""
     metrics = Metrics()
     async with (
         contextlib.AsyncExitStack() as start,
         contextlib.AsyncExitStack() as stack,
         trio.open_nursery() as nursery,
     ):
+        client = ArtifactoryClient(settings.server, metrics)
+        stack.push_async_callback(_to_the_end, client.aclose)
+        source = HttpRangeSource(settings.server, metrics)
+        stack.callback(source.close)
+
+        async def reloaded() -> None:
+            try:
+                credentials = await threads.on_disk(reload)
+            except JfsError as error:
+                log.warning("credentials stay as they were: %s", error)
+                return
+            if credentials is not None:
+                client.authenticate(credentials)
+                source.authenticate(credentials)
+            log.info("SIGHUP: the log is open anew, credentials were read again")
+
+        listeners.start_soon(signals.listen, numbers, ending, reloaded)
         claimed = await threads.own_mount(
             functools.partial(claim, settings.mountpoint, nonempty=settings.nonempty)
         )
         start.callback(os.close, claimed)
-        client = await stack.enter_async_context(
-            contextlib.aclosing(ArtifactoryClient(settings.server, metrics))
-        )
         root = await _root(client, settings)
-        source = HttpRangeSource(settings.server, metrics)
-        stack.callback(source.close)
         store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
-            stack.push_async_callback(threads.on_disk, store.close)
+            stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
         plane = DataPlane(
             source,
             store,
@@ -115,10 +161,22 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> None:
             area=area,
             notifier=KernelNotifier(),
         )
-        async with session.mounted(settings, filesystem):
-            await start.aclose()  # from here on the table of mounts keeps other starts away
-            await _serve(settings, filesystem, source, client, ready)
+        try:
+            async with session.mounted(settings, Operations(filesystem)) as mount:
+                ending.mounted()
+                await start.aclose()  # from here on the table of mounts keeps other starts away
+                filesystem.mounted(mount.device)
+                cuts = (source.close, client.cut_uploads)
+                await _serve(settings, filesystem, mount, ending, cuts, ready)
+        finally:
+            await _to_the_end(_close, filesystem)
         nursery.cancel_scope.cancel()
+
+
+async def _to_the_end(close: Callable[..., Awaitable[object]], *args: object) -> None:
+    """Close something also when a signal has ended the start."""
+    with trio.CancelScope(shield=True):
+        await close(*args)
 
 
 async def _staging(settings: MountSettings) -> StagingArea | None:
@@ -167,28 +225,45 @@ def _open_store(settings: MountSettings, metrics: Metrics) -> BlockStore | None:
 async def _serve(
     settings: MountSettings,
     filesystem: Filesystem,
-    source: HttpRangeSource,
-    client: ArtifactoryClient,
+    mount: Session,
+    ending: Ending,
+    cuts: Sequence[Callable[[], None]],
     ready: Callable[[], None],
 ) -> None:
+    """Answer the kernel until the mount ends, by its being taken away or by a signal."""
     drain_s = settings.write.drain_s if settings.write else 0.0
 
-    async def end(limit_s: float) -> None:
-        await _drain(filesystem, limit_s)
-        source.close()
-        client.cut_uploads()
-        nursery.cancel_scope.cancel()
+    finishing, finished = trio.Lock(), False
+
+    async def finish() -> None:
+        nonlocal finished
+        async with finishing:
+            if finished:
+                return
+            with ending.patience(drain_s) as scope:
+                await filesystem.drain()
+            if scope.cancelled_caught:  # what is left is in the journal
+                log.warning("uploads did not end within %.0f s: see `jfs recover ls`", drain_s)
+            finished = True
+        # Not even a kernel or a disk that never answers keeps the process: this needs neither
+        # the event loop nor the interpreter, and says where each thread was.
+        faulthandler.dump_traceback_later(_END_S, exit=True)
+        for cut in cuts:
+            cut()
+
+    async def finish_when_asked() -> None:
+        await ending.asked.wait()
+        await finish()
+        await mount.end()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(signals.end_on_signal, end, drain_s)
-        nursery.start_soon(session.say_ready, settings.mountpoint, filesystem, ready)
-        await session.answer()
-        await end(drain_s)
+        nursery.start_soon(finish_when_asked)
+        nursery.start_soon(session.say_ready, mount, settings.mountpoint, ready)
+        await mount.answer()
+        await finish()
+        nursery.cancel_scope.cancel()
 
 
-async def _drain(filesystem: Filesystem, limit_s: float) -> None:
-    """Wait for uploads that are under way; what is left then is in the journal."""
-    with trio.move_on_after(limit_s) as scope:
-        await filesystem.drain()
-    if scope.cancelled_caught:
-        log.warning("uploads did not end within %.0f s: see `jfs recover ls`", limit_s)
+async def _close(filesystem: Filesystem) -> None:
+    for path in await filesystem.close():
+        log.warning("%s: was not closed, so not uploaded: see `jfs recover ls`", path)

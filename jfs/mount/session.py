@@ -1,4 +1,9 @@
-"""The kernel's mount, through pyfuse3: made, answered, taken away."""
+"""The kernel's mount, through pyfuse3: made, answered, taken away.
+
+A mount ends while it is still answered: with ENOTCONN, whatever is asked. Only so does everybody
+get an answer who waits for one, and with him whoever waits for his locks; a notification of ours
+among them would hold its thread in the kernel, where no signal reaches it.
+"""
 
 import contextlib
 import logging
@@ -14,50 +19,129 @@ from jfs import fusectl, threads
 from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
-from jfs.mount.table import mount_at
-from jfs.vfs.filesystem import Filesystem
+from jfs.mount.mountpoint import unmount
+from jfs.mount.table import mount_at, mounts
 
 log = logging.getLogger(__name__)
 
-# Tasks that may wait at a time: every READ in flight holds one, and a `stat` must still get
-# through when all of them wait for a slow server.
-_MAX_TASKS = 512
+# Every request that waits holds a task of pyfuse3: one that hangs must not use them up for others.
+# The kernel has at most 64 READs in flight by itself (fusectl), and besides one request for each
+# thread that waits in the mount. A task that waits costs 10 KiB (measured with 3000 of them), an
+# idle one nothing: pyfuse3 ends what it does not need.
+_MAX_TASKS = 16384
+_IDLE_TASKS = 4
 _ANSWER_DEADLINE_S = 10.0
+_UNMOUNT_S = 5.0  # a local system call, behind fusermount3
+_POLL_S = 0.01
+_NOTIFIED_S = 5.0  # a notification ends with the answer that it waits for
+
+
+class Session:
+    """A mount that the kernel has; made by ``mounted``. Trio thread only."""
+
+    def __init__(self, operations: Operations, mountpoint: Path) -> None:
+        self.device = ""  # major:minor
+        self._operations = operations
+        self._mountpoint = mountpoint
+        self._requests = trio.CancelScope()
+        self._loops: trio.Nursery | None = None
+
+    async def answer(self) -> None:
+        """Answer the kernel's requests until the mount is taken away, by others or by ``end``."""
+        async with trio.open_nursery() as self._loops:
+            with self._requests:
+                await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MAX_TASKS)
+        await _notified()
+
+    async def end(self) -> None:
+        """Take the mount away, even if it is in use; ``answer`` returns then.
+
+        Nothing that handlers wait for may outlast their cancellation: cut connections before.
+        Takes 10 s at most.
+        """
+        self._operations.ended = True
+        # The kernel forgets what it asked as the mount goes: answers to that fail, as they must.
+        logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)
+        if self._loops is None:
+            return
+        # Started before the other is cancelled: that waits for its handlers, this for none.
+        self._loops.start_soon(_answer_that_it_ends)
+        self._requests.cancel()
+        with trio.move_on_after(_UNMOUNT_S) as scope:
+            await threads.own_mount(self._take_away)
+        if scope.cancelled_caught:
+            log.warning("%s: cannot be unmounted in time", self._mountpoint)
+        await _notified()  # while others are still answered, whose locks a notification waits for
+        self._loops.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Give the kernel's connection up: whoever still has files open gets ENOTCONN."""
+        if threads.notifications():
+            # They use what would be freed. The end of the process closes the connection too.
+            log.warning("%s: the kernel does not take a notification", self._mountpoint)
+            return
+        pyfuse3.close(unmount=not self.device)
+
+    def _take_away(self) -> None:
+        # By its device: whoever has unmounted it lazily may have mounted something else there, and
+        # a folder above it may have another name by now.
+        entry = next((entry for entry in mounts() if entry.device == self.device), None)
+        if entry is not None:
+            try:
+                unmount(Path(entry.mountpoint), lazy=True)
+            except ConfigError as error:
+                log.warning("%s", error)
 
 
 @contextlib.asynccontextmanager
-async def mounted(settings: MountSettings, filesystem: Filesystem) -> AsyncIterator[None]:
-    """Hold the kernel's mount. Taken away at the end even if it is in use."""
+async def mounted(settings: MountSettings, operations: Operations) -> AsyncIterator[Session]:
+    """Hold the kernel's mount for the time of the block.
+
+    Raises:
+        ConfigError: it cannot be mounted, with the reason of libfuse.
+    """
     options = {
-        f"fsname={_option_value(settings.shown_source)}",
+        _Option(f"fsname={_option_value(settings.shown_source)}"),
         "subtype=jfs",
         "default_permissions",
         *settings.fuse_options,
     }
     try:
         with _libfuse_messages() as messages:
-            pyfuse3.init(Operations(filesystem), str(settings.mountpoint), options)
+            pyfuse3.init(operations, str(settings.mountpoint), options)
     except RuntimeError as error:
         reason = messages().splitlines()
         raise ConfigError(
             f"{settings.mountpoint}: cannot be mounted: {reason[0] if reason else error}"
         ) from None
+    session = Session(operations, settings.mountpoint)
     try:
-        yield
-    finally:
-        # Unmounting is a local system call: it does not wait for handlers, which are cancelled.
-        pyfuse3.close(unmount=True)
         with trio.CancelScope(shield=True):
-            for path in await filesystem.close():
-                log.warning("%s: was not closed, so not uploaded: see `jfs recover ls`", path)
+            entry = await threads.own_mount(mount_at, settings.mountpoint)
+        session.device = entry.device if entry is not None else ""
+        yield session
+    finally:
+        with trio.move_on_after(_UNMOUNT_S, shield=True):
+            await threads.own_mount(session._take_away)
+        session.close()
 
 
-async def answer() -> None:
-    """Answer the kernel's requests until the mount is taken away."""
-    await pyfuse3.main(min_tasks=4, max_tasks=_MAX_TASKS)
+async def _notified() -> None:
+    """Return when the kernel has taken every notification, or takes too long."""
+    with trio.move_on_after(_NOTIFIED_S):
+        while threads.notifications():  # noqa: ASYNC110 - abandoned threads wake nobody
+            await trio.sleep(_POLL_S)
 
 
-async def say_ready(mountpoint: Path, filesystem: Filesystem, ready: Callable[[], None]) -> None:
+async def _answer_that_it_ends() -> None:
+    """Answer until cancelled."""
+    while True:
+        # Those that were cancelled count as idle for a moment, so that pyfuse3 ends all others.
+        await pyfuse3.main(min_tasks=_MAX_TASKS, max_tasks=_MAX_TASKS)
+        await trio.sleep(_POLL_S)
+
+
+async def say_ready(session: Session, mountpoint: Path, ready: Callable[[], None]) -> None:
     """Call *ready* when the mount answers a request that came through the kernel."""
     with trio.move_on_after(_ANSWER_DEADLINE_S) as scope:
         # A thread, since our own loop has to answer it; the call releases the interpreter's lock.
@@ -65,12 +149,8 @@ async def say_ready(mountpoint: Path, filesystem: Filesystem, ready: Callable[[]
     if scope.cancelled_caught:
         log.error("%s: the kernel does not answer", mountpoint)
         return
-    # In a thread like every look at our own mount: even resolving its path asks our event loop.
-    entry = await threads.own_mount(mount_at, mountpoint)
-    if entry is not None:
-        filesystem.mounted(entry.device)
-        await threads.own_mount(fusectl.tune, entry.device)
-    ready()
+    await threads.own_mount(fusectl.tune, session.device)
+    await threads.own_mount(ready)  # it prints: whoever reads may be slow
 
 
 @contextlib.contextmanager
@@ -88,6 +168,15 @@ def _libfuse_messages() -> Iterator[Callable[[], str]]:
             os.close(saved)
             file.seek(0)
             text = file.read().decode("utf-8", "replace").strip()
+
+
+class _Option(str):
+    """An option that may hold any byte: pyfuse3 encodes options as ASCII, the kernel does not."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return os.fsencode(str(self))
 
 
 def _option_value(text: str) -> str:

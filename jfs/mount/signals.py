@@ -1,21 +1,108 @@
-"""How signals end a mount."""
+"""Signals, and when they end a mount.
 
+=================== ==============================================================================
+SIGTERM, SIGINT     end the mount, after uploads that are under way; a second one does not wait
+SIGHUP              reopens the log file and reads credentials again; ends a mount in the foreground
+                    of a terminal that was closed
+SIGUSR1, SIGUSR2    nothing: programs that rotate logs send them
+SIGPIPE             nothing: a reader of our output that has gone is no reason to end
+=================== ==============================================================================
+"""
+
+import contextlib
 import logging
+import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import trio
 
 log = logging.getLogger(__name__)
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_HEARD = (*_ENDING, signal.SIGHUP)
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 
 
-async def end_on_signal(end: Callable[[float], Awaitable[None]], drain_s: float) -> None:
-    """End at the first signal, after uploads that are under way; at a second one, at once."""
-    with trio.open_signal_receiver(*ENDING) as signals:
-        async with trio.open_nursery() as nursery:
-            async for number in signals:
-                log.info("ending: %s", signal.Signals(number).name)
-                nursery.start_soon(end, drain_s)
-                drain_s = 0.0
+class Ending:
+    """When one mount shall end. Trio thread only.
+
+    Attributes:
+        start: the scope of everything; a signal cancels it until ``mounted`` is called.
+        asked: set by the first signal after that.
+        number: the first signal.
+    """
+
+    def __init__(self) -> None:
+        self.start = trio.CancelScope()
+        self.asked = trio.Event()
+        self.number: int | None = None
+        self._mounted = False
+        self._patience: trio.CancelScope | None = None
+        self._at_once = False
+
+    def mounted(self) -> None:
+        """Say that there is a mount now: it ends in good order, not by cancellation."""
+        self._mounted = True
+
+    def ask(self, number: int) -> None:
+        """Ask for the end, because of a signal."""
+        if self.number is None:
+            self.number = number
+        if not self._mounted:
+            self.start.cancel()
+        elif self.asked.is_set():
+            self._at_once = True
+            if self._patience is not None:
+                self._patience.cancel()
+        self.asked.set()
+
+    @contextlib.contextmanager
+    def patience(self, limit_s: float) -> Iterator[trio.CancelScope]:
+        """Wait in the block for as long at most, and no longer once a second signal has come."""
+        with trio.move_on_after(limit_s) as scope:
+            self._patience = scope
+            if self._at_once:
+                scope.cancel()
+            yield scope
+
+
+def hold() -> None:
+    """Keep signals back until they are ``received``, so that none is lost; ignore some for good.
+
+    Before threads start. Ignored, too, since that is what ``received`` leaves behind: in a process
+    that comes to its end a signal would only leave a dead mount. What is blocked is not dropped.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    for number in (*_HEARD, *_IGNORED):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def received() -> Iterator[AsyncIterator[int]]:
+    """Receive signals, also those that came since ``hold``. Afterwards they are ignored."""
+    with trio.open_signal_receiver(*_HEARD) as numbers:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        yield numbers
+
+
+async def listen(
+    numbers: AsyncIterator[int], ending: Ending, reload: Callable[[], Awaitable[None]]
+) -> None:
+    """Do what signals ask for, until cancelled."""
+    had_terminal = _has_terminal()
+    async for number in numbers:
+        if number == signal.SIGHUP and _has_terminal() == had_terminal:
+            await reload()
+            continue
+        log.info("ending: %s", signal.Signals(number).name)
+        ending.ask(number)
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a controlling terminal; one that was closed is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True

@@ -44,7 +44,7 @@ from jfs.model import ContentKey
 
 log = logging.getLogger(__name__)
 
-# The mount answers 512 requests at a time: with an eighth of them waiting here, READs get through.
+# Each of them keeps a task of the mount, and the MiB that it writes.
 _WAITING_WRITES = 64
 _PATIENCE_S = 5.0
 _INODES_KEPT = 65536  # that were opened; without its record an inode's pages are dropped

@@ -27,21 +27,24 @@ Mounter = Callable[..., Mounted]
 @pytest.fixture
 def mounter(tmp_path: Path) -> Iterator[Mounter]:
     """Mount sources; whatever still runs at the end is stopped and checked."""
-    running: list[Mounted] = []
+    ends = contextlib.ExitStack()  # of every mount, whatever is wrong with another
 
     def mount(source: str, *options: str, name: str = "mnt", **environ: str) -> Mounted:
         root = tmp_path / name
         with contextlib.suppress(FileExistsError):  # never a look at it: a mount there may be dead
             os.mkdir(root)
         mounted = Mounted(source, root, environ=environ, cache=tmp_path / "cache", options=options)
-        running.append(mounted)
+        ends.callback(_end, mounted)
         return mounted
 
-    yield mount
-    for mounted in running:
-        if mounted.process.returncode is None:
-            mounted.stop()
-        mounted.close()
+    with ends:
+        yield mount
+
+
+def _end(mounted: Mounted) -> None:
+    if mounted.process.returncode is None:
+        mounted.stop()
+    mounted.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jfs.cli.main import group
+from jfs.cli.group import group
 from jfs.errors import ConfigError
 from jfs.mount.mountpoint import claim
 from jfs.mount.table import FSTYPE, mounts
@@ -167,7 +167,7 @@ def test_what_the_mount_itself_needs_may_not_lie_in_it(
 
 _WITHOUT_A_HOME = """
 import sys
-from jfs.cli.main import group
+from jfs.cli.group import group
 from jfs.errors import JfsError
 for line in sys.stdin.read().splitlines():
     try:

@@ -31,7 +31,7 @@ def test_the_guaranteed_tables_name_a_test_in_every_row() -> None:
 def test_every_command_has_an_example_and_exit_codes() -> None:
     import click
 
-    from jfs.cli.main import group
+    from jfs.cli.group import group
     from tests.readme import _commands
 
     for path, command in _commands(group, click.Context(group), "jfs"):
