@@ -39,6 +39,8 @@ class Output(logging.Handler):
         self._also: int | None = None
         self._out = os.dup(descriptor) if file is None else _opened(file)
         self._lost, self._reason = 0, ""
+        self._torn = False  # the last line was written in part
+        self._skipped = 0  # as the backlog was full
         self._backlog: deque[str] = deque()
         self._changed = threading.Condition()
         self._writer: threading.Thread | None = None
@@ -75,8 +77,11 @@ class Output(logging.Handler):
             if self._direct:
                 self._write(text)
             elif len(self._backlog) >= _BACKLOG:
-                self._lose("nobody reads them")
+                self._skipped += 1
             else:
+                if self._skipped:
+                    text = f"{_lost(self._skipped, 'nobody read them')}\n{text}"
+                    self._skipped = 0
                 self._backlog.append(text)
                 self._changed.notify_all()
                 if self._writer is None:
@@ -105,20 +110,39 @@ class Output(logging.Handler):
 
     def _write(self, text: str) -> None:
         if self._lost:
-            text = f"{self._lost} messages before this one were lost: {self._reason}\n{text}"
-        # Names are any bytes, and a line of the log is one line whatever they hold.
-        data = (text + "\n").encode("utf-8", "backslashreplace")
+            text = f"{_lost(self._lost, self._reason)}\n{text}"
+        data = ("\n" * self._torn + text + "\n").encode("utf-8", "backslashreplace")
+        whole = len(data)
         try:
             while data:
                 data = data[os.write(self._out, data) :]
         except OSError as error:
+            self._torn = self._torn or len(data) < whole
             self._lose(error.strerror or str(error))
         else:
-            self._lost = 0
+            self._torn = False
+            with self._changed:
+                self._lost = 0
 
     def _lose(self, reason: str) -> None:
-        self._lost += 1
-        self._reason = reason
+        with self._changed:
+            self._lost += 1
+            self._reason = reason
+
+
+def _lost(count: int, reason: str) -> str:
+    return f"{count} messages before this one were lost: {reason}"
+
+
+class _Lines(logging.Formatter):
+    """Keeps a message in its line, whatever the names in it hold. A traceback follows in others."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_CONTROLS)
+
+
+# Newlines that would forge a record, and escapes that would speak to a terminal.
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(9), *range(10, 32), *range(127, 160))}
 
 
 def _opened(file: Path) -> int:
@@ -139,7 +163,7 @@ def set_up(level: int = logging.INFO, *, file: Path | None = None) -> Output:
     except OSError as error:
         raise ConfigError(f"--log-file {file}: {error.strerror}") from None
     output.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+        _Lines("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
     )
     root = logging.getLogger()
     root.handlers[:] = [output]
