@@ -10,6 +10,9 @@ Nothing is decided here. Trio thread only. What pyfuse3 demands:
 - Every ``readdir_reply`` that returns True raises the lookup count.
 - A lookup that answers inode 0 is a negative dentry, cached for ``entry_timeout``; a FUSEError is
   not cached at all.
+
+It has no handler for FALLOCATE (3.5): fallocate(2) says EOPNOTSUPP, and glibc's posix_fallocate(3)
+then writes a byte to every block, which gives the same file more slowly.
 """
 
 import functools
