@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from jfs import descriptors
 from jfs.cache.blockmap import BlockMap, checksum, lock_blocks
 from jfs.cache.files import EntryFiles
-from jfs.cache.filesystem import Abilities, open_direct
+from jfs.cache.filesystem import Abilities
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# O_DIRECT wants multiples of the device's block; small writes are as well off in the page cache.
-_DIRECT_UNIT = 4096
-_DIRECT_LEAST = 1 * MiB
 _PIECE = 4 * MiB
 
 
@@ -374,7 +371,7 @@ class DiskContent:
         size = self._block_size
         first = start // size
         try:
-            self._write(files.data, start, data)
+            files.write(start, data, direct=self._shelf.abilities.direct)
             words = array(
                 "Q",
                 [
@@ -409,26 +406,6 @@ class DiskContent:
         self._shelf.closed(self)
         files.close()
 
-    def _write(self, file: int, position: int, data: memoryview) -> None:
-        """Write past the page cache where alignment allows.
-
-        The kernel keeps these bytes in the pages of the mount anyway: a second copy would cost
-        their memory, and most of the CPU time of the write.
-        """
-        direct = len(data) - len(data) % _DIRECT_UNIT
-        if (
-            direct >= _DIRECT_LEAST
-            and position % _DIRECT_UNIT == 0
-            and self._shelf.abilities.direct
-        ):
-            written = _write_direct(file, position, data[:direct])
-            position += written
-            data = data[written:]
-        while data:
-            written = os.pwrite(file, data, position)
-            position += written
-            data = data[written:]
-
     def _damaged(self, files: EntryFiles, number: int) -> None:
         self._shelf.metrics.count("cache_corrupt_blocks")
         with self._lock:
@@ -440,23 +417,6 @@ class DiskContent:
                 files.data_path,
                 number,
             )
-
-
-def _write_direct(file: int, position: int, data: memoryview) -> int:
-    """Write what the disk takes directly; return how much that is, 0 if it cannot."""
-    try:
-        # Opened for each write: 4 µs beside a millisecond, and no descriptor in between.
-        direct = open_direct(file)
-    except OSError:
-        return 0
-    try:
-        return os.pwrite(direct, data, position)
-    except OSError as error:
-        if not is_not_supported(error):
-            raise
-        return 0  # memory that is not aligned, or a file system with other rules
-    finally:
-        os.close(direct)
 
 
 @contextlib.contextmanager

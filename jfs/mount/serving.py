@@ -24,6 +24,7 @@ from jfs.config import Credentials, MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, Interrupted, JfsError, NotFound
 from jfs.extents import MiB
 from jfs.fuse import KernelNotifier, Operations
+from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.mount import session, signals
@@ -140,15 +141,19 @@ async def _compose(
         store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
+        reads = fit_to_memory(settings.read, await threads.on_disk(memory_limit))
+        budget = Budget(reads.memory_bytes)
         plane = DataPlane(
             source,
             store,
-            fit_to_memory(settings.read, await threads.on_disk(memory_limit)),
+            reads,
             metrics,
             nursery,
             fetches=settings.server.connections,
+            budget=budget,
+            several=not settings.source.path.repo,
         )
-        area = await _staging(settings)
+        area = await _staging(settings, budget)
         if area is not None:
             stack.callback(area.close)
             nursery.start_soon(recovery.resume, area, client)
@@ -179,11 +184,11 @@ async def _to_the_end(close: Callable[..., Awaitable[object]], *args: object) ->
         await close(*args)
 
 
-async def _staging(settings: MountSettings) -> StagingArea | None:
+async def _staging(settings: MountSettings, budget: Budget) -> StagingArea | None:
     """Open the staging directory; None: the mount is read-only. Raises ConfigError."""
     if settings.write is None:
         return None
-    return await threads.on_disk(StagingArea, settings.write, settings.server.url)
+    return await threads.on_disk(StagingArea, settings.write, settings.server.url, budget)
 
 
 async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:

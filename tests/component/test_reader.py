@@ -4,7 +4,9 @@ import hashlib
 import random
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -182,3 +184,55 @@ async def test_an_internal_error_ends_in_the_read(expected_logs: list[str]) -> N
     async with reading(source) as reader:
         with pytest.raises(Exception, match="ZeroDivisionError"):
             await reader.read(Extent(0, 10))
+
+
+class StuckDisk:
+    """A ``BlockStore`` with nothing in it, whose disk takes nothing before it is let go."""
+
+    block_size = 32 * KiB
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def open(self, content: ContentKey) -> "StuckDisk":
+        return self
+
+    def missing(self, extent: Extent) -> list[Extent]:
+        return [extent]
+
+    def read_into(self, extent: Extent, buffer: memoryview) -> bool:
+        return False
+
+    def read_resident(self, extent: Extent) -> memoryview | None:
+        return None
+
+    def publish(self, start: int, data: memoryview) -> bool:
+        return self.go.wait()
+
+    def claim(self, extent: Extent) -> AbstractContextManager[None] | None:
+        return nullcontext()
+
+    def adopt(self, content: ContentKey, staged: Path) -> bool:
+        return False
+
+    def rejections(self, content: ContentKey) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_disk_that_stands_still_holds_up_no_read(expected_logs: list[str]) -> None:
+    expected_logs.append("disk took nothing for 0.05 s: reading past it")
+    source, disk = MemorySource(content(40 * MiB)), StuckDisk()
+    settings = replace(SETTINGS, disk_patience_s=0.05)
+    async with trio.open_nursery() as nursery:
+        plane = DataPlane(source, disk, settings, Metrics(), nursery, fetches=4)
+        reader = await plane.open(version_of(source.content))
+        try:
+            for start in range(0, 40 * MiB, MiB):
+                data = await reader.read(Extent(start, start + MiB))
+                assert data == source.content[start : start + MiB]
+        finally:
+            disk.go.set()
+        await reader.close()

@@ -27,11 +27,12 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.extents import Extent, KiB
+from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, CachedContent, RangeSource
 from jfs.vfs.reading.readahead import ReadaheadPlanner
-from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool
+from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool, SegmentSink
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ _CLAIM_PATIENCE_S = 10.0
 
 # A content that does not match its digest is fetched again so often before it is refused.
 _REFETCHES = 1
+
+# A cache's disk that stands still (a hanging NFS) is read past for so long.
+_DISK_PAUSE_S = 30.0
+
+_SEGMENTS_AT_LEAST = 4  # fit into the budget
 
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
@@ -63,6 +69,8 @@ class DataPlane:
 
     Args:
         nursery: fetches run in it; cancelling it ends them at their next checkpoint.
+        budget: memory that is shared with others; None: one of its own.
+        several: whether there may be several repositories.
         fetches: worker threads that receive at a time, from each repository.
     """
 
@@ -75,14 +83,48 @@ class DataPlane:
         nursery: trio.Nursery,
         *,
         fetches: int,
+        budget: Budget | None = None,
+        several: bool = True,
     ) -> None:
         self.source = source
         self.store = store
-        self.settings = settings
+        budget = budget or Budget(settings.memory_bytes)
+        # A segment must fit, or the READ that wants it would wait for ever.
+        segment_bytes = min(settings.segment_bytes, budget.bound // _SEGMENTS_AT_LEAST)
+        self.settings = replace(settings, segment_bytes=segment_bytes)
         self.metrics = metrics
         self.nursery = nursery
-        self.pool = SegmentPool(settings.memory_bytes, settings.segment_bytes)
+        self.pool = SegmentPool(budget, segment_bytes, several=several)
         self._fetches = fetches
+        self._publishing: set[trio.CancelScope] = set()
+        self._no_publishing_before = 0.0
+
+    async def publish(self, cached: CachedContent, start: int, data: memoryview) -> None:
+        """Write what was received to the cache, unless its disk stands still."""
+        if trio.current_time() < self._no_publishing_before:
+            return
+        with trio.CancelScope() as scope:
+            self._publishing.add(scope)
+            try:
+                await threads.publishing(cached.publish, start, data)
+            finally:
+                self._publishing.discard(scope)
+
+    async def wait_for_memory(self, given: trio.Event) -> None:
+        """Wait for *given*, of the pool; at last let go of what only waits for the disk."""
+        patience_s = self.settings.disk_patience_s
+        with trio.move_on_after(patience_s) as scope:
+            await given.wait()
+        paused = trio.current_time() < self._no_publishing_before
+        if scope.cancelled_caught and self._publishing and not paused:
+            log.warning(
+                "the cache's disk took nothing for %g s: reading past it for %.0f s",
+                patience_s,
+                _DISK_PAUSE_S,
+            )
+            self._no_publishing_before = trio.current_time() + _DISK_PAUSE_S
+            for waiting in self._publishing:
+                waiting.cancel()
 
     def limits(self, repo: str) -> "_Limits":
         """Give the workers of a repository: one that hangs keeps only its own readers waiting."""
@@ -160,8 +202,10 @@ class ContentReader(SegmentOwner):
             if resident is not None:
                 self._start_ahead(plan.ahead)
                 return resident
-        self._start_missing(plan.demand, demand=True)
-        self._start_ahead(plan.ahead)
+        if self._start_missing(plan.demand, demand=True) >= plan.demand.stop:
+            self._start_ahead(plan.ahead)
+        else:  # not while there is no memory for what is asked for
+            self._planner.retract(plan.ahead, plan.demand.stop)
         try:
             with trio.fail_after(self._plane.settings.deadline_s):
                 return await self._serve(extent)
@@ -190,7 +234,11 @@ class ContentReader(SegmentOwner):
     def _give_back(self, segment: Segment) -> None:
         """End one use of a segment; the last one frees what was discarded meanwhile."""
         segment.users -= 1
-        if segment.users == 0 and self._segments.get(segment.extent.start) is not segment:
+        if segment.users:
+            return
+        if self._segments.get(segment.extent.start) is segment:
+            self._plane.pool.unused()
+        else:
             self._plane.pool.free(segment)
 
     async def _serve(self, extent: Extent) -> memoryview | bytearray:
@@ -202,9 +250,12 @@ class ContentReader(SegmentOwner):
         while position < extent.stop:
             segment = self._at(position)
             if segment is None:
-                # Given up while we waited for the piece before it.
+                # There was no memory for it, or it was given up while we waited for the piece
+                # before it.
                 rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
-                self._start_missing(rest, demand=True)
+                given = self._plane.pool.given()
+                if self._start_missing(rest, demand=True) <= position:
+                    await self._plane.wait_for_memory(given)
                 continue
             piece = Extent(position, min(extent.stop, segment.extent.stop))
             parts += await self._take(segment, piece)
@@ -253,14 +304,14 @@ class ContentReader(SegmentOwner):
             self._planner.retract(extent, reached)
 
     def _start_missing(self, extent: Extent, *, demand: bool) -> int:
-        """Start fetching what nobody fetches yet; read-ahead only as far as memory allows.
+        """Start fetching what nobody fetches yet, as far as memory allows.
 
         Returns:
             Up to where everything of *extent* is there or under way.
         """
         for gap in self._gaps(extent):
             for piece in gap.pieces(self._plane.settings.segment_bytes):
-                segment = self._plane.pool.allocate(piece, demand=demand)
+                segment = self._plane.pool.allocate(piece, self.version.path.repo)
                 if segment is None:
                     return piece.start
                 self._segments[piece.start] = segment
@@ -340,7 +391,7 @@ class ContentReader(SegmentOwner):
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
             for run in fetched:
-                await threads.publishing(cached.publish, run.start, segment.slice(run))
+                await self._plane.publish(cached, run.start, segment.slice(run))
 
     async def _in_thread(
         self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
@@ -374,7 +425,7 @@ class ContentReader(SegmentOwner):
         return True
 
     def _from_server(self, segment: Segment, run: Extent) -> None:
-        self._plane.source.fetch(self.version, run, _SegmentSink(segment, run))
+        self._plane.source.fetch(self.version, run, SegmentSink(segment, run))
 
     async def _close_when_idle(self) -> None:
         if self._working:
@@ -384,21 +435,3 @@ class ContentReader(SegmentOwner):
         cached, self._cached = self._cached, None
         if cached is not None:
             await threads.on_disk(cached.close)
-
-
-class _SegmentSink:
-    """Receive one run into its place in the segment. The filling thread only."""
-
-    __slots__ = ("_position", "_segment", "_stop")
-
-    def __init__(self, segment: Segment, run: Extent) -> None:
-        self._segment = segment
-        self._position = run.start
-        self._stop = run.stop
-
-    def buffer(self) -> memoryview:
-        return self._segment.slice(Extent(self._position, self._stop))
-
-    def advance(self, count: int) -> None:
-        self._position += count
-        self._segment.progress(self._position)

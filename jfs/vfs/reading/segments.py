@@ -8,12 +8,14 @@ thread that fills it only writes into ``view`` and calls ``progress``. The views
 right until the next checkpoint of the trio thread, because buffers are reused on that thread only.
 """
 
+import contextlib
 import mmap
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import trio
 
 from jfs.extents import Extent
+from jfs.memory import Budget
 
 
 class Segment:
@@ -22,6 +24,7 @@ class Segment:
     Attributes:
         filled: every byte of the file before it, back to ``extent.start``, is in ``view``.
         done: nothing more will arrive: ``filled`` is the end, or ``error`` says why not.
+        group: see ``SegmentPool.allocate``.
         users: READs that wait for it; its buffer is not reused before they are answered.
     """
 
@@ -34,12 +37,14 @@ class Segment:
         "error",
         "extent",
         "filled",
+        "group",
         "users",
         "view",
     )
 
-    def __init__(self, extent: Extent, buffer: mmap.mmap | bytearray) -> None:
+    def __init__(self, extent: Extent, buffer: mmap.mmap | bytearray, group: str) -> None:
         self.extent = extent
+        self.group = group
         self.buffer = buffer
         self.view = memoryview(buffer)[: extent.size]
         self.filled = extent.start
@@ -51,7 +56,7 @@ class Segment:
         self._token = trio.lowlevel.current_trio_token()
 
     def slice(self, extent: Extent) -> memoryview:
-        """Give the bytes of *extent*, which must have arrived."""
+        """Return the bytes of *extent*, which must have arrived."""
         start = self.extent.start
         return self.view[extent.start - start : extent.stop - start]
 
@@ -88,41 +93,69 @@ class Segment:
         self._parked.unpark_all()
 
 
-class SegmentPool:
-    """Bounded memory for segments, the least recently added finished ones given up first.
+class SegmentSink:
+    """Receive one run into its place in the segment. The filling thread only."""
 
-    Trio thread only. Demand always gets memory (a READ must be answered; the kernel bounds how
-    many there are), read-ahead only what is left of the budget.
+    __slots__ = ("_position", "_segment", "_stop")
+
+    def __init__(self, segment: Segment, run: Extent) -> None:
+        self._segment = segment
+        self._position = run.start
+        self._stop = run.stop
+
+    def buffer(self) -> memoryview:
+        return self._segment.slice(Extent(self._position, self._stop))
+
+    def advance(self, count: int) -> None:
+        self._position += count
+        self._segment.progress(self._position)
+
+
+class SegmentPool:
+    """The segments of one mount, within the budget that they share with everything else.
+
+    A finished segment stays for READs to come until its memory is wanted, and its buffer stays for
+    the next segment: the first touch of fresh memory costs several times its copy. Trio thread
+    only, except ``_give_back_soon``.
 
     Args:
-        budget: bytes.
-        segment_size: size of the buffers that are kept for reuse; touching fresh memory costs
-            several times its copy, so they are never given back to the system while in use.
+        budget: counts every buffer, in use or spare.
+        segment_size: bytes of the buffers that are kept.
+        several: whether there may be several groups (see ``allocate``).
     """
 
-    def __init__(self, budget: int, segment_size: int) -> None:
+    def __init__(self, budget: Budget, segment_size: int, *, several: bool) -> None:
         self._budget = budget
+        self._share = budget.bound * 3 // 4 if several else budget.bound
         self._segment_size = segment_size
         self._spare: list[mmap.mmap] = []
-        self._in_use = 0
+        self._held_by: Counter[str] = Counter()
         self._idle: OrderedDict[Segment, SegmentOwner] = OrderedDict()
+        self._token = trio.lowlevel.current_trio_token()
+        self._given: trio.Event | None = None
+        self._listening = False
+        budget.add_keeper(self._give_back_soon)
 
-    @property
-    def in_use(self) -> int:
-        """Bytes held by segments, finished or not."""
-        return self._in_use
+    def allocate(self, extent: Extent, group: str) -> Segment | None:
+        """Make an empty segment; None: there is no memory.
 
-    def allocate(self, extent: Extent, *, demand: bool) -> Segment | None:
-        """Make an empty segment; None when *demand* is false and the budget is spent."""
-        self._make_room(extent.size)
-        if not demand and self._in_use + extent.size > self._budget:
-            return None
-        self._in_use += extent.size
-        if extent.size * 2 <= self._segment_size or extent.size > self._segment_size:
-            return Segment(extent, bytearray(extent.size))
-        if self._spare:
-            return Segment(extent, self._spare.pop())
-        return Segment(extent, mmap.mmap(-1, self._segment_size))
+        Args:
+            group: what hangs together, a repository. One of several gets three quarters of the
+                budget at most: while it hangs, the others can go on.
+        """
+        whole = self._segment_size // 2 < extent.size <= self._segment_size
+        size = self._segment_size if whole else extent.size
+        while self._held_by[group] + size > self._share:
+            if not self._discard_idle(group):
+                return None
+        buffer: mmap.mmap | bytearray | None = self._spare_buffer() if whole else None
+        if buffer is None:
+            while not self._budget.try_take(size):
+                if not self._drop_spare() and not self._discard_idle():
+                    return None
+            buffer = mmap.mmap(-1, size) if whole else bytearray(size)
+        self._held_by[group] += size
+        return Segment(extent, buffer, group)
 
     def keep(self, segment: Segment, owner: "SegmentOwner") -> None:
         """Hold a finished segment for READs to come, until its memory is wanted."""
@@ -131,18 +164,75 @@ class SegmentPool:
     def free(self, segment: Segment) -> None:
         """Take the memory of a segment that its owner has let go of."""
         self._idle.pop(segment, None)
-        self._in_use -= segment.extent.size
         buffer = segment.buffer
         segment.view.release()
-        if isinstance(buffer, mmap.mmap) and len(self._spare) * len(buffer) < self._budget:
+        self._held_by[segment.group] -= len(buffer)
+        if not self._held_by[segment.group]:
+            del self._held_by[segment.group]
+        if isinstance(buffer, mmap.mmap):
             self._spare.append(buffer)
+        else:
+            self._budget.give(len(buffer))
+        self._wake()
 
-    def _make_room(self, size: int) -> None:
-        while self._in_use + size > self._budget:
-            victim = next((segment for segment in self._idle if segment.users == 0), None)
-            if victim is None:
+    def unused(self) -> None:
+        """Note that a segment which is kept has no more users: its memory can be had."""
+        self._wake()
+
+    def given(self) -> trio.Event:
+        """Return what is set when memory can be had again. Ask before ``allocate`` fails."""
+        if self._given is None:
+            self._given = trio.Event()
+        if not self._listening:
+            self._listening = True
+            self._budget.when_given(self._wake_soon)
+        return self._given
+
+    def _wake(self) -> None:
+        given, self._given = self._given, None
+        if given is not None:
+            given.set()
+
+    def _wake_soon(self) -> None:
+        self._listening = False
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._wake, idempotent=True)
+
+    def _spare_buffer(self) -> mmap.mmap | None:
+        with contextlib.suppress(IndexError):  # another thread may take the last one back
+            return self._spare.pop()
+        return None
+
+    def _drop_spare(self) -> bool:
+        buffer = self._spare_buffer()
+        if buffer is None:
+            return False
+        # Not closed: a view of it may be on its way to the kernel, and keeps it until then.
+        self._budget.give(len(buffer))
+        return True
+
+    def _discard_idle(self, group: str | None = None) -> bool:
+        """Give up the finished segment that was added first; False: there is none."""
+        for segment, owner in self._idle.items():
+            if segment.users == 0 and group in (None, segment.group):
+                owner.discard(segment)
+                return True
+        return False
+
+    def _give_back_soon(self, size: int) -> None:
+        """Others want memory: spare buffers at once, finished segments soon. Any thread."""
+        freed = 0
+        while freed < size and self._drop_spare():
+            freed += self._segment_size
+        if freed < size and self._idle:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._make_room, idempotent=True)
+
+    def _make_room(self) -> None:
+        """Give up finished segments until a segment's worth is free."""
+        while self._budget.bound - self._budget.held < self._segment_size:
+            if not self._drop_spare() and not self._discard_idle():
                 return
-            self._idle[victim].discard(victim)
 
 
 class SegmentOwner:

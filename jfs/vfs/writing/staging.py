@@ -16,12 +16,16 @@ from jfs import threads
 from jfs.config import WriteSettings
 from jfs.errors import FileTooLarge
 from jfs.extents import Extent, MiB
+from jfs.memory import Budget
 from jfs.model import RepoPath
 from jfs.vfs.writing.journal import Entry, Journal, Record
 
 _HASHERS = 2
 _PIECE = 1 * MiB
-_QUEUED = 32 * MiB  # bytes of all files that wait for the hash at most; then a write waits
+# Of the memory that a mount shares, what waits for the hash takes a third at most: hashing is as
+# fast as writing, so that more would only wait longer.
+_SHARE = 3
+_BUDGET = 96 * MiB
 
 
 class StagingArea:
@@ -29,15 +33,16 @@ class StagingArea:
 
     Args:
         server: URL of the service, for the records.
+        budget: memory that is shared with others; None: one of its own.
     """
 
-    def __init__(self, settings: WriteSettings, server: str) -> None:
+    def __init__(self, settings: WriteSettings, server: str, budget: Budget | None = None) -> None:
         self.settings = settings
         self.journal = Journal(settings.staging)
         self.journal.require_locks()
         self.server = server
         self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-hash")
-        self._room = _Room(_QUEUED)
+        self._room = _Room(budget or Budget(_BUDGET))
         status = os.statvfs(self.journal.directory)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
         # disk is no file of models.
@@ -155,20 +160,27 @@ class StagingFile:
 class _Room:
     """Memory for bytes that wait to be hashed, whichever file they are of. Any thread."""
 
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._changed = threading.Condition()
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._free = budget.bound // _SHARE
+        self._lock = threading.Lock()
 
-    def take(self, size: int) -> None:
-        """Wait until something is free; one taker may go beyond it."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._free > 0)
+    def take(self, size: int) -> bool:
+        """Whether there is room for *size* bytes, which are held if so."""
+        with self._lock:
+            if size > self._free:
+                return False
             self._free -= size
+        if self._budget.take(size):
+            return True
+        with self._lock:
+            self._free += size
+        return False
 
     def give(self, size: int) -> None:
-        with self._changed:
+        with self._lock:
             self._free += size
-            self._changed.notify_all()
+        self._budget.give(size)
 
 
 class _RunningHash:
@@ -187,12 +199,23 @@ class _RunningHash:
         self._end = 0  # of the prefix, what is queued included
 
     def wrote(self, offset: int, data: bytes) -> None:
-        """Take note of a write; waits while too much is queued."""
+        """Take note of a write.
+
+        Without room for it: waits for what is queued of this file, and in the end hashes it here.
+        """
         if offset < self._end:
             self.rewind(offset)
         if offset != self._end:
             return
-        self._room.take(len(data))
+        while not self._room.take(len(data)):
+            with self._changed:
+                if self._busy:
+                    self._changed.wait()  # for one piece: a hasher waits for nobody
+                    continue
+            # Others hold the memory, who may wait for the network: nobody waits for them.
+            self._sha256.update(data)
+            self._end += len(data)
+            return
         with self._changed:
             self._end += len(data)
             self._queue.append(data)
@@ -225,9 +248,9 @@ class _RunningHash:
     def _work(self, sha256: "hashlib._Hash") -> None:
         while True:
             with self._changed:
+                self._changed.notify_all()
                 if not self._queue:
                     self._busy = False
-                    self._changed.notify_all()
                     return
                 data = self._queue.popleft()
             sha256.update(data)
