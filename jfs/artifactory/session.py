@@ -27,6 +27,8 @@ from jfs.metrics import Metrics
 _T = TypeVar("_T")
 
 _PARALLEL_PER_REPOSITORY = 16
+# Key of a response's extensions: the redirects that led to it.
+PASSED = "jfs.passed"
 CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
 
 
@@ -147,6 +149,7 @@ class Session:
         timeout = httpx.Timeout(
             max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
         )
+        passed: list[httpx.Response] = []
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")
             with mapped(method, url):
@@ -154,12 +157,14 @@ class Session:
                     method, url, content=content, headers=headers, timeout=timeout
                 ) as response:
                     if 200 <= response.status_code < 300:
+                        response.extensions[PASSED] = passed
                         return await take(response)
                     await response.aread()
             # Only reads are sent elsewhere: a redirected write would become another request.
             if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
                 raise failure(response, response.content)
             url, headers = next_hop(response, headers)
+            passed.append(response)
         raise ProtocolViolation(
             "too many redirects", method=method, url=str(url.copy_with(query=None))
         )

@@ -21,10 +21,18 @@ from urllib.parse import urlsplit
 import trio
 from cachetools import TTLCache
 
-from jfs.artifactory import wire
+from jfs.artifactory import heads, wire
 from jfs.artifactory.listings import describe
 from jfs.artifactory.session import CACHE, Session
-from jfs.errors import AccessDenied, Conflict, JfsError, NotFound, ProtocolViolation, RemoteError
+from jfs.errors import (
+    AccessDenied,
+    Conflict,
+    JfsError,
+    NotFound,
+    ProtocolViolation,
+    RemoteError,
+    Unavailable,
+)
 from jfs.model import EntryInfo, FolderInfo, RepoPath, Repository
 
 _HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")  # and their subdomains
@@ -111,10 +119,7 @@ class Upstream:
         except RemoteError as error:
             if error.status not in (400, 404):
                 raise
-        headers = {"Accept": _NO_PAGES, "Accept-Encoding": "identity"}
-        address = wire.encode_path(path)
-        response = await self._session.exchange("HEAD", address, None, headers, repo=path.repo)
-        return wire.info_of_headers(path, response.headers)
+        return await heads.ask(self._session, path, accept=_NO_PAGES)
 
     async def _require_model(
         self, path: RepoPath, model: "_Model | None", repository: Repository
@@ -129,8 +134,13 @@ class Upstream:
         """Whether Hugging Face has a model; False also where upstream is another server."""
         if repo in self._others and not _is_known(repository):
             return False
+        known = repo in self._hubs or _is_known(repository)
         try:
-            document = await self._api(repo, model.name)
+            document = await self._api(repo, model.name, retries=known)
+        except Unavailable:
+            if await self._is_hub(repository):
+                raise
+            return False  # another server may fail at such a question: its files are asked for next
         except (AccessDenied, ProtocolViolation):
             return await self._is_hub(repository)  # it may be there: its files are asked for next
         if not document.get("id") and not document.get("modelId"):
@@ -149,12 +159,14 @@ class Upstream:
                 return True
         return bool(await self._api(path.repo, f"models/{name}"))
 
-    async def _api(self, repo: str, name: str) -> dict[str, object]:
+    async def _api(self, repo: str, name: str, *, retries: bool = True) -> dict[str, object]:
         """Ask for a JSON object below ``api/``; empty: there is none. Raises RemoteError."""
         address = wire.encode_path(RepoPath(repo, f"api/{name}"))
         headers = {"Accept": "application/json"}
         try:
-            response = await self._session.exchange("GET", address, None, headers, repo=repo)
+            response = await self._session.exchange(
+                "GET", address, None, headers, repo=repo, retries=retries
+            )
             document = json.loads(response.content)
         except (NotFound, Conflict, ValueError, RecursionError):
             return {}

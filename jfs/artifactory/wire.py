@@ -6,9 +6,8 @@ ProtocolViolation naming the field.
 
 import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
@@ -136,18 +135,6 @@ def parse_downloads(document: Any) -> int:
     if isinstance(count, bool) or not isinstance(count, int):
         raise ProtocolViolation(f"downloadCount {count!r}")
     return count
-
-
-def info_of_headers(path: RepoPath, headers: Mapping[str, str]) -> FileInfo:
-    """Describe an artifact from the headers of its content (artifactory-rest 3.1)."""
-    sums = {name: headers.get(f"X-Checksum-{name.capitalize()}") for name in _HEX_DIGITS}
-    modified = headers.get("Last-Modified")
-    try:
-        seconds = int(parsedate_to_datetime(modified).timestamp()) if modified else 0
-    except (ValueError, TypeError):
-        raise ProtocolViolation(f"Last-Modified {modified!r}") from None
-    size = size_of({"size": headers.get("Content-Length", "")})
-    return FileInfo(path, size, parse_checksums(sums), seconds * 1_000_000_000)
 
 
 def parse_checksums(document: Any) -> Checksums:

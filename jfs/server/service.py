@@ -233,14 +233,17 @@ class Service:
         """Redirect a download of a file that exists; real servers do so for GET alone."""
         if call.query.get("artifactory.disableRedirect") == "true" and not fault.opaque:
             return None
-        path = parse_target(call.rest).path
-        found = await call.run(lambda: self._store.read(path))
-        if found.item.blob is None:
+        path = kept = parse_target(call.rest).path
+        if self._store.repositories.remote(path.repo) is not None:
+            kept = await self._upstreams.keep(call, path)
+        item = await call.run(lambda: self._store.find(kept))
+        if item is None or item.blob is None:
             return None
         if call.request.method == "GET":
-            self._store.count_download(found.item, call.user.name)
-        stated = download.describe(found, found.item.blob)
-        return await self._signed.redirect(path, call.request.method, stated, fault)
+            self._store.count_download(item, call.user.name)
+        found = await call.run(lambda: self._store.read(kept))
+        stated = download.describe(found, item.blob)
+        return await self._signed.redirect(path, kept, call.request.method, stated, fault)
 
     def _own_stats(self, request: web.BaseRequest) -> Answer:
         """Answer ``/jfs/stats``: outside Artifactory's address space, and not counted."""

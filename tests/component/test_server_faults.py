@@ -157,6 +157,15 @@ def signed(location: str, **headers: str) -> Reply:
         return Reply(response.status, response.headers, response.read())
 
 
+def test_an_answer_without_a_length(ask: Requests) -> None:
+    ask.server.faults.add(Fault.chunked("/*/f.bin"))
+    for reply in (ask.get(FILE), ask.head(FILE)):
+        assert "Content-Length" not in reply.headers
+        assert reply.headers["X-Checksum-Sha1"] == hashlib.sha1(BODY).hexdigest()
+    assert ask.get(FILE).body == BODY
+    assert ask.get(FILE, Range="bytes=1-3").body == BODY[1:4]
+
+
 def test_redirects_to_signed_storage(ask: Requests) -> None:
     ask.server.faults.add(Fault.redirect("/*/f.bin"))
     reply = ask.get(FILE, Range="bytes=0-9")

@@ -51,12 +51,16 @@ Part = bytes | Slice
 
 @dataclass(slots=True)
 class Answer:
-    """Status, headers and body; ``done`` is called when all is sent, or not to be sent."""
+    """Status, headers and body; ``done`` is called when all is sent, or not to be sent.
+
+    *chunked*: its length is not said; its parts must be bytes.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     parts: Sequence[Part] = ()
     done: Callable[[], None] | None = None
+    chunked: bool = False
 
     @property
     def size(self) -> int:
@@ -209,16 +213,17 @@ async def respond(
 ) -> web.StreamResponse:
     """Send an answer whole. Raises OSError when the client is gone."""
     head_only = request.method == "HEAD"
-    if not head_only and len(answer.parts) == 1 and isinstance(answer.parts[0], bytes):
+    small = len(answer.parts) == 1 and not answer.chunked
+    if not head_only and small and isinstance(answer.parts[0], bytes):
         stats.count_sent(answer.size)
-        small = web.Response(
+        packet = web.Response(
             status=answer.status,
             headers={**_SERVER_HEADERS, **answer.headers},
             body=answer.parts[0],
         )
         if answer.headers.get("Connection") == "close":
-            small.force_close()
-        return small  # aiohttp sends it, head and body in one packet
+            packet.force_close()
+        return packet  # aiohttp sends it, head and body in one packet
     response = await begin(request, answer, length=answer.size)
     if not head_only:
         await send(request, response, answer.parts, stats)
@@ -232,7 +237,9 @@ async def begin(request: web.BaseRequest, answer: Answer, *, length: int) -> web
     )
     if answer.headers.get("Connection") == "close":
         response.force_close()
-    if answer.status not in (204, 304):
+    if answer.chunked:
+        response.enable_chunked_encoding()
+    elif answer.status not in (204, 304):
         response.content_length = length
     await response.prepare(request)
     return response

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     WRONG_RANGE = "wrong_range"
     IGNORE_RANGE = "ignore_range"
     GZIP = "gzip"
+    CHUNKED = "chunked"
     HEADERS = "headers"
     WRONG_CHECKSUMS = "wrong_checksums"
     CORRUPT = "corrupt"
@@ -249,6 +250,11 @@ class Fault:
     def gzip(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
         """Compress the body, as a proxy would. It is made in memory: for small files."""
         return cls(Kind.GZIP, path=path, **when)
+
+    @classmethod
+    def chunked(cls, path: str = "*", **when: Unpack[When]) -> "Fault":
+        """Send without Content-Length, that of a HEAD too. It is made in memory."""
+        return cls(Kind.CHUNKED, path=path, **when)
 
     @classmethod
     def set_headers(

@@ -40,9 +40,10 @@ Starter = Callable[[web.Server], Awaitable[str]]
 
 @dataclass(slots=True)
 class _Location:
-    """*content* None: what *path* holds when it is asked."""
+    """*path* is what was asked for; *content* None: what *kept* holds when it is used."""
 
     path: RepoPath
+    kept: RepoPath
     content: Blob | None
     place: str
     method: str
@@ -88,11 +89,17 @@ class SignedStorage:
             file.close()
 
     async def redirect(
-        self, path: RepoPath, method: str, stated: Mapping[str, str], fault: Fault
+        self,
+        path: RepoPath,
+        kept: RepoPath,
+        method: str,
+        stated: Mapping[str, str],
+        fault: Fault,
     ) -> Answer:
         """Answer 302 with a location for the content of *path*.
 
         Args:
+            kept: where the store has it.
             stated: headers that describe the artifact.
         Raises:
             ApiError: there is no such content.
@@ -100,7 +107,7 @@ class SignedStorage:
         async with self._starting:
             if self._url is None:
                 self._url = await self._start(web.Server(self._serve, access_log=None))
-        blob = await self._hold(RepoPath.parse(fault.to) if fault.to else path)
+        blob = await self._hold(RepoPath.parse(fault.to) if fault.to else kept)
         signature = secrets.token_urlsafe(16)
         while len(self._locations) >= _MAX_LOCATIONS:
             del self._locations[next(iter(self._locations))]
@@ -109,6 +116,7 @@ class SignedStorage:
         place = "/bucket/" + (str(path) if fault.opaque else f"filestore/{name[:2]}/{name}")
         self._locations[signature] = _Location(
             path,
+            kept,
             None if fault.opaque else blob,
             place,
             method,
@@ -170,7 +178,7 @@ class SignedStorage:
             return _error(400, "InvalidArgument", "Only one auth mechanism allowed")
         if location is None or not location.use(request):
             return _error(403, "AccessDenied", "Request has expired")
-        blob, path = location.content, location.path
+        blob, path = location.content, location.kept
         if fault is not None and fault.kind is Kind.OTHER_CONTENT:
             blob, path = None, RepoPath.parse(fault.to)
         try:

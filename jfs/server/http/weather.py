@@ -94,6 +94,9 @@ async def _spoil(answer: Answer, fault: Fault) -> None:
             body = b"".join([await asyncio.to_thread(_read, part) for part in answer.parts])
             answer.headers["Content-Encoding"] = "gzip"
             answer.parts = [await asyncio.to_thread(gzip.compress, body)]
+        case Kind.CHUNKED:
+            answer.parts = [await asyncio.to_thread(_read, part) for part in answer.parts]
+            answer.chunked = True
         case Kind.CORRUPT:
             before, after = split(answer.parts, fault.offset or 0)
             victim, after = split(after, 1)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from cachetools import TTLCache
+from yarl import URL
 
 from jfs.extents import MiB
 from jfs.model import RepoPath
@@ -84,9 +85,13 @@ class Upstreams:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_IDLE_S)
             # Content is stored as upstream has it: nothing is decoded on the way.
-            self._session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                timeout=timeout, auto_decompress=False, requote_redirect_url=False
+            )
         try:
-            async with self._session.get(url, headers=_headers(config)) as response:
+            # As it stands: aiohttp would decode %3B, and ";" begins parameters (2.1).
+            address = URL(url, encoded=True)
+            async with self._session.get(address, headers=_headers(config)) as response:
                 folder = bool(response.history) and response.url.path.endswith("/")
                 if folder or response.status in (401, 403, 404, 410):
                     self._missed[path] = ""
