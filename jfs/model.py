@@ -11,17 +11,17 @@ PARENT_MAX = 1024  # characters of a parent's path (artifactory-rest 2.1)
 _FORBIDDEN = frozenset('\\|*?"')
 _FORBIDDEN_IN_KEY = frozenset("(){}[]*+^$\\/~`!@#%&<>;=,±§")
 _KEY_MAX = 255  # characters (artifactory-rest 2.1)
-_ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # told apart quickly: most names are so
+_ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # most names, told from the others quickly
 _CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
 
 
 def is_too_long(name: str) -> bool:
-    """Say whether Linux has no room for *name* in a directory."""
+    """Return whether Linux has no room for *name* in a directory."""
     return len(name.encode("utf-8", "surrogatepass")) > _NAME_MAX
 
 
 def problem_with_name(name: str) -> str | None:
-    """Say why *name* cannot be both an entry of a directory and of a repository; None if it can.
+    """Return why *name* cannot be both an entry of a directory and of a repository; None if it can.
 
     Linux forbids slash, NUL, ``.``, ``..`` and more than 255 bytes; Artifactory what its
     PathValidator lists (artifactory-rest 2.1), and takes names of checksum files for questions
@@ -51,7 +51,7 @@ def problem_with_name(name: str) -> str | None:
 
 
 def problem_with_key(key: str) -> str | None:
-    """Say why *key* cannot be a property's; None if it can."""
+    """Return why *key* cannot be a property's; None if it can."""
     if not (key[:1].isascii() and key[:1].isalpha()):
         return "a property key must begin with an ASCII letter"
     if any(letter.isspace() for letter in key):
@@ -182,7 +182,7 @@ EntryInfo = FileInfo | FolderInfo
 
 
 def kind_of(info: EntryInfo) -> str:
-    """Give ``folder``, ``file`` or ``link``; the kernel must not see it change under an inode."""
+    """Return ``folder``, ``file`` or ``link``; the kernel must not see it change under an inode."""
     if isinstance(info, FolderInfo):
         return "folder"
     return "file" if info.link_target is None else "link"
@@ -192,7 +192,7 @@ SYMLINK_TARGET = "symlink.dest"  # the property that makes an empty artifact a s
 
 
 def as_link(info: EntryInfo, properties: Properties) -> EntryInfo:
-    """Give an empty artifact as the symbolic link that its properties make it; others as they are.
+    """Return an empty artifact as the symbolic link that its properties make it; others unchanged.
 
     Only an empty one is a link: the ``jf`` client stores no other.
     """

@@ -1,4 +1,4 @@
-"""Fill the cache ahead of time: composition root of ``jfs warm``, without a mount.
+"""Fill the cache before the first reader: composition root of ``jfs warm``, without a mount.
 
 Bytes go from the server straight to the block store that the mounts of this node read from. Only
 what is missing is fetched, so a second run goes on where the first one ended, and two runs (or a
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _PIECE = 4 * MiB  # one range request and one write to disk
 _CLAIM_POLL_S = 0.05
-# A mount gives up on a silent claim after 10 s; nobody waits for us, so we leave it the first try.
+# A mount gives up on a claim without progress after 10 s. Nobody waits for us: it goes first.
 _CLAIM_PATIENCE_S = 15.0
 
 

@@ -16,7 +16,7 @@ SECRET_HEADERS = ("authorization", "x-jfrog-art-api", "cookie")
 
 
 class Authenticator:
-    """Gives the headers that authenticate a request."""
+    """The headers that authenticate a request."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -31,7 +31,7 @@ class Authenticator:
             self._stamp = None
 
     def headers(self) -> dict[str, str]:
-        """Give them as of now.
+        """Return them as of now.
 
         The token file is looked at in every call: a ``stat`` of a local file, and the only way to
         notice that it was rotated before the old token fails.

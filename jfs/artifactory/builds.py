@@ -82,7 +82,7 @@ def document(
 
 
 def address(name: str, number: str) -> str:
-    """Give where a build is, below the service."""
+    """Return where a build is, below the service."""
     return f"/api/build/{quote(name, safe='')}/{quote(number, safe='')}"
 
 
@@ -159,7 +159,7 @@ def _files(info: Mapping[str, Any], field: str) -> list[BuiltFile]:
 
 
 def _rows(row: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
-    """Give a list of objects; absent is empty."""
+    """Return a list of objects; absent is empty."""
     rows = row.get(field) or []
     if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
         raise ProtocolViolation(f"{field} of a build is not a list of objects")

@@ -143,7 +143,7 @@ class ArtifactoryClient:
         *,
         recursive: bool = False,
     ) -> None:
-        """As the protocol has it; *recursive*: and everything below a folder.
+        """See ``ArtifactStore``; *recursive*: also of everything below a folder.
 
         PATCH, since nothing has to be escaped in it (artifactory-rest 7.3).
         """
@@ -170,7 +170,7 @@ class ArtifactoryClient:
     async def is_empty(self, path: RepoPath) -> bool:
         return await self._listings.is_empty(path)
 
-    # changes: what is asked, and how often, is the room of ``mutations`` and ``uploads``
+    # changes; how they are asked and repeated is in ``mutations`` and ``uploads``
 
     async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
         info = await self._uploads.deploy(deployment, file)
@@ -203,7 +203,7 @@ class ArtifactoryClient:
         await builds.publish(self._session, document)
 
     async def build(self, name: str, number: str) -> BuildInfo:
-        """Give the last run of a build that was published. Raises NotFound."""
+        """Return the last run of a build that was published. Raises NotFound."""
         return await builds.get(self._session, name, number)
 
     def is_writable(self, repo: str) -> bool:
@@ -267,7 +267,7 @@ def _storage(path: RepoPath) -> str:
 
 
 def explain(error: RemoteError) -> str:
-    """Say of a server that was asked for the first time what a person can act on."""
+    """Return what a person can do about a server that cannot be used."""
     if isinstance(error, DeadlineExceeded):
         return "does not answer in time: is the address right, and a proxy needed?"
     if isinstance(error, Unavailable) and error.status is None:

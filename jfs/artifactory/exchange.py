@@ -117,7 +117,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _certificate(error: ssl.SSLCertVerificationError) -> str:
-    """Say what is wrong with a certificate; the codes are those of openssl's x509_vfy.h."""
+    """Return what is wrong with a certificate; the codes are those of openssl's x509_vfy.h."""
     match error.verify_code:
         case 9:
             return "its certificate is not valid yet: is the clock of this machine right?"

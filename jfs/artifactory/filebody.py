@@ -41,7 +41,7 @@ class FileBody(httpx.SyncByteStream):
                     self._sock.shutdown(socket.SHUT_RDWR)
 
     def bind(self, sock: socket.socket | None) -> None:
-        """Say which socket carries the body now."""
+        """Note which socket carries the body now."""
         with self._lock:
             self._sock = sock
             if self._cut and sock is not None:

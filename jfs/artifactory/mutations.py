@@ -1,7 +1,7 @@
 """Changes of names on the server: folders, deletes, moves, copies. Trio thread only.
 
-What cannot be asked twice is not asked twice blindly: after an answer that was lost, the server's
-state says whether it was carried out.
+A request that is not idempotent is not simply repeated: after an answer that was lost, the server's
+state tells whether it was carried out.
 """
 
 from collections.abc import Awaitable, Callable
@@ -56,8 +56,8 @@ async def transfer(
 ) -> None:
     """Ask for ``api/move`` or ``api/copy`` (artifactory-rest 8); *tree*: a folder may take long.
 
-    Asked again after a lost answer a folder would nest into the one that the first try made: so
-    the source of a move, and the target of a copy, are looked at first.
+    Repeated after a lost answer, it would nest a folder into the one that the first try made: so
+    the source of a move, and the target of a copy, are looked at before a second try.
     """
     to = quote(f"/{target}", safe="/")
     address = f"/api/{verb}{wire.encode_path(source)}?to={to}&suppressLayouts=1&failFast=1"
@@ -87,5 +87,5 @@ async def transfer(
 
 
 def not_local(error: RemoteError) -> RemoteError:
-    """Make of *error* that nothing can be written there (4.8: remote, virtual, unknown)."""
+    """Return *error* as ReadOnly: nothing can be written there (4.8: remote, virtual, unknown)."""
     return ReadOnly(error.message, status=error.status, method=error.method, url=error.url)

@@ -84,7 +84,7 @@ class LongObject:
         self._parts, self._size, self._text = [rest], len(rest), ""
 
     def end(self) -> dict[str, Any]:
-        """Say that the answer has ended; return the other members.
+        """End the answer, and return the other members.
 
         Raises:
             ProtocolViolation: it ended too early, or the array is missing.

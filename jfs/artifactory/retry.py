@@ -9,7 +9,7 @@ _FIRST_S, _LONGEST_S = 0.1, 5.0
 
 
 def delays(rng: random.Random | None = None) -> Iterator[float]:
-    """Give seconds to wait before each retry: doubling, with full jitter, without end.
+    """Yield seconds to wait before each retry: doubling, with full jitter, without end.
 
     Jitter keeps a fleet of nodes from coming back to a restarted server all at once.
     """
@@ -21,7 +21,7 @@ def delays(rng: random.Random | None = None) -> Iterator[float]:
 
 
 def wait_before_retry(error: JfsError, delay: float, left: float) -> float | None:
-    """Give the seconds to wait before asking again; None when it is of no use.
+    """Return the seconds to wait before asking again; None when it is of no use.
 
     Args:
         delay: of ``delays``; a server's Retry-After counts if it is longer.

@@ -45,7 +45,7 @@ class Hidden:
         )
 
     def warn(self, place: str, rows: "Rows") -> None:
-        """Say which rows of *place* are hidden, unless that was said."""
+        """Log which rows of *place* are hidden, unless that was logged."""
         if rows.odd == 0:
             self._said.pop(place, None)
             return

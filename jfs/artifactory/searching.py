@@ -155,7 +155,12 @@ class _Search:
         after: Key | None = None
         stated = 0
         while True:
-            answer = await self.ask(criteria, repo, after=after, paged=True)
+            try:
+                answer = await self.ask(criteria, repo, after=after, paged=True)
+            except ProtocolViolation as error:
+                if error.status is None:
+                    raise
+                raise _trims(criteria, f": {error}") from None  # refused: no sort, or no comparison
             pages.append(answer.rows)
             stated = stated or answer.stated
             new = [key for key in answer.rows.keys if key not in keys and aql.is_expressible(key)]
@@ -198,9 +203,9 @@ class _Search:
             return {}
 
 
-def _trims(criteria: Criteria) -> ProtocolViolation:
+def _trims(criteria: Criteria, why: str = "") -> ProtocolViolation:
     return ProtocolViolation(
-        f"{criteria.scope}: the server trims query results, and does not give the rest of them"
+        f"{criteria.scope}: the server trims query results, and does not give the rest of them{why}"
     )
 
 

@@ -359,7 +359,7 @@ def _set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
 
 
 def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
-    """Give the length of the body when it is known beforehand (RFC 9112 section 6.3)."""
+    """Return the length of the body when it is known beforehand (RFC 9112 section 6.3)."""
     if request.method == "HEAD" or response.status_code in (204, 304):
         return 0
     fields = dict(response.headers)

@@ -176,11 +176,11 @@ class _Attempt:
         return self._body.sent if self._body is not None else 0
 
     def question(self) -> FileBody:
-        """Give the body of a checksum deploy: none."""
+        """Return the body of a checksum deploy: none."""
         return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
 
     def body(self) -> FileBody:
-        """Give the content."""
+        """Return the content."""
         size = self.deployment.size
         self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
         return self._next(self._body)
@@ -209,7 +209,7 @@ def _compare(found: FileInfo, deployment: Deployment) -> None:
 
 
 def set_afterwards(properties: Properties) -> Mapping[str, tuple[str, ...]]:
-    """Give the properties that a deploy cannot carry safely: set them once it is done."""
+    """Return the properties that a deploy cannot carry safely: set them once it is done."""
     carried = _carried(properties)
     return {key: values for key, values in properties.items() if key not in carried}
 

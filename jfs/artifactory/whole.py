@@ -107,7 +107,7 @@ class WholeBodies:
 
     @contextlib.contextmanager
     def at(self, version: ArtifactVersion, position: int) -> Iterator[WholeBody]:
-        """Give a body of *version* that stands at *position*; waits for its turn."""
+        """Return a body of *version* that stands at *position*; waits for its turn."""
         path = version.path
         with self._turns:
             waiting = self._waiting.setdefault(path, [])

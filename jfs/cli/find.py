@@ -1,4 +1,4 @@
-"""``jfs find``: artifacts by property, name and time, in one query."""
+"""``jfs find``: artifacts by property, name and time."""
 
 import json
 import re

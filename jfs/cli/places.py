@@ -1,4 +1,4 @@
-"""Places on a server that a command changes: looked at before, made fresh in mounts afterwards."""
+"""Places on a server that a command changes: checked before, and refreshed in mounts afterwards."""
 
 import os
 import threading
@@ -39,7 +39,7 @@ def require_name(place: Place, path: RepoPath) -> None:
 
 
 async def look(client: ArtifactoryClient, path: RepoPath) -> EntryInfo | None:
-    """Give what is at a place; None: nothing."""
+    """Return what is at a place; None: nothing."""
     try:
         return await client.stat(path)
     except NotFound:
@@ -55,7 +55,7 @@ def require_item(place: Place) -> None:
 
 
 async def require(client: ArtifactoryClient, place: Place) -> EntryInfo:
-    """Give what is at a place. Raises JfsError with one line."""
+    """Return what is at a place. Raises JfsError with one line."""
     info = await look(client, place.source.path)
     if info is None:
         raise missing(place)

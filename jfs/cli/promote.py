@@ -1,4 +1,4 @@
-"""``jfs promote``: a version gets its place and its properties; zero bytes."""
+"""``jfs promote``: copy or move a version on the server, and set its properties."""
 
 import json
 

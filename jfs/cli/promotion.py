@@ -1,4 +1,4 @@
-"""Give a version its new place and its properties, and take them from those beside it.
+"""Promote a version: copy or move it, set its properties, and take them from its siblings.
 
 The new place is a name, never a folder to go into. What is replaced lies beside it until its
 successor is there: a failure at any point leaves one of the two in place, and says what it left.
@@ -42,7 +42,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """What was done: *unset* are keys by path; *problem*: what was not, at the end of it."""
+    """What was done. *unset*: keys that were taken, by path; *problem*: what failed at the end."""
 
     replaced: bool
     unset: Mapping[RepoPath, tuple[str, ...]]
@@ -50,7 +50,11 @@ class Promoted:
 
 
 async def promote(client: ArtifactoryClient, wish: Wish) -> Promoted:
-    """Carry a wish out, or with ``dry_run`` only look. Raises JfsError: what is left as it was."""
+    """Carry out a wish, or with ``dry_run`` only look.
+
+    Raises:
+        JfsError: it failed; the message says in which state it left the target.
+    """
     source, target = wish.source.source.path, wish.target.source.path
     info = await require(client, wish.source)
     existing = None if wish.in_place else await look(client, target)
@@ -117,7 +121,7 @@ async def _mark(
 async def _put(
     client: ArtifactoryClient, wish: Wish, info: EntryInfo, existing: EntryInfo | None
 ) -> str:
-    """Copy or move to the target; say what is left of the old one, if it could not be removed."""
+    """Copy or move to the target; return what is left of the old one, if that stays; else empty."""
     source, target = wish.source.source.path, wish.target.source.path
     tree = isinstance(info, FolderInfo)
     if existing is None or (isinstance(existing, FileInfo) and not tree):
@@ -154,7 +158,7 @@ async def _put_back(
     *,
     tree: bool,
 ) -> None:
-    """Undo a replacement. Raises JfsError always."""
+    """Undo a replacement that failed with *error*, and raise JfsError in any case."""
     shown = wish.target.shown
     try:
         await client.move(aside, wish.target.source.path, tree=tree)
@@ -168,7 +172,7 @@ async def _put_back(
 
 
 async def _clean(client: ArtifactoryClient, wish: Wish, incoming: RepoPath) -> str:
-    """Remove the copy that was to replace the target; say so if it stays."""
+    """Remove the copy that was to replace the target; return the problem if it stays."""
     if wish.move:
         return ""
     try:

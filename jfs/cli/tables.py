@@ -16,7 +16,7 @@ _ENDLESS = 1 << 20  # columns
 def as_record(
     entry: EntryInfo, path: str, properties: Properties | None = None
 ) -> dict[str, object]:
-    """Give an entry as JSON has it; *properties* only if they were asked for."""
+    """Return an entry as JSON has it; *properties* only if they were asked for."""
     record: dict[str, object] = {
         "path": path,
         "repo": entry.path.repo,
@@ -47,13 +47,13 @@ def print_table(headers: Sequence[str], rows: Sequence[tuple[EntryInfo, str]]) -
 
 
 def print_rows(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table as wide as it is: nothing is ever cut. Sizes go to the right."""
+    """Print a table; no cell is ever cut. Sizes are aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(header, justify="right" if header == "SIZE" else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    # As wide as the table needs, which is as wide as its cells.
+    # A console without an end: the table is as wide as its cells.
     Console(width=_ENDLESS).print(table, crop=False)
 
 

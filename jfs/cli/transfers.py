@@ -39,7 +39,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One source: what became of it."""
+    """What became of one source."""
 
     source: Place
     target: RepoPath | None = None
@@ -118,7 +118,7 @@ async def _run(client: ArtifactoryClient, wish: Wish) -> list[Step]:
 
 
 async def _look_at_target(client: ArtifactoryClient, wish: Wish) -> EntryInfo | None:
-    """Raises JfsError when nothing can go there."""
+    """Return what is at the target. Raises JfsError when nothing can go there."""
     path, shown = wish.target.source.path, wish.target.shown
     if not path.repo:
         raise ConfigError(f"{shown}: is a whole server: give REPO/PATH")

@@ -61,7 +61,7 @@ class EmbeddedServer:
         directory: made if missing; holds content, database and ``admin.token``.
         port: 0 takes a free one, which is kept for later starts.
         anonymous: let requests without credentials read and write.
-        faults: bad weather; an empty plan by default.
+        faults: failures on demand; none by default.
         tls: makes it https.
         allow_remote: listen beyond loopback, and without TLS.
         durable: what was answered survives a loss of power, not only a kill.
@@ -119,7 +119,7 @@ class EmbeddedServer:
         return self._tokens[ADMIN.name]
 
     def token_of(self, name: str) -> str:
-        """Give the token of a user. Raises KeyError."""
+        """Return the token of a user. Raises KeyError."""
         return self._tokens[name]
 
     @property
@@ -249,7 +249,7 @@ class EmbeddedServer:
     def set_properties(
         self, repo: str, path: str, properties: Properties | dict[str, list[str]]
     ) -> None:
-        """Set keys of one item, without HTTP; a key without values goes. Raises ApiError."""
+        """Set keys of one item, without HTTP; a key without values is removed. Raises ApiError."""
         stated = {key: tuple(values) or None for key, values in properties.items()}
         check_properties({key: values or () for key, values in stated.items()})
         target = RepoPath(repo, check_path(path))

@@ -286,7 +286,7 @@ def _method(method: str, methods: Mapping[str, Endpoint], name: str, rest: str) 
 
 
 def _base(request: web.BaseRequest) -> str:
-    """Give the service's address as the client sees it (1.1)."""
+    """Return the service's address as the client sees it (1.1)."""
     if override := request.headers.get("X-JFrog-Override-Base-Url"):
         return override.rstrip("/") + CONTEXT
     if override := request.headers.get("X-Artifactory-Override-Base-Url"):

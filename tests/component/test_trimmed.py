@@ -154,7 +154,7 @@ async def test_pages_that_are_refused_are_an_error(models: EmbeddedServer) -> No
     models.limit_queries(3)
     models.faults.add(Fault.status(400, "/api/search/aql", after=1))
     async with client_of(settings_of(models)) as client:
-        with pytest.raises(ProtocolViolation):
+        with pytest.raises(ProtocolViolation, match=r"trims query results.*400"):
             await found(client)
 
 

@@ -1,4 +1,4 @@
-"""Who a request comes from: a user, known by a token, or nobody in particular.
+"""Who a request comes from: a user, known by a token, or anonymous.
 
 Any thread. Tokens are never logged. Source: artifactory-rest 1.2.
 """
@@ -82,7 +82,7 @@ def _read_token(path: Path) -> str:
 
 
 def _secret(headers: Mapping[str, str]) -> str | None:
-    """Give what was presented as secret; None for no credentials. Raises ApiError 401."""
+    """Return what was presented as secret; None for no credentials. Raises ApiError 401."""
     if key := headers.get("X-JFrog-Art-Api"):
         return key
     scheme, _, value = headers.get("Authorization", "").strip().partition(" ")

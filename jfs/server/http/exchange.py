@@ -102,12 +102,12 @@ class Call:
         return await asyncio.get_running_loop().run_in_executor(self.executor, function)
 
     def require_admin(self, repo: str = "") -> None:
-        """Refuse whoever does not manage *repo*, or everything. Raises ApiError 403."""
+        """Refuse a user who does not manage *repo* (empty: everything). Raises ApiError 403."""
         if not (self.user.may(Right.MANAGE, repo) if repo else self.user.is_admin):
             raise ApiError(403, "This resource is available to administrators only.")
 
     def lacks(self, right: Right, repo: str) -> bool:
-        """Whether the user has no such right; what does not exist is for others to refuse."""
+        """Whether the user lacks a right; False where there is no such repository (404 later)."""
         return not self.user.may(right, repo) and self.store.repositories.exists(repo)
 
     async def chunk(self) -> bytes:
@@ -310,7 +310,7 @@ async def _send_through_tls(response: web.StreamResponse, part: Slice, stats: Se
 
 
 def cut(request: web.BaseRequest) -> web.StreamResponse:
-    """End a connection at once; give what a handler returns then, since aiohttp logs errors."""
+    """End a connection at once; return what a handler returns then, since aiohttp logs errors."""
     if request.transport is not None:
         with contextlib.suppress(OSError):
             request.transport.abort()

@@ -1,4 +1,4 @@
-"""A fault plan: bad weather on demand, so that clients are tried against a real server.
+"""A fault plan: failures on demand, so that clients are tried against a real server.
 
 A ``Fault`` says what goes wrong and for which requests: a glob on the decoded path below
 ``/artifactory`` (``*`` crosses slashes) and one on the method. Only a fault whose glob begins with

@@ -1,4 +1,4 @@
-"""Large bodies, received past the HTTP framework. The server's event loop only.
+"""Large bodies, received without the HTTP framework. The server's event loop only.
 
 The framework copies a body twice into memory that is new each time, which costs as much as
 hashing it. Of a body whose length is known, what is still to come is received by a protocol of our
@@ -25,8 +25,8 @@ _PIECES = 4  # one is filled, one waits, one is written, and md5 may lag a piece
 def take(request: web.BaseRequest, received: int, stats: ServerStats) -> "Intake | None":
     """Take a body over after *received* bytes of it, if that is worth it and possible now.
 
-    It is not while the framework has paused the connection: it holds bytes back then that only
-    reading on gives.
+    It is not possible while the framework has paused the connection: it then holds bytes back that
+    only it can hand over.
     """
     transport, size = request.transport, request.content_length
     if size is None or size - received < LARGE or transport is None or transport.is_closing():
@@ -61,7 +61,7 @@ class Intake(asyncio.BufferedProtocol):
         transport.set_protocol(self)
 
     async def piece(self, idle_s: float) -> memoryview:
-        """Give what comes next; empty at the end. What was given stays until two calls later.
+        """Return what comes next; empty at the end. It stays as it is until two calls later.
 
         Raises:
             ApiError: 408, nothing came for *idle_s*.
@@ -93,7 +93,7 @@ class Intake(asyncio.BufferedProtocol):
             pass
 
     def end(self) -> None:
-        """Give the connection back to the framework, for the answer."""
+        """Hand the connection back to the framework, for the answer."""
         if not self._transport.is_closing():
             self._transport.pause_reading()
         self._transport.set_protocol(self._framework)

@@ -62,7 +62,7 @@ class _Location:
 
 
 class SignedStorage:
-    """Args: *start* opens a listener for a server and gives its URL. Close it with ``close``."""
+    """Args: *start* opens a listener for a server and returns its URL. Close it with ``close``."""
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ async def before(request: web.BaseRequest, fault: Fault, stats: ServerStats) -> 
 
 
 def instead(fault: Fault) -> Answer | None:
-    """Give the answer that a fault puts in place of the real one, if it is of that kind."""
+    """Return the answer that a fault puts in place of the real one, if it is of that kind."""
     if fault.kind is Kind.STATUS:
         body = fault.body or error_body(fault.code, "A fault was planned.")
         headers = {} if fault.body else {"Content-Type": "application/json"}

@@ -1,4 +1,6 @@
-"""``api/build``: what builds say of themselves, kept as artifacts. Event loop, but for ``_Builds``.
+"""``api/build``: what builds say of themselves, kept as artifacts.
+
+Endpoints belong to the event loop; what takes a ``Store`` blocks, and runs in a thread.
 
 A run is a JSON file ``NAME/NUMBER-STARTED.json`` in the repository ``artifactory-build-info``,
 which the first build makes; name and number are percent-encoded there and STARTED is in ms since

@@ -176,7 +176,7 @@ def _multipart(
 
 
 def _side_file(call: Call, path: RepoPath) -> str | None:
-    """Give the checksum that ``P.sha1`` and the like stand for, if ``P`` is a file (3.6)."""
+    """Return the checksum that ``P.sha1`` and the like stand for, if ``P`` is a file (3.6)."""
     stem, _, kind = path.path.rpartition(".")
     if kind not in SIDE_FILES or not stem:
         return None

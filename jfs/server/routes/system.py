@@ -25,7 +25,7 @@ async def version(call: Call) -> Answer:
 
 
 async def usage(call: Call) -> Answer:
-    """Swallow what the ``jf`` command reports about itself."""
+    """Accept what the ``jf`` command reports about itself, and drop it."""
     await call.body(_MAX_REPORT_BYTES)
     return Answer(200)
 
@@ -41,7 +41,7 @@ async def calculate(call: Call) -> Answer:
 
 
 async def storage_info(call: Call) -> Answer:
-    """Answer GET ``api/storageinfo``: formatted strings, but for ``usedSpaceInBytes``."""
+    """Answer GET ``api/storageinfo``: formatted strings, except ``usedSpaceInBytes``."""
     call.require_admin()
     repositories, (contents, stored) = await call.run(call.store.usage)
     configs = call.store.repositories.all()

@@ -51,9 +51,9 @@ class Upstreams:
             await self._session.close()
 
     async def keep(self, call: Call, path: RepoPath) -> RepoPath:
-        """Make sure that an item of a remote repository is kept; give where.
+        """Make sure that an item of a remote repository is kept; return where.
 
-        Any other path is given as it is.
+        Any other path is returned as it is.
 
         Raises:
             ApiError: 404 or 409: upstream has no such file; 502: it fails, and nothing is kept.
@@ -149,7 +149,7 @@ def _headers(config: dict[str, object]) -> dict[str, str]:
 
 
 def check_upstream(url: object) -> str:
-    """Give the URL of an upstream. Raises ApiError 400."""
+    """Return the URL of an upstream. Raises ApiError 400."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(str(url))
         if parts.scheme in ("http", "https") and parts.hostname and not parts.query:

@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r"|(?P<word>[A-Za-z_][\w]*)|(?P<mark>[{}()\[\],:.]))"
 )
 _CHAIN = ("include", "transitive", "sort", "offset", "limit", "distinct")
-# The vendor's CLI writes transitive after offset (12.4): it stands wherever it likes.
+# The vendor's CLI writes transitive after offset (12.4): it may stand anywhere.
 _ORDER = [name for name in _CHAIN if name != "transitive"]
 _DEEPEST = 100
 

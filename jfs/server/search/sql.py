@@ -1,4 +1,4 @@
-"""Queries on the catalogue: a tree of AQL to SQL, and its rows. Blocking; under the store's lock.
+"""Answer queries from the catalogue: AQL as SQL. Blocking; under the store's lock.
 
 Source: artifactory-rest 10.1.
 """
@@ -344,7 +344,7 @@ def _property(criterion: Criterion) -> _Sql:
 
 
 def _property_row(condition: Condition) -> _Sql:
-    """Give the condition on one row of ``properties``."""
+    """Return the condition on one row of ``properties``."""
     if isinstance(condition, Group):
         joiner = " OR " if condition.kind == "$or" else " AND "
         return _joined(condition, joiner, _property_row)

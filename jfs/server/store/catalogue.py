@@ -175,7 +175,7 @@ class Catalogue:
         return None if found is None else _item(found)
 
     def children(self, path: RepoPath) -> list[Item]:
-        """Give what lies directly in a folder, by name."""
+        """Return what lies directly in a folder, by name."""
         rows = self.db.execute(
             f"{_SELECT} WHERE repo = ? AND parent = ? ORDER BY name", (path.repo, path.path)
         )
@@ -188,7 +188,7 @@ class Catalogue:
         return found.fetchone() is not None
 
     def below(self, path: RepoPath, depth: int | None = None) -> Iterator[Item]:
-        """Give everything below a folder by path, so parents first; *depth* levels, or all."""
+        """Return everything below a folder by path, so parents first; *depth* levels, or all."""
         where, values = _below(path)
         base = path.path.count("/") + 1 if path.path else 0
         most = base + depth if depth is not None else 1 << 30
@@ -200,7 +200,7 @@ class Catalogue:
         )
 
     def last_modified(self, path: RepoPath) -> Item | None:
-        """Give the newest item at or below *path*."""
+        """Return the newest item at or below *path*."""
         where, values = _below(path)
         row = self.db.execute(
             f"{_SELECT} WHERE repo = ? AND path = ? OR {where} ORDER BY modified DESC LIMIT 1",
@@ -209,7 +209,7 @@ class Catalogue:
         return None if row is None else _item(row)
 
     def insert(self, path: RepoPath, sha256: str | None, now: int, user: str) -> int:
-        """Add an item; give its id."""
+        """Add an item, and return its id."""
         parent, _, name = path.path.rpartition("/")
         depth = path.path.count("/") + 1 if path.path else 0
         cursor = self.db.execute(
@@ -229,7 +229,7 @@ class Catalogue:
         self.db.execute(f"UPDATE items SET {names} WHERE id = ?", (*columns.values(), item))
 
     def rename(self, item: int, path: RepoPath) -> None:
-        """Give an item another place; its children are not touched."""
+        """Move an item; its children are not touched."""
         parent, _, name = path.path.rpartition("/")
         depth = path.path.count("/") + 1
         self.db.execute(
@@ -238,7 +238,7 @@ class Catalogue:
         )
 
     def carry_over(self, source: int, target: int) -> None:
-        """Give *target* the times and client checksums of *source*."""
+        """Copy the times and client checksums of *source* to *target*."""
         self.db.execute(
             "UPDATE items SET (created, created_by, modified, modified_by, original) ="
             " (SELECT created, created_by, modified, modified_by, original FROM items"
@@ -288,7 +288,7 @@ class Catalogue:
         return [repo for (repo,) in rows]
 
     def drop_unused(self, digests: Iterable[str]) -> list[str]:
-        """Forget which of *digests* no item names any more; give them."""
+        """Forget which of *digests* no item names any more, and return them."""
         unused = []
         for sha256 in dict.fromkeys(digests):
             gone = self.db.execute(

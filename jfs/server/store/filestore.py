@@ -51,7 +51,7 @@ class Blob:
 
 
 def named_checksums(sums: Checksums) -> dict[str, str]:
-    """Give those that are known, by name."""
+    """Return those that are known, by name."""
     pairs = (("sha1", sums.sha1), ("md5", sums.md5), ("sha256", sums.sha256))
     return {name: value for name, value in pairs if value}
 
@@ -200,7 +200,7 @@ class Filestore:
         return path
 
     def publish(self, temporary: Path, sha256: str, *, durable: bool) -> None:
-        """Give a temporary file its name; content that is there already is left alone."""
+        """Rename a temporary file to its name; content that is there already is left alone."""
         path = self._path(sha256)
         if path.exists():
             temporary.unlink()
@@ -229,7 +229,7 @@ class Filestore:
         self.open_files.forget(sha256)
 
     def sweep(self, is_known: Callable[[str], bool]) -> int:
-        """Remove content that nothing names, as a crash leaves it; give how many files.
+        """Remove content that nothing names, as a crash leaves it; return how many files.
 
         Only before serving: what is just being published has no name yet.
         """

@@ -27,7 +27,7 @@ class Deployment:
     Args:
         properties: replace the whole set if there are any; otherwise an artifact whose bytes do
             not change keeps its own, and one whose bytes change loses them (4.4). Of a user who
-            may not annotate they are dropped without a word (4.5).
+            may not annotate they are dropped silently (4.5).
         original: the checksums that the client sent.
         modified, created: ms since 1970; None: now.
         created_by, modified_by: None: the user.
@@ -43,7 +43,7 @@ class Deployment:
 
 
 def check(store: Store, path: RepoPath, deployment: Deployment) -> int | None:
-    """Refuse a deploy before its body is read; give how long the body may be (None: any length).
+    """Refuse a deploy before its body is read; return how long it may be (None: any length).
 
     Raises:
         ApiError: 403, 404, 409.
@@ -201,7 +201,7 @@ def require_target(store: Store, path: RepoPath, user: User, *, cache: bool = Fa
 
 
 def refusal_by_patterns(store: Store, path: RepoPath) -> str | None:
-    """Say why a file is refused, if the repository's include or exclude patterns do that."""
+    """Return why a file is refused, if the repository's include or exclude patterns do that."""
     if accepts(store.repositories.config(path.repo), path.path):
         return None
     return (

@@ -44,7 +44,7 @@ class Repositories:
         self._learn()
 
     def all(self) -> dict[str, Config]:
-        """Give every repository's configuration, by key; the caches of remote ones are none."""
+        """Return every repository's configuration, by key; the caches of remote ones are none."""
         known = self._known
         return {key: config for key, config in known.items() if config["rclass"] != _KEPT["rclass"]}
 
@@ -53,7 +53,7 @@ class Repositories:
         return key in self._known
 
     def remote(self, key: str) -> Config | None:
-        """Give the configuration of a remote repository; None for any other."""
+        """Return the configuration of a remote repository; None for any other."""
         config = self._known.get(key)
         return config if config is not None and config["rclass"] == "remote" else None
 
@@ -62,7 +62,7 @@ class Repositories:
         return self.remote(key.removesuffix(CACHE)) is not None
 
     def config(self, key: str) -> Config:
-        """Give a configuration; empty for what does not exist."""
+        """Return a configuration; empty for what does not exist."""
         return self._known.get(key, {})
 
     def put(self, key: str, config: Mapping[str, object] | None = None) -> None:

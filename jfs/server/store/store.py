@@ -1,6 +1,6 @@
 """The rules of storage: what a delete or a property change does to content and items.
 
-What a deploy does is in ``deployments``, what a copy or a move does in ``transfer``.
+What a deploy does is in ``placement``, what a copy or a move does in ``routes.transfer``.
 
 Blocking; any thread, except for ``lookup`` and ``count_download``, which an event loop may call.
 One lock around catalogue and filestore together: a name in the catalogue always has its content,
@@ -96,14 +96,14 @@ class Store:
         self._lock_file.close()
 
     def usage(self) -> tuple[dict[str, Usage], tuple[int, int]]:
-        """Give what each repository holds, and how many contents of how many bytes there are."""
+        """Return what each repository holds, and how many contents of how many bytes there are."""
         with self.lock:
             return self.catalogue.usage(), self.catalogue.blobs_usage()
 
     # reading
 
     def lookup(self, path: RepoPath) -> Found | None:
-        """Give an item that was read since the last change of anything. Never blocks."""
+        """Return an item that was read since the last change of anything. Never blocks."""
         return self._lookups.get(path)
 
     def read(self, path: RepoPath) -> Found:
@@ -127,7 +127,7 @@ class Store:
             return self.catalogue.children(path)
 
     def listing(self, path: RepoPath, depth: int | None) -> tuple[Item, list[Item]]:
-        """Give a folder and what is below it, *depth* levels or all. Raises ApiError 404, 400."""
+        """Return a folder and what is below it, *depth* levels or all. Raises ApiError 404, 400."""
         with self.lock:
             root = self.read(path).item
             if not root.is_folder:
@@ -155,7 +155,7 @@ class Store:
             return sql.run(self.catalogue.db, query, readable, self.query_limit)
 
     def last_modified(self, path: RepoPath) -> Item:
-        """Give what changed last, at or below *path*. Raises ApiError 404."""
+        """Return what changed last, at or below *path*. Raises ApiError 404."""
         with self.lock:
             newest = self.catalogue.last_modified(path)
             if self.catalogue.find(path) is None or newest is None:
@@ -163,7 +163,7 @@ class Store:
             return newest
 
     def downloads(self, path: RepoPath) -> Downloads:
-        """Give how often an item was downloaded. Raises ApiError 404."""
+        """Return how often an item was downloaded. Raises ApiError 404."""
         with self.lock:
             self._write_downloads()
             return self.catalogue.downloads(self.read(path).item.id)
@@ -246,13 +246,13 @@ class Store:
                 self.files.remove(sha256)
 
     def existing(self, path: RepoPath) -> Item:
-        """Give an item that must be there."""
+        """Return an item that must be there."""
         item = self.catalogue.find(path)
         assert item is not None
         return item
 
     def make_folders(self, path: RepoPath, now: int, user: str) -> int:
-        """Make what is missing of a folder and its parents; give how many. Raises ApiError 409."""
+        """Make what is missing of a folder and its parents; return how many. ApiError 409."""
         missing = []
         while (item := self.catalogue.find(path)) is None:
             missing.append(path)
@@ -279,7 +279,7 @@ class Store:
         self.catalogue.clear_downloads(item)
 
     def room(self) -> int | None:
-        """Give how many bytes of new content the quota leaves; None: any number."""
+        """Return how many bytes of new content the quota leaves; None: any number."""
         if self._quota is None:
             return None
         return max(0, self._quota - self.catalogue.blobs_usage()[1])

@@ -118,7 +118,7 @@ def parse_property_list(text: str) -> dict[str, tuple[str, ...]]:
     for pair in _split(text, ";|"):
         parts = _split(pair.strip(), "=")
         if len(parts) > 2 or not parts[0]:
-            continue  # dropped without a word, as real servers do
+            continue  # dropped silently, as real servers do
         values = _split(parts[1], ",") if len(parts) == 2 else [""]
         key = _unescape(parts[0])
         found[key] = _unique((*found.get(key, ()), *map(_unescape, values)))

@@ -18,7 +18,7 @@ class Unsatisfiable(Exception):
 
 
 def requested(headers: Mapping[str, str], size: int, sha1: str, modified_s: int) -> list[Extent]:
-    """Give what to send in 206, merged and in order of the file; empty: everything with 200.
+    """Return what to send in 206, merged and in order of the file; empty: everything with 200.
 
     Raises:
         Unsatisfiable: 416.
@@ -43,7 +43,7 @@ def requested(headers: Mapping[str, str], size: int, sha1: str, modified_s: int)
 
 
 def not_modified(headers: Mapping[str, str], sha1: str, modified_s: int) -> bool:
-    """Say whether to answer 304."""
+    """Return whether to answer 304."""
     dates = [
         date
         for name in ("If-Modified-Since", "Last-Modified")
