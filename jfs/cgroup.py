@@ -13,7 +13,7 @@ _UNLIMITED = 1 << 60  # v1 writes "no limit" as a huge number of pages
 def memory_limit(
     root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc/self")
 ) -> int | None:
-    """Give the smallest limit of our cgroup and those above it, in bytes; None: no limit."""
+    """Return the smallest limit of our cgroup and those above it, in bytes; None: no limit."""
     limits = []
     try:
         lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()

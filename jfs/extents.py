@@ -126,7 +126,7 @@ class ExtentSet:
         return at >= 0 and self._stops[at] >= extent.stop
 
     def missing(self, extent: Extent) -> list[Extent]:
-        """Give the runs of *extent* that are not in the set, in order."""
+        """Return the runs of *extent* that are not in the set, in order."""
         gaps: list[Extent] = []
         position = extent.start
         at = bisect_right(self._stops, extent.start)

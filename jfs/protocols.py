@@ -44,7 +44,7 @@ class ArtifactStore(Protocol):
         """
 
     async def properties(self, path: RepoPath) -> Properties:
-        """Give the properties of one item; none is an empty mapping."""
+        """Return the properties of one item; none is an empty mapping."""
 
     async def set_properties(
         self, path: RepoPath, change: Mapping[str, tuple[str, ...] | None]
@@ -71,7 +71,7 @@ class ArtifactStore(Protocol):
         """
 
     async def downloads(self, path: RepoPath) -> int:
-        """Give how often an artifact was downloaded."""
+        """Return how often an artifact was downloaded."""
 
     # changes; each raises AccessDenied without the right, ReadOnly where nothing can be written
 
@@ -120,7 +120,7 @@ class Sink(Protocol):
     """Where the bytes of one fetch go. Called from one worker thread, in order, without gaps."""
 
     def buffer(self) -> memoryview:
-        """Give writable memory for the next bytes: at least 1, at most what is still wanted."""
+        """Return writable memory for the next bytes: at least 1, at most what is still wanted."""
 
     def advance(self, count: int) -> None:
         """Say that *count* bytes of ``buffer()`` are valid now. Must not block."""
@@ -154,7 +154,7 @@ class CachedContent(Protocol):
     """
 
     def missing(self, extent: Extent) -> list[Extent]:
-        """Give the runs of *extent*, widened to blocks, that are not on disk. Does not block."""
+        """Return the runs of *extent*, widened to blocks, that are not on disk. Does not block."""
 
     def read_into(self, extent: Extent, buffer: memoryview) -> bool:
         """Copy *extent* into *buffer*, every block it touches verified.
@@ -167,7 +167,7 @@ class CachedContent(Protocol):
         """
 
     def read_resident(self, extent: Extent) -> memoryview | None:
-        """Give *extent* if that needs no disk: for the event loop. Never blocks, never lies."""
+        """Return *extent* if that needs no disk: for the event loop. Never blocks, never lies."""
 
     def publish(self, start: int, data: memoryview) -> bool:
         """Store whole blocks beginning at *start*; they are present once this returned True.
@@ -185,7 +185,7 @@ class CachedContent(Protocol):
         """
 
     def close(self) -> None:
-        """Give the file back; idempotent."""
+        """Release the file; idempotent."""
 
 
 class BlockStore(Protocol):

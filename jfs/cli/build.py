@@ -190,7 +190,7 @@ def _build(name: str | None, number: str | None) -> Build:
 
 
 def _whole_server(text: str | None, connection: Connection) -> Place:
-    """Give a server: of a PATH, else of the mount that we are in, else of JF_URL."""
+    """Return a server: of a PATH, else of the mount that we are in, else of JF_URL."""
     if text is not None:
         return connection.place(text)
     if mount_above(Path.cwd()) is not None:

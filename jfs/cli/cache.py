@@ -194,7 +194,7 @@ def pin(digests: Sequence[str], directory: Path, undo: bool) -> None:
 def _chosen(
     directory: Path, digests: Sequence[str], *, everything: bool
 ) -> list[cache.CachedEntry]:
-    """Give the entries that the digests name; all of them if none is given and *everything*."""
+    """Return the entries that the digests name; all of them if none is given and *everything*."""
     entries = list(cache.inventory(directory))
     if not digests and everything:
         return entries

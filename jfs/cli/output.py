@@ -6,7 +6,7 @@ import sys
 
 
 def open_all() -> None:
-    """Give a process that was started without standard output or error something to print to."""
+    """Open something to print to where a process was started without standard output or error."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for its life
     if sys.stderr is None:

@@ -36,7 +36,7 @@ _STATES = {
 
 
 def _directories(command: _F) -> _F:
-    """Give a command the options that name the staging directory, and its parameter ``journal``."""
+    """Add the options that name the staging directory, and pass on the parameter ``journal``."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -235,7 +235,7 @@ def drop(ids: Sequence[str], journal: Journal | None, everything: bool, yes: boo
 def _chosen(
     journal: Journal | None, ids: Sequence[str], everything: bool, verb: str
 ) -> Sequence[str]:
-    """Give the names of the staged files that are meant. Raises ConfigError."""
+    """Return the names of the staged files that are meant. Raises ConfigError."""
     if bool(ids) is everything:
         raise ConfigError(f"jfs recover {verb}: give either the ID of a file or --all")
     if ids:

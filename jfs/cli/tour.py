@@ -32,7 +32,7 @@ def _have(*modules: str) -> bool:
 
 
 def steps(root: Path, sha256_of_digits: str, *, have: Callable[..., bool] = _have) -> list[Step]:
-    """Give the tour of the samples mounted at *root*.
+    """Return the tour of the samples mounted at *root*.
 
     Model libraries are used where this interpreter has them; otherwise the same files are read
     by hand.

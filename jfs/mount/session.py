@@ -75,7 +75,7 @@ class Session:
         self._loops.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Give the kernel's connection up: whoever still has files open gets ENOTCONN."""
+        """Close the connection of the kernel: whoever still has files open gets ENOTCONN."""
         if threads.notifications():
             # They use what would be freed. The end of the process closes the connection too.
             log.warning("%s: the kernel does not take a notification", self._mountpoint)

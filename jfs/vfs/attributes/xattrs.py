@@ -19,7 +19,7 @@ _PIECE = re.compile(r"\\(.)|(,)|([^\\,]+|\\)", re.DOTALL)
 
 
 def key_to_read(name: bytes) -> str:
-    """Give the property that an attribute stands for.
+    """Return the property that an attribute stands for.
 
     Raises:
         Unsupported: an attribute of another namespace: ``security.``, ``system.``, ``trusted.``.
@@ -89,7 +89,7 @@ def decode_values(data: bytes) -> tuple[str, ...]:
 
 
 def fact(info: EntryInfo, name: str) -> str | None:
-    """Give what *info* itself says of a fact; None if it does not.
+    """Return what *info* itself says of a fact; None if it does not.
 
     Raises:
         NoAttribute: there is no fact of this name.

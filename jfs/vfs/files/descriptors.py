@@ -41,7 +41,7 @@ def has_copy(pid: int, opened_by: Sequence[int], ino: int, device: str | None) -
 
 
 def _writable(pid: int, ino: int) -> list[str]:
-    """Give the mount of each descriptor of *ino* that can be written through."""
+    """Return the mount of each descriptor of *ino* that can be written through."""
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fdinfo"):
@@ -62,7 +62,7 @@ def _fields(path: str) -> dict[str, str]:
 
 
 def _mounts_of(pid: int, device: str) -> set[str]:
-    """Give the numbers under which a process sees a device mounted, bind mounts included."""
+    """Return the numbers under which a process sees a device mounted, bind mounts included."""
     found = set()
     with (
         contextlib.suppress(OSError),
@@ -76,7 +76,7 @@ def _mounts_of(pid: int, device: str) -> set[str]:
 
 
 def _group(pid: int) -> int:
-    """Give the process of a thread: FUSE names the thread."""
+    """Return the process of a thread: FUSE names the thread."""
     with (
         contextlib.suppress(OSError, ValueError),
         open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file,

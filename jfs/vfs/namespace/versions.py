@@ -21,7 +21,7 @@ VersionKey = tuple[int, tuple[object, ...], int, str]
 
 
 def version_key(name: str, modified_ns: int) -> VersionKey:
-    """Give a key by which names sort from the oldest to the newest version."""
+    """Return a key by which names sort from the oldest to the newest version."""
     dated = _DATE.fullmatch(name)
     if dated is not None and _is_date(dated):
         day = int(dated["year"] + dated["month"] + dated["day"])

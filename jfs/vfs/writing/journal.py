@@ -128,7 +128,7 @@ class Entry:
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the lock and the descriptor back; idempotent."""
+        """Release the lock and the descriptor; idempotent."""
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
@@ -213,7 +213,7 @@ class Journal:
         return file
 
     def left_behind(self) -> Iterator[Entry]:
-        """Give every staged file that no living process holds; the caller closes each.
+        """Return every staged file that no living process holds; the caller closes each.
 
         Whoever is given one holds it: two processes never deal with the same file.
         """
@@ -324,7 +324,7 @@ def _properties(document: Mapping[str, list[str]]) -> Properties:
 
 @contextlib.contextmanager
 def closing(entry: Entry) -> Iterator[Entry]:
-    """Give a claimed file back at the end."""
+    """Release a claimed file at the end."""
     try:
         yield entry
     finally:

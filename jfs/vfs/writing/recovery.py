@@ -116,7 +116,7 @@ async def upload(
 
 
 def _state_after(error: Exception, state: State) -> State:
-    """Give the state after another upload failed.
+    """Return the state after another upload failed.
 
     What was never closed stays so, and what may work a while later is left to the next mount.
     """
