@@ -1,7 +1,7 @@
 """System calls whose results a mount and a plain directory must share: ``python … DIRECTORY``.
 
 A process of its own, as root, which serves nothing: it also acts as another user. Prints a line for
-each step.
+each step; only what Linux 5.10 and later say alike, whatever the directory's file system.
 """
 
 import contextlib
@@ -84,7 +84,8 @@ def renames() -> Iterator[Any]:
     yield said(os.rename, "file", "d"), said(os.rename, "d", "file"), said(os.rename, ABSENT, "x")
     yield said(os.rename, "file", "file"), os.stat("file").st_size
     os.mkdir("empty")
-    yield said(os.rename, "empty", "d"), said(os.rename, "d", "empty"), sorted(os.listdir("."))
+    full = said(os.rename, "empty", "d") in ("ENOTEMPTY", "EEXIST")  # POSIX leaves the choice
+    yield full, said(os.rename, "d", "empty"), sorted(os.listdir("."))
     yield os.listdir("empty"), said(os.rename, "file", "other"), os.stat("other").st_size
 
 
@@ -120,7 +121,7 @@ def setgid_folders() -> Iterator[Any]:
 
 def privileges() -> Iterator[Any]:
     os.chmod(".", 0o777)
-    for bits in (0o4777, 0o2777, 0o6777, 0o6767):
+    for bits in (0o4777, 0o2777, 0o6777):
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_TRUNC):
             make("f", b"123")
             os.chmod("f", bits)
@@ -145,7 +146,7 @@ def privileges() -> Iterator[Any]:
         yield "written by root", mode("f")
     with somebody():
         yield said(os.chmod, "f", 0o4777), said(os.chown, "f", NOBODY, -1), said(os.utime, "f")
-        yield said(os.utime, "f", (1, 1)), said(os.setxattr, "f", "user.a", b"1")
+        yield said(os.utime, "f", (1, 1))
     os.chmod(".", 0o1777)
     with somebody():
         yield said(os.unlink, "f"), said(os.rename, "f", "g")
