@@ -129,6 +129,7 @@ class WriteSettings:
         properties: set on every artifact that is deployed: --upload-prop, and those of a build.
         no_overwrite: what is on the server stays as it is, until it is removed.
         no_delete: nothing on the server is removed or moved away.
+        last_writer_wins: an upload replaces also what others put there since the file was opened.
         drain_s: how long the end of a mount waits for uploads that are under way.
     """
 
@@ -136,6 +137,7 @@ class WriteSettings:
     properties: Properties = field(default_factory=dict)
     no_overwrite: bool = False
     no_delete: bool = False
+    last_writer_wins: bool = False
     drain_s: float = 30.0  # Kubernetes kills a pod after 30 s, systemd a service after 90
 
 

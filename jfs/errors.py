@@ -11,7 +11,8 @@
     │   ├── QuotaExceeded         ENOSPC     413, 507
     │   ├── Conflict              EBUSY      409
     │   ├── Stale                 ESTALE     the artifact was replaced since it was opened
-    │   │   └── Replaced          ESTALE     its name is gone: the kernel looks it up again
+    │   │   ├── Replaced          ESTALE     its name is gone: the kernel looks it up again
+    │   │   └── ChangedElsewhere  ESTALE     what was written is not uploaded over what others wrote
     │   ├── RateLimited           EIO        429, retried first
     │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
     │   │   ├── DeadlineExceeded  ETIMEDOUT  no answer in time
@@ -111,6 +112,10 @@ class Replaced(Stale):
     """
 
     log_level = logging.DEBUG
+
+
+class ChangedElsewhere(Stale):
+    """The server has other content than the file was opened on: it is not overwritten."""
 
 
 class RateLimited(RemoteError):

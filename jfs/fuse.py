@@ -134,7 +134,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         try:
-            return _entry(await self._filesystem.lookup(parent_inode, _decode(name)))
+            return _entry(await self._filesystem.lookup(parent_inode, _decode(name), ctx.pid))
         except NoEntry:
             return self._negative()
 

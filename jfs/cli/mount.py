@@ -48,6 +48,11 @@ log = logging.getLogger(__name__)
 @click.option("--allow-other", is_flag=True, help="Let other users in.")
 @click.option("--read-only", is_flag=True, help="Change nothing, properties neither.")
 @click.option("--no-overwrite", is_flag=True, help="What is on the server keeps its content.")
+@click.option(
+    "--last-writer-wins",
+    is_flag=True,
+    help="Upload also over what others wrote since the file was opened.",
+)
 @click.option("--no-delete", is_flag=True, help="Remove and move away nothing on the server.")
 @click.option(
     "--upload-prop",
@@ -139,6 +144,7 @@ def command(
     allow_other: bool,
     read_only: bool,
     no_overwrite: bool,
+    last_writer_wins: bool,
     no_delete: bool,
     upload_props: tuple[str, ...],
     build_name: str | None,
@@ -181,6 +187,7 @@ def command(
         staging=(staging_dir or cache_directory / "staging").absolute(),
         properties={**properties_of(upload_props), **(build.properties if build else {})},
         no_overwrite=no_overwrite,
+        last_writer_wins=last_writer_wins,
         no_delete=no_delete,
         drain_s=drain_timeout,
     )

@@ -152,6 +152,7 @@ async def _compose(
             fetches=settings.server.connections,
             budget=budget,
             several=not settings.source.path.repo,
+            locate=client.locate,
         )
         area = await _staging(settings, budget)
         if area is not None:

@@ -40,7 +40,7 @@ from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
 from jfs.vfs.namespace.selectors import Link, Selectors
-from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
@@ -109,12 +109,13 @@ class Filesystem:
 
     # names
 
-    async def lookup(self, parent: int, name: str) -> Attributes:
+    async def lookup(self, parent: int, name: str, pid: int = 0) -> Attributes:
         """Resolve *name*; the kernel holds the inode once more (``forget`` gives it back).
 
         Raises:
             NoEntry: there is no such name; believed for ``negative_ttl_s``.
         """
+        self._files.looked_up(pid)
         inode = await self._resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
         self._tree.inodes.remember(inode)
@@ -135,6 +136,7 @@ class Filesystem:
         """Describe an inode. While it is open that is the version that was opened."""
         inode = self._tree.find(ino)
         if self._files.find(inode) is None:
+            require_name(inode)
             await self._tree.refresh(inode)
         return self._stat.of(inode)
 
@@ -356,6 +358,8 @@ class Filesystem:
             raise ReadOnly(f"{inode.path}: the mount is read-only")
         if inode.computed is not None:
             raise NotPermitted(f"{inode.name}: is computed")
+        if self._files.find(inode) is None:
+            require_name(inode)
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
         self._stat.change(inode, change)

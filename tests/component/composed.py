@@ -68,7 +68,9 @@ async def composed(
             stack.callback(area.close)
         await client.check()
         await client.repositories()
-        plane = DataPlane(ranges, store, ReadSettings(), Metrics(), nursery, fetches=2)
+        plane = DataPlane(
+            ranges, store, ReadSettings(), Metrics(), nursery, fetches=2, locate=client.locate
+        )
         root = FolderInfo(RepoPath.parse(source), 0)
         filesystem = Filesystem(
             client, plane, tree, root, address=server.url, area=area, notifier=notifier

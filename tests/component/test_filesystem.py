@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -19,6 +19,7 @@ from jfs.errors import (
     NotFound,
     ProtocolViolation,
     ReadOnly,
+    Replaced,
     Stale,
     Unavailable,
 )
@@ -194,17 +195,20 @@ async def test_a_change_is_seen_after_the_ttl(mock_clock: trio.testing.MockClock
         server.put("new", b"x")
         assert (await fs.getattr(ino)).size == 1
         mock_clock.jump(61)
-        attributes = await fs.getattr(ino)
-        assert (attributes.ino, attributes.size) == (ino, 4)
+        with pytest.raises(Replaced):  # the kernel looks the name up again
+            await fs.getattr(ino)
+        attributes = await fs.lookup(ROOT, "a")
+        assert attributes.size == 4
+        assert attributes.ino != ino
         assert attributes.attr_ttl_s <= 60
         assert await listing(fs, ROOT) == {
-            "a": ino,
+            "a": attributes.ino,
             "new": (await fs.lookup(ROOT, "new")).ino,
         }
         del server.files[RepoPath("r", "a")]
         mock_clock.jump(61)
         with pytest.raises((NoEntry, NotFound)):
-            await fs.getattr(ino)
+            await fs.getattr(attributes.ino)
 
 
 async def test_the_kernel_is_given_what_is_left_of_the_ttl(
@@ -251,6 +255,7 @@ async def test_an_outage_is_not_a_missing_file(
 
 
 async def test_a_replaced_file_is_stale_for_the_old_handle_and_new_for_the_next() -> None:
+    """Where its content is on the server no more; what was read of it goes on."""
     server = MemoryServer(a=b"old")
     async with filesystem(server) as fs:
         ino = (await fs.lookup(ROOT, "a")).ino
@@ -258,7 +263,11 @@ async def test_a_replaced_file_is_stale_for_the_old_handle_and_new_for_the_next(
         server.put("a", b"newer")
         with pytest.raises(Stale):
             await fs.read(old, Extent(0, 10))
-        opened = await fs.open(ino, 0)
+        with pytest.raises(Replaced):
+            await fs.open(ino, 0, pid=5)
+        new = (await fs.lookup(ROOT, "a", pid=5)).ino
+        assert new != ino
+        opened = await fs.open(new, 0, pid=5)
         assert not opened.keep_cache
         assert bytes(await fs.read(opened.handle, Extent(0, 10))) == b"newer"
         with pytest.raises(Stale):
@@ -279,7 +288,37 @@ async def test_an_open_file_keeps_its_size(mock_clock: trio.testing.MockClock) -
         # A reader that stops at st_size must not stop at another version's.
         assert (await fs.getattr(ino)).size == 10
         await fs.release(handle)
-        assert (await fs.getattr(ino)).size == 1
+        with pytest.raises(Replaced):
+            await fs.getattr(ino)
+        assert (await fs.lookup(ROOT, "a")).size == 1
+
+
+async def test_who_opens_without_a_name_gets_what_is_open(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """As /proc/self/fd/N: the kernel comes back with the same inode, and looks nothing up."""
+    server = MemoryServer(a=b"old")
+    async with filesystem(server) as fs:
+        ino = (await fs.lookup(ROOT, "a")).ino
+        first = (await fs.open(ino, 0, pid=1)).handle
+        assert bytes(await fs.read(first, Extent(0, 9))) == b"old"
+        for change, other in ((lambda: server.put("a", b"newer"), 2), (server.files.clear, 3)):
+            change()
+            mock_clock.jump(61)
+            for thread in (1, other):
+                with pytest.raises(Replaced):
+                    await fs.open(ino, 0, pid=thread)
+            again = await fs.open(ino, 0, pid=1)
+            assert again.keep_cache
+            assert bytes(await fs.read(again.handle, Extent(0, 9))) == b"old"
+            await fs.release(again.handle)
+            with suppress(NoEntry):
+                await fs.lookup(ROOT, "a", pid=other)  # it has a name, and looks it up again
+            with pytest.raises(Replaced):
+                await fs.open(ino, 0, pid=other)
+        await fs.release(first)
+        with pytest.raises(Replaced):
+            await fs.open(ino, 0, pid=1)
 
 
 async def test_pages_are_kept_while_the_content_is_the_same() -> None:

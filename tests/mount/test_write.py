@@ -115,11 +115,11 @@ def test_the_stores_of_a_mapping_are_uploaded(mounted: MountedServer, ask: Reque
 
 
 def test_two_mounts_that_write_one_path(server: EmbeddedServer, mounter: Mounter) -> None:
-    """Last close wins whole."""
+    """Who closes last wins whole, where that was asked for."""
     ask = Requests(server)
     url, token = f"{server.url}/{REPO}", server.token
     roots = [
-        mounter(url, "--attr-ttl", "0", name=name, JF_ACCESS_TOKEN=token).root
+        mounter(url, "--attr-ttl", "0", "--last-writer-wins", name=name, JF_ACCESS_TOKEN=token).root
         for name in ("one", "two")
     ]
     files = [os.open(root / "f", os.O_WRONLY | os.O_CREAT) for root in roots]

@@ -76,7 +76,7 @@ class StatView:
         # The kernel counts from its own receipt: it gets what is left of ours, so that a change
         # is seen within one TTL and not two.
         entry_ttl_s, attr_ttl_s = settings.entry_ttl_s, settings.attr_ttl_s
-        if inode.ino != ROOT and not inode.local:
+        if inode.ino != ROOT and not inode.is_ours and inode.attached():
             entry_ttl_s = inode.stat.left_s(entry_ttl_s)
             attr_ttl_s = inode.stat.left_s(attr_ttl_s)
         mode, size, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 0, 2

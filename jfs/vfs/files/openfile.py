@@ -96,7 +96,15 @@ class OpenFile:
     @property
     def is_ours(self) -> bool:
         """Whether what it shows is decided here, and not by what the server has by now."""
-        return self.dirty or self.detached or self.writers > 0
+        return self.dirty or self.detached
+
+    @property
+    def base(self) -> FileInfo | None:
+        """What the server had where it belongs when it was opened, or last deployed; None: nothing.
+
+        It is not overwritten if it is something else by now.
+        """
+        return self.replaces if self.inode.local else self.info
 
     @property
     def tag(self) -> str:

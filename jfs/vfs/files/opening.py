@@ -1,5 +1,10 @@
 """Which open file an open gets: one that is there, or one on what the server has now.
 
+The kernel opens an inode, not a name, and may have looked the name up a while ago. Where the name
+is another inode's by now, or nobody's, the open is refused (``Replaced``): the kernel looks every
+name up again, and opens what it finds. Who opens without a name (``/proc/self/fd/N``) comes back
+with the same inode, and no lookup in between: it gets the open file, whatever the server has.
+
 Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has the turn may wait
 for the server, and must not want the claims of a path meanwhile but to close again.
 """
@@ -10,15 +15,17 @@ from contextlib import asynccontextmanager
 import trio
 
 from jfs import threads
-from jfs.errors import IsADirectory, Replaced
+from jfs.errors import IsADirectory, NoEntry, NotFound, Replaced
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.writer import reader_of
 from jfs.vfs.kernel import KernelView
 from jfs.vfs.namespace.inodes import Inode
-from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.reading.reader import DataPlane
+
+_REFUSED_KEPT = 1024
 
 
 class Opening:
@@ -32,6 +39,7 @@ class Opening:
         self._plane = plane
         self._kernel = kernel
         self._turns: dict[Inode, trio.Lock] = {}
+        self._refused: dict[int, Inode] = {}  # what a thread was refused, that others have open
 
     @asynccontextmanager
     async def turn(self, inode: Inode) -> AsyncIterator[None]:
@@ -44,22 +52,43 @@ class Opening:
             if not lock.locked():
                 self._turns.pop(inode, None)
 
-    async def current(self, inode: Inode, *, reads: bool) -> tuple[OpenFile, bool]:
+    def looked_up(self, pid: int) -> None:
+        """A thread looks names up: what it opens next, it opens by name."""
+        self._refused.pop(pid, None)
+
+    async def current(
+        self, inode: Inode, pid: int, *, reads: bool, writes: bool
+    ) -> tuple[OpenFile, bool]:
         """Return the open file of an inode on what is current now; True: it was open already.
 
         The caller opens a handle before its next checkpoint, or nobody lets go of the file.
 
+        Args:
+            pid: of the thread that opens.
+            reads: what is in it now will be wanted.
+            writes: then the server is asked what is there now, whatever was believed.
         Raises:
-            Replaced: the inode has lost its name, and nobody has it open.
+            Replaced: the inode has lost its name.
+            NoEntry, RemoteError
         """
         file = self._registry.find(inode)
-        if file is not None and file.is_ours:
+        if file is not None and (file.is_ours or self._refused.get(pid) is inode):
+            self._refused.pop(pid, None)
             return file, True
-        await self._tree.refresh(inode)
+        try:
+            require_name(inode)
+            await self._tree.refresh(inode, anew=writes)
+            require_name(inode)
+        except (Replaced, NoEntry, NotFound) as error:
+            if self._registry.find(inode) is None:
+                raise
+            if len(self._refused) >= _REFUSED_KEPT:
+                self._refused.clear()
+            self._refused[pid] = inode
+            raise Replaced(f"{inode.path}: {error}") from None
         info = inode.info
         if not isinstance(info, FileInfo):
             raise IsADirectory(f"{inode.path} is a folder")
-        _require_name(inode)
         file = self._registry.find(inode)
         if file is not None and self._is_current(file, info):
             return file, True
@@ -75,7 +104,7 @@ class Opening:
         if not inode.attached():  # removed while we opened its reader
             if fresh.reader is not None:
                 self._plane.nursery.start_soon(fresh.reader.close)
-            _require_name(inode)
+            require_name(inode)
         if file is not None:
             self._cut_off(file)
         self._registry.add(fresh)
@@ -120,9 +149,3 @@ class Opening:
         reader, file.reader = file.reader, None
         if reader is not None:
             self._plane.nursery.start_soon(reader.close)
-
-
-def _require_name(inode: Inode) -> None:
-    """Raises Replaced: what is written to an inode without a name would come back under it."""
-    if not inode.attached():
-        raise Replaced(f"{inode.path}: this name is not its own any more")

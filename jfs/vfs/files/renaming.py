@@ -64,19 +64,24 @@ class Renaming:
 
         ``forget`` must follow.
         """
-        file = self._registry.find(inode)
-        if file is not None:
-            file.detached = True
-            if file.staged is None:
-                file.staged, file.kept = file.kept, None
+        for file in self._registry:
+            # Also what was open on another content of the name, or it would be uploaded there.
+            if file.inode is inode or (file.inode.path == inode.path and not file.inode.attached()):
+                self._removed(file)
+
+    def _removed(self, file: OpenFile) -> None:
+        file.detached = True
+        file.inode.ahead = False
+        if file.staged is None:
+            file.staged, file.kept = file.kept, None
 
     async def forget(self, inode: Inode) -> None:
         """Take what was staged for a name that is gone out of the journal."""
-        file = self._registry.find(inode)
-        if file is not None:
-            async with file.lock:  # a write may be making its staged file at this moment
-                if file.staged is not None:
-                    await threads.on_disk(file.staged.forget)
+        for file in self._registry:
+            if file.detached and file.inode.path == inode.path:
+                async with file.lock:  # a write may be making its staged file at this moment
+                    if file.staged is not None:
+                        await threads.on_disk(file.staged.forget)
 
     async def relocate(self, folder: Inode) -> None:
         """Note that an inode, and what is open below it, has another path now."""

@@ -101,6 +101,10 @@ class OpenFiles:
         """Return the inode that a handle is of. Raises BadHandle."""
         return self._handle(handle).file.inode
 
+    def looked_up(self, pid: int) -> None:
+        """Note that a thread looks names up."""
+        self._opening.looked_up(pid)
+
     def last_error(self, path: RepoPath) -> str | None:
         """Say why the last upload to a place failed that no ``close`` could tell about."""
         return self._errors.get(path)
@@ -120,7 +124,9 @@ class OpenFiles:
                 raise NotPermitted(
                     f"{inode.path}: is on the server, and --no-overwrite keeps what is there"
                 )
-            file, shared = await self._opening.current(inode, reads=not truncates)
+            file, shared = await self._opening.current(
+                inode, pid, reads=not truncates, writes=writes
+            )
             # no checkpoint until there is a handle: nobody lets go of the file meanwhile
             opened = self._opened(file, flags, pid, shared=shared)
             if truncates and writer is not None:

@@ -172,8 +172,7 @@ class Writer:
         if file.detached:
             staged = await threads.on_disk(self._area.anonymous)
         else:
-            base = None if file.inode.local else file.info.checksums.sha256
-            staged = await threads.on_disk(self._area.new, file.inode.path, base)
+            staged = await threads.on_disk(self._area.new, file.inode.path, _digest_of(file))
         try:
             await self._copy(file, staged, size)
         except BaseException:
@@ -198,12 +197,13 @@ class Writer:
         file.generation += 1
         file.modified_ns = None
         file.drop_kept()
+        file.inode.ahead = not file.detached
         now = time.time_ns()
         self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
         entry = staged.entry
         if entry is None or file.detached or entry.record.state is State.WRITING:
             return
-        base = file.info.checksums.sha256
+        base = _digest_of(file)
         await threads.on_disk(lambda: entry.update(state=State.WRITING, base=base))
 
     async def _deploy(self, file: OpenFile) -> None:
@@ -213,11 +213,10 @@ class Writer:
             raise file.broken
         staged = await self._stage(file, file.size)
         generation = file.tried = file.generation
-        is_new = inode.local and file.replaces is None
         info = await self._deployer.deploy(
             staged,
             inode.path,
-            is_new=is_new,
+            base=file.base,
             properties=inode.properties or {} if inode.local else {},
             modified_ns=file.modified_ns,
         )
@@ -225,6 +224,7 @@ class Writer:
         file.deployed = generation
         file.info = info
         file.ours, file.replaces = True, None
+        inode.ahead = False
         reader, file.reader = file.reader, None
         inode.doubt_properties()
         self._tree.changed(inode, info)
@@ -247,7 +247,11 @@ class Writer:
         staged.close()
         inode = file.inode
         self._attributes.forget(inode)
-        if inode.local:
-            self._tree.removed(inode)
-        self._tree.doubt(inode)
+        self._tree.abandoned(inode)
         self._abandoned(file)
+
+
+def _digest_of(file: OpenFile) -> str | None:
+    """Return the digest that the journal notes as what the server had."""
+    base = file.base
+    return base.checksums.sha256 if base is not None else None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from jfs.errors import NoEntry
-from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath, kind_of
+from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath, kind_of, same_content
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Cell
 
 ROOT = 1  # FUSE_ROOT_ID
@@ -116,10 +116,12 @@ class Inode:
         lookup_count: held by the kernel; changed by ``InodeTable`` only.
         tags: properties of the artifact; None: nobody asked for them yet.
         local: not on the server yet: made here, and not uploaded so far.
+        ahead: it was written here, and the server does not have that yet.
         computed: what a folder or link shows that is no entry of the server; None for real ones.
     """
 
     __slots__ = (
+        "ahead",
         "below",
         "computed",
         "ino",
@@ -144,11 +146,17 @@ class Inode:
         self.tags: Cell[Properties] | None = None
         self.computed: object | None = None
         self.local = False
+        self.ahead = False
 
     @property
     def info(self) -> EntryInfo:
         """The last answer of the server about it, fresh or not."""
         return self.stat.value
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the name is its own, whatever the server says about it."""
+        return self.local or self.ahead
 
     @property
     def is_folder(self) -> bool:
@@ -219,7 +227,9 @@ class InodeTable:
         """Return the inode of a dentry, made or brought up to date with *info*.
 
         A name that changed between file, link and folder gets a new inode: the kernel treats a
-        changed type under one number as corruption.
+        changed type under one number as corruption. So does a file with other content that the
+        kernel knows: who has the old one open goes on with its bytes, its size and its pages, and
+        the kernel never takes the size of one for that of the other.
 
         Args:
             asked: when *info* was true. What is newer must not be replaced: the caller looks.
@@ -227,14 +237,31 @@ class InodeTable:
         assert parent.below is not None
         inode = parent.below.children.get(name)
         if inode is not None:
-            if kind_of(info) == kind_of(inode.info):
+            if inode.is_ours:
+                return inode
+            if _fits(inode, info):
                 inode.stat.put(info, asked)
                 return inode
-            self.unlink(inode)
+            _detach(inode)
+            if not inode.lookup_count:
+                self._shed(inode)
+                self._settle(inode)
         inode = Inode(self._number(str(info.path)), parent, name, info, asked)
         self._inodes[inode.ino] = inode
         _attach(inode, parent)
         return inode
+
+    def attach_again(self, inode: Inode) -> None:
+        """Give an inode the dentry back that another one took, if its folder is still there."""
+        parent = inode.parent
+        if parent is None or inode.attached() or inode.path != parent.path.child(inode.name):
+            return
+        other = parent.dentries.get(inode.name)
+        if other is not None:
+            _detach(other)
+        _attach(inode, parent)
+        if other is not None and not other.lookup_count:
+            self._settle(other)
 
     def compute(self, key: str, info: EntryInfo, computed: object, asked: Asked) -> Inode:
         """Return the inode of an entry that is computed, made or brought up to date.
@@ -386,6 +413,14 @@ class InodeTable:
         while ino <= ROOT or ino in self._inodes:
             ino = (ino + 1) & _MASK
         return ino
+
+
+def _fits(inode: Inode, info: EntryInfo) -> bool:
+    """Whether an inode can show an answer, or must be another inode's."""
+    known = inode.info
+    if kind_of(info) != kind_of(known) or not isinstance(info, FileInfo) or info.link_target:
+        return kind_of(info) == kind_of(known)
+    return not inode.lookup_count or same_content(info, known)
 
 
 def _attach(inode: Inode, parent: Inode) -> None:

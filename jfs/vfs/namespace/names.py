@@ -60,7 +60,7 @@ class Names:
         below = below_of(parent)
         inode = below.children.get(name)
         if inode is not None:
-            return inode if inode.local or inode.stat.is_fresh(settings.entry_ttl_s) else None
+            return inode if inode.is_ours or inode.stat.is_fresh(settings.entry_ttl_s) else None
         cell = below.names.get(name)
         if cell is not None and cell.is_answered(settings.negative_ttl_s) and cell.value is None:
             raise NoEntry(f"{parent.path.child(name)}: was not there a moment ago")
@@ -114,9 +114,15 @@ class Names:
         below.asked_singly += 1
         return await self.ask_name(parent, name)
 
-    async def ask_name(self, parent: Inode, name: str) -> Inode:
-        """Ask the server about one name alone. Raises NoEntry, RemoteError."""
+    async def ask_name(self, parent: Inode, name: str, *, anew: bool = False) -> Inode:
+        """Ask the server about one name alone. Raises NoEntry, RemoteError.
+
+        Args:
+            anew: do not wait with those who asked before.
+        """
         below = below_of(parent)
+        if anew:
+            below.name(name).expire()
         answer = None
         for _ in range(_TRIES):
             path = parent.path.child(name)
@@ -225,7 +231,7 @@ class Names:
             for known in pieces(list(below.children.values())):
                 for inode in known:
                     # Every entry of the listing is as new as the listing by now.
-                    gone = inode.stat.asked.serial < asked.serial and not inode.local
+                    gone = inode.stat.asked.serial < asked.serial and not inode.is_ours
                     # An unlisted folder may be where somebody is: without a dentry he has no path.
                     if gone and inode.listed and inode.parent is folder and inode.attached():
                         self._inodes.unlink(inode)
@@ -244,7 +250,7 @@ class Names:
         """
         below = below_of(parent)
         inode = below.children.get(name)
-        if inode is not None and (inode.local or not inode.stat.accepts(asked)):
+        if inode is not None and (inode.is_ours or not inode.stat.accepts(asked)):
             return inode
         cell = below.names.get(name)
         if inode is None and cell is not None and not cell.accepts(asked):

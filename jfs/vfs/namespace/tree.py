@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import NameTooLong, NoEntry, NotFound
+from jfs.errors import NameTooLong, NoEntry, NotFound, Replaced
 from jfs.model import PARENT_MAX, EntryInfo, FolderInfo, RepoPath, is_too_long, problem_with_name
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
@@ -57,29 +57,32 @@ class Tree:
             self._questions.run(self._tidy)
         return gone
 
-    async def refresh(self, inode: Inode) -> None:
+    async def refresh(self, inode: Inode, *, anew: bool = False) -> None:
         """Make ``inode.info`` fresh.
 
         The root of the mount never asks: it answers while the server is down.
 
+        Args:
+            anew: ask the server now, whatever is believed.
         Raises:
+            Replaced: the name is another inode's by now: the server has other content there.
             NotFound: the server says it is gone; its dentry goes too.
             RemoteError: the server did not answer and nothing is known.
         """
         if inode.computed is not None:
             return  # made anew by every lookup
-        while inode.parent is not None and inode.attached() and not inode.local:
-            if inode.stat.is_fresh(self._settings.attr_ttl_s):
+        while inode.parent is not None and inode.attached() and not inode.is_ours:
+            if not anew and inode.stat.is_fresh(self._settings.attr_ttl_s):
                 return
             place = inode.parent, inode.name
             try:
-                found = await self._names.ask_name(*place)
+                found = await self._names.ask_name(*place, anew=anew)
             except NoEntry:
                 if not inode.attached() or place == (inode.parent, inode.name):
                     raise
             else:
                 if found is not inode and place == (inode.parent, inode.name):
-                    raise NoEntry(f"{inode.path}: was replaced by another kind of entry")
+                    raise Replaced(f"{inode.path}: the server has other content there")
                 if found is inode:
                     return
         # the root; one that is gone, and open still; or not on the server yet
@@ -192,6 +195,7 @@ class Tree:
     def changed(self, inode: Inode, info: EntryInfo) -> None:
         """Note that an entry is on the server now, and what it is there."""
         inode.local = False
+        self.inodes.attach_again(inode)
         inode.stat.change(info)
         if inode.parent is not None:
             self._touch(inode.parent, inode.name)
@@ -208,6 +212,15 @@ class Tree:
             below.listing.expire()
             if (cell := below.names.get(inode.name)) is not None:
                 cell.expire()
+
+    def abandoned(self, inode: Inode) -> None:
+        """Note that an inode does not show what is at its name: whoever looks gets another."""
+        inode.local = inode.ahead = False
+        inode.stat.expire()
+        if inode.parent is not None and inode.attached():
+            self._touch(inode.parent, inode.name)
+            self.expire_listing(inode.parent)
+            self.inodes.unlink(inode)
 
     # Believe nothing about a name any more, neither that it is there nor that it is not.
     doubt = expire
@@ -243,7 +256,7 @@ class Tree:
     async def is_there(self, parent: Inode, name: str) -> bool:
         """Ask the server itself whether a name is taken, whatever was believed. RemoteError."""
         known = parent.dentries.get(name)
-        if known is not None and known.local:
+        if known is not None and known.is_ours:
             return True
         asked = Asked.now()
         info: EntryInfo | None
@@ -287,3 +300,9 @@ def below(folder: RepoPath, path: RepoPath) -> tuple[str, ...]:
 
 def _parts(path: RepoPath) -> tuple[str, ...]:
     return tuple(part for part in (path.repo, *path.path.split("/")) if part)
+
+
+def require_name(inode: Inode) -> None:
+    """Raises Replaced for a file that has lost its name: the kernel looks what has it now."""
+    if not inode.is_folder and not inode.attached():
+        raise Replaced(f"{inode.path}: this name is not its own any more")

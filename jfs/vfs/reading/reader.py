@@ -11,6 +11,7 @@ must be no checkpoint: see ``segments``.
 
 import logging
 from bisect import bisect_right, insort
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from jfs.errors import (
     DeadlineExceeded,
     IntegrityError,
     JfsError,
+    NotFound,
     Stale,
     Unavailable,
 )
@@ -72,6 +74,7 @@ class DataPlane:
         budget: memory that is shared with others; None: one of its own.
         several: whether there may be several repositories.
         fetches: worker threads that receive at a time, from each repository.
+        locate: ``ArtifactStore.locate``; None: what is not at its place is not looked for.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class DataPlane:
         fetches: int,
         budget: Budget | None = None,
         several: bool = True,
+        locate: Callable[[ArtifactVersion], Awaitable[RepoPath | None]] | None = None,
     ) -> None:
         self.source = source
         self.store = store
@@ -96,6 +100,7 @@ class DataPlane:
         self.nursery = nursery
         self.pool = SegmentPool(budget, segment_bytes, several=several)
         self._fetches = fetches
+        self.locate = locate
         self._publishing: set[trio.CancelScope] = set()
         self._no_publishing_before = 0.0
 
@@ -344,10 +349,10 @@ class ContentReader(SegmentOwner):
             path = self.version.path
             try:
                 await self._fill_claimed(segment, limit)
-            except Stale:
-                if self.version.path == path:
-                    raise
-                await self._fill_claimed(segment, limit)  # it was moved while we asked
+            except (Stale, NotFound) as gone:
+                if self.version.path == path:  # else it was moved while we asked
+                    await self._find_again(gone)
+                await self._fill_claimed(segment, limit)
         except trio.Cancelled:
             error = Unavailable("the mount is ending")
             raise
@@ -362,6 +367,14 @@ class ContentReader(SegmentOwner):
         finally:
             if not segment.done:
                 segment.finish(error)
+
+    async def _find_again(self, gone: Stale | NotFound) -> None:
+        """Read on where the server has the same content, if it has it anywhere. Raises Stale."""
+        place = await self._plane.locate(self.version) if self._plane.locate is not None else None
+        if place is None:
+            raise Stale(f"{self.version.path}: its content is not on the server any more: {gone}")
+        log.info("%s: has other content now, reading on at %s", self.version.path, place)
+        self.relocate(place)
 
     async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
         """Wait until no other process fetches the same, then fill and publish."""

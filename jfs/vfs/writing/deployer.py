@@ -6,16 +6,25 @@ journal then says why, and ``jfs recover`` deals with them.
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import trio
 
 from jfs import threads
-from jfs.errors import AlreadyExists, JfsError, NotFound
+from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NotFound
 from jfs.metrics import Metrics
-from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, Properties, RepoPath
+from jfs.model import (
+    SYMLINK_TARGET,
+    Checksums,
+    Deployment,
+    EntryInfo,
+    FileInfo,
+    Properties,
+    RepoPath,
+    same_content,
+)
 from jfs.protocols import ArtifactStore
 from jfs.vfs.writing.journal import Entry, State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
@@ -52,26 +61,27 @@ class Deployer:
         staged: StagingFile,
         path: RepoPath,
         *,
-        is_new: bool,
+        base: FileInfo | None,
         properties: Properties,
         modified_ns: int | None,
     ) -> FileInfo:
         """Make the staged bytes the artifact at *path*. Nobody may write to them meanwhile.
 
         Args:
-            is_new: nothing was at *path* when it was opened; else what is there keeps its
+            base: what was at *path* when it was opened; None: nothing. What is there keeps its
                 properties (the server would drop them, artifactory-rest 4.4).
             properties: set on it before it ever was on the server.
             modified_ns: its time, if somebody set one.
         Raises:
             AlreadyExists: --no-overwrite, and somebody else was faster.
+            ChangedElsewhere: the server has something else than *base* now, and it was not us.
             IntegrityError, RemoteError: the server's verdict; the journal has kept it.
             OSError: the local disk failed.
         """
         async with self._under_way(staged) as entry:
-            if is_new and self._area.settings.no_overwrite:
+            if base is None and self._area.settings.no_overwrite:
                 await self._require_absent(path)
-            there = {} if is_new else await self._store.properties(path)
+            there = {} if base is None else await self._store.properties(path)
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
             properties = {**(properties or kept), **self._area.settings.properties}
@@ -79,6 +89,10 @@ class Deployer:
             deployment = Deployment(
                 path, staged.size, Checksums(sha256=sha256), properties, modified_ns
             )
+            if not self._area.settings.last_writer_wins:
+                # There is no condition on the wire for it: right before has to do.
+                await self._require_unchanged(path, base, {sha256, *staged.sent})
+            staged.sent.add(sha256)
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, done)
             try:
@@ -109,6 +123,28 @@ class Deployer:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+
+    async def _require_unchanged(
+        self, path: RepoPath, base: FileInfo | None, ours: Collection[str]
+    ) -> None:
+        """Whether *path* has what it had, or what we have sent: an answer may have been lost."""
+        there: EntryInfo | None = None
+        with suppress(NotFound):
+            there = await self._store.stat(path)
+        if there is None and base is None:
+            return
+        if isinstance(there, FileInfo):
+            if base is not None and same_content(there, base):
+                return
+            if there.checksums.sha256 in ours:
+                return
+        what = "was changed" if base is not None and there is not None else "was made"
+        if there is None:
+            what = "was removed"
+        raise ChangedElsewhere(
+            f"{path}: {what} on the server since it was opened here; "
+            "what was written here is kept: jfs recover ls"
+        )
 
     async def _require_absent(self, path: RepoPath) -> None:
         try:

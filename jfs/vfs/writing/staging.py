@@ -72,6 +72,7 @@ class StagingFile:
 
     Attributes:
         entry: in the journal; None for content that shall never be uploaded.
+        sent: digests of what was deployed from it, whether the server has said yes or not.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StagingFile:
     ) -> None:
         self.file = file
         self.entry = entry
+        self.sent: set[str] = set()
         self.size = os.fstat(file).st_size
         self._hash = running_hash
         self._largest = largest

@@ -1,0 +1,252 @@
+"""What others change on the server between an open here and the close."""
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from jfs.errors import ChangedElsewhere, Replaced, Stale
+from jfs.extents import Extent
+from jfs.server import EmbeddedServer, Fault
+from jfs.vfs.attributes.stat import Change
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing.journal import State
+from tests.component.composed import content, find, names
+from tests.component.server_requests import REPO, Requests
+from tests.component.test_writing import DATA, ME, PATH, kept, writing
+
+MINE, OTHERS = b"mine\n", b"made by the other node\n"
+
+
+@pytest.fixture
+def ask(server: EmbeddedServer) -> Requests:
+    return Requests(server)
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    return tmp_path / "staging"
+
+
+async def opened_by_name(fs: Filesystem, name: str, flags: int) -> int:
+    """Open as the kernel does: an inode that is another's by now makes it look again."""
+    for _ in range(2):
+        try:
+            return (await fs.open((await fs.lookup(ROOT, name, 7)).ino, flags, 7)).handle
+        except Replaced:
+            # LOOKUP_REVAL asks for every name, whatever the kernel believes.
+            continue
+    raise AssertionError("replaced twice")
+
+
+async def close(fs: Filesystem, handle: int) -> None:
+    try:
+        await fs.flush(handle)
+    finally:
+        await fs.release(handle)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+async def test_making_a_name_that_another_node_made_opens_it(
+    ask: Requests, staging: Path, listed: bool
+) -> None:
+    async with writing(ask, staging) as fs:
+        if listed:
+            await names(fs, "")
+        else:
+            with pytest.raises(Exception, match="f"):
+                await fs.lookup(ROOT, "f")
+        ask.server.deploy(REPO, "f", OTHERS)
+        opened, attributes = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        assert attributes.size == len(OTHERS)
+        await fs.write(opened.handle, len(OTHERS), MINE)
+        await close(fs, opened.handle)
+    assert ask.get(PATH).body == OTHERS + MINE
+    assert kept(staging) == []
+
+
+async def _append(fs: Filesystem) -> None:
+    handle = await opened_by_name(fs, "f", os.O_WRONLY)
+    size = (await fs.lookup(ROOT, "f")).size
+    await fs.write(handle, size, MINE)
+    await close(fs, handle)
+
+
+async def _change_a_part(fs: Filesystem) -> None:
+    handle = await opened_by_name(fs, "f", os.O_RDWR)
+    await fs.write(handle, 0, b"MA")
+    await close(fs, handle)
+
+
+async def _truncate(fs: Filesystem) -> None:
+    for _ in range(2):
+        try:
+            await fs.setattr((await fs.lookup(ROOT, "f", 7)).ino, Change(size=4), None, 7)
+        except Replaced:
+            continue
+        return
+
+
+async def _empty(fs: Filesystem) -> None:
+    handle = await opened_by_name(fs, "f", os.O_WRONLY | os.O_TRUNC)
+    await close(fs, handle)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_append, OTHERS + MINE),
+        (_change_a_part, b"MA" + OTHERS[2:]),
+        (_truncate, OTHERS[:4]),
+        (_empty, b""),
+    ],
+)
+async def test_opening_for_writing_asks_what_is_there(
+    ask: Requests,
+    staging: Path,
+    change: Callable[[Filesystem], Awaitable[None]],
+    expected: bytes,
+) -> None:
+    """Whatever was believed, and read, a moment ago."""
+    ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging) as fs:
+        assert await content(fs, "f") == b"first"
+        ask.server.deploy(REPO, "f", OTHERS)
+        await change(fs)
+        assert ask.get(PATH).body == expected
+        assert await content(fs, "f") == expected
+    assert kept(staging) == []
+
+
+@pytest.mark.parametrize("how", ["made", "changed", "removed"])
+async def test_what_others_did_meanwhile_is_not_overwritten(
+    ask: Requests, staging: Path, how: str
+) -> None:
+    if how != "made":
+        ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging) as fs:
+        flags = os.O_WRONLY | os.O_TRUNC
+        if how == "made":
+            opened, _ = await fs.create(ROOT, "f", 0o644, flags, ME)
+            handle = opened.handle
+        else:
+            handle = await opened_by_name(fs, "f", flags)
+        await fs.write(handle, 0, DATA)
+        if how == "removed":
+            ask.server.delete(REPO, "f")
+        else:
+            ask.server.deploy(REPO, "f", OTHERS)
+        with pytest.raises(ChangedElsewhere, match=f"was {how} .* jfs recover ls"):
+            await fs.fsync(handle)
+        with pytest.raises(ChangedElsewhere):
+            await close(fs, handle)
+        # Who looks now sees what the others did.
+        assert await names(fs, "") == ({} if how == "removed" else await names(fs, ""))
+        if how != "removed":
+            assert await content(fs, "f") == OTHERS
+    assert ask.get(PATH).status == (404 if how == "removed" else 200)
+    ((record, data),) = kept(staging)
+    assert record.state is State.FAILED
+    assert f"was {how}" in record.error
+    assert data == DATA
+
+
+async def test_the_last_writer_wins_who_asked_for_it(ask: Requests, staging: Path) -> None:
+    ask.server.deploy(REPO, "f", b"first", properties={"env": ("production",)})
+    async with writing(ask, staging, last_writer_wins=True) as fs:
+        for meanwhile in (lambda: ask.server.deploy(REPO, "f", OTHERS), lambda: None):
+            handle = await opened_by_name(fs, "f", os.O_WRONLY | os.O_TRUNC)
+            await fs.write(handle, 0, DATA)
+            meanwhile()
+            await names(fs, "")
+            await close(fs, handle)
+            assert ask.get(PATH).body == DATA
+            assert await content(fs, "f") == DATA
+    assert kept(staging) == []
+
+
+async def test_a_writer_of_an_old_version_does_not_overwrite_the_new_one(
+    ask: Requests, staging: Path
+) -> None:
+    """It opened without changing anything; by the time it writes, the name is another inode's."""
+    ask.server.deploy(REPO, "f", b"first")
+    ask.server.deploy(REPO, "copy", b"first")
+    async with writing(ask, staging) as fs:
+        handle = await opened_by_name(fs, "f", os.O_RDWR)
+        ask.server.deploy(REPO, "f", OTHERS)
+        await fs.refresh(ROOT)
+        assert await content(fs, "f") == OTHERS
+        await fs.write(handle, 0, b"F")
+        assert bytes(await fs.read(handle, Extent(0, 9))) == b"First"
+        assert await content(fs, "f") == OTHERS
+        with pytest.raises(ChangedElsewhere):
+            await close(fs, handle)
+        assert await content(fs, "f") == OTHERS
+    assert [data for _, data in kept(staging)] == [b"First"]
+
+
+async def test_a_removed_name_takes_writers_of_older_content_with_it(
+    ask: Requests, staging: Path
+) -> None:
+    ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging, last_writer_wins=True) as fs:
+        handle = await opened_by_name(fs, "f", os.O_RDWR)
+        await fs.write(handle, 0, b"F")
+        await fs.fsync(handle)
+        ask.server.deploy(REPO, "f", OTHERS)
+        await fs.refresh(ROOT)
+        assert await content(fs, "f") == OTHERS
+        await fs.write(handle, 0, b"f")
+        await fs.unlink(ROOT, "f")
+        await close(fs, handle)
+    assert ask.tree() == {}
+    assert kept(staging) == []
+
+
+async def test_an_upload_whose_answer_was_lost_is_our_own(ask: Requests, staging: Path) -> None:
+    async with writing(ask, staging, deadline_s=0.5) as fs:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, b"one")
+        lost = ask.server.faults.add(Fault.drop(f"{PATH}*", method="PUT", after=1))
+        with pytest.raises(Exception, match="f"):
+            await fs.fsync(opened.handle)
+        assert lost.hits
+        ask.server.faults.clear()
+        assert ask.get(PATH).body == b"one"
+        await fs.write(opened.handle, 3, b"two")
+        await close(fs, opened.handle)
+    assert ask.get(PATH).body == b"onetwo"
+    assert kept(staging) == []
+
+
+async def test_a_reader_goes_on_with_its_version(ask: Requests, staging: Path) -> None:
+    """From where the server has the same content, once its name has other; else ESTALE."""
+    ask.server.deploy(REPO, "f", DATA)
+    ask.server.deploy(REPO, "copy", DATA)
+    ask.server.deploy(REPO, "g", DATA[::-1])
+    async with writing(ask, staging) as fs:
+        old = {name: await opened_by_name(fs, name, os.O_RDONLY) for name in "fg"}
+        inodes = {name: (await fs.lookup(ROOT, name)).ino for name in "fg"}
+        for name in "fg":
+            ask.server.deploy(REPO, name, OTHERS)
+        await fs.refresh(ROOT)
+        for name in "fg":
+            assert await content(fs, name) == OTHERS
+            assert (await fs.lookup(ROOT, name)).ino != inodes[name]
+            was = await fs.getattr(inodes[name])
+            assert (was.size, was.nlink) == (len(DATA), 0)
+        got = b"".join(
+            [
+                bytes(await fs.read(old["f"], Extent(at, at + 65536)))
+                for at in range(0, 300_000, 65536)
+            ]
+        )
+        assert got == DATA
+        for _ in range(2):
+            with pytest.raises(Stale):
+                await fs.read(old["g"], Extent(0, 10))
+        for handle in old.values():
+            await fs.release(handle)
+        assert await find(fs, "f") != inodes["f"]
