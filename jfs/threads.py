@@ -24,7 +24,8 @@ Trio thread only. Each ``run`` returns what *call* returns and raises what it ra
 Cancellation: waits until the thread has ended, unless the limiter is one that abandons.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 
 import trio
@@ -98,6 +99,31 @@ def asking(what: str, repo: str, tokens: int) -> trio.CapacityLimiter:
         tokens: how many at a time; counts where the limiter is made.
     """
     return _limiter(f"{what} {repo}", tokens)
+
+
+@contextlib.asynccontextmanager
+async def cut_when_cancelled(cut: Callable[[], None]) -> AsyncIterator[None]:
+    """Call *cut* at the end of the block, and as soon as it is cancelled.
+
+    For threads that wait for the network: cancellation waits for them, and they for what is cut.
+    """
+    failure: Exception | None = None
+
+    async def wait() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cut()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        try:
+            yield
+        except Exception as error:  # as it is, not in a group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def in_turn(limiter: trio.CapacityLimiter, call: Callable[..., _T], *args: object) -> _T:

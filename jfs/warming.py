@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from jfs import threads
+from jfs import interrupts, threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, ServerSettings
@@ -72,7 +72,7 @@ def warm(
         ConfigError: the server cannot be used; nothing was fetched.
         CacheError: the cache cannot be used.
     """
-    return trio.run(_run, server, cache, paths, verify, found, advanced)
+    return interrupts.run(_run, server, cache, paths, verify, found, advanced)
 
 
 async def _run(
@@ -88,7 +88,10 @@ async def _run(
     source = HttpRangeSource(server, metrics)
     result = Warmed()
     try:
-        async with aclosing(ArtifactoryClient(server, metrics)) as client:
+        async with (
+            threads.cut_when_cancelled(source.close),
+            aclosing(ArtifactoryClient(server, metrics)) as client,
+        ):
             await client.check()
             run = _Run(store, source, trio.CapacityLimiter(server.connections), result, advanced)
             for path in paths:
@@ -100,8 +103,8 @@ async def _run(
                         result.total += info.size
                         await run.file(info, verify)
     finally:
-        source.close()
-        await threads.on_disk(store.close)
+        with trio.CancelScope(shield=True):
+            await threads.on_disk(store.close)
     return result
 
 

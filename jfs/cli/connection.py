@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import trio
 
+from jfs import interrupts, threads
 from jfs.artifactory import ArtifactoryClient, explain
 from jfs.config import ServerSettings, Source, parse_source, server_url_from
 from jfs.errors import ConfigError, JfsError, Unavailable, Untrusted
@@ -108,11 +108,12 @@ class Connection:
         """
 
         async def run() -> _T:
-            async with aclosing(ArtifactoryClient(self.settings(source), Metrics())) as client:
+            client = ArtifactoryClient(self.settings(source), Metrics())
+            async with aclosing(client), threads.cut_when_cancelled(client.cut_uploads):
                 return await question(client)
 
         try:
-            return trio.run(run)
+            return interrupts.run(run)
         except Unavailable as error:
             if error.status is not None and not isinstance(error, Untrusted):
                 raise
@@ -156,4 +157,4 @@ def options(command: _F) -> _F:
 def refresh(path: str) -> None:
     """Let a mount forget what it knew at and below a path; elsewhere, nothing. Raises OSError."""
     if "://" not in path and mount_above(Path(path)) is not None:
-        os.getxattr(path, REFRESH)
+        interrupts.wait_for(lambda: os.getxattr(path, REFRESH))

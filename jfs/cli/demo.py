@@ -82,7 +82,7 @@ def command(mountpoint: Path, data: Path | None, check: bool, port: int) -> None
       jfs demo --check /tmp/models
 
     Exit codes: 0 ended (with --check: every step worked), 1 a step failed or the server or the
-    mount died, 2 nothing was started, and the message says what to do.
+    mount died, 2 nothing was started, and the message says what to do, 130 Ctrl-C came too early.
     """
     sys.exit(trio.run(_demo, mountpoint.absolute(), data, port, check))
 
@@ -140,9 +140,15 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 async def _demo(mountpoint: Path, data: Path | None, port: int, check: bool) -> int:
-    """Run until the tour or the person is done; give the exit code."""
+    """Run until the tour or the person is done; return the exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before there was anything to end.
+    """
     failure: JfsError | None = None
     code = 0
+    received: list[int] = []
+    shown = False
     console = Console(highlight=False)
     with (
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
@@ -151,7 +157,7 @@ async def _demo(mountpoint: Path, data: Path | None, port: int, check: bool) -> 
     ):
         async with trio.open_nursery() as readers:
             with trio.CancelScope() as scope:
-                readers.start_soon(_cancel_on_signal, signals, scope)
+                readers.start_soon(_cancel_on_signal, signals, received, scope)
                 try:
                     async with _mounted(places, readers) as running:
                         steps = await _tour(places, running)
@@ -159,6 +165,7 @@ async def _demo(mountpoint: Path, data: Path | None, port: int, check: bool) -> 
                             code = await _check(steps, places, running, console)
                         else:
                             _show(steps, places, running.url, console)
+                            shown = True
                             await _until_an_end(running)
                 except JfsError as error:
                     failure = error
@@ -166,13 +173,18 @@ async def _demo(mountpoint: Path, data: Path | None, port: int, check: bool) -> 
     if failure is not None:
         raise failure
     if scope.cancelled_caught:
+        if not shown and signal.SIGINT in received:
+            raise KeyboardInterrupt
         code = 1 if check else 0
         console.print("jfs: interrupted" if check else "jfs: ended")
     return code
 
 
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:  # later ones change nothing: the end is bounded already
+async def _cancel_on_signal(
+    signals: AsyncIterator[int], received: list[int], scope: trio.CancelScope
+) -> None:
+    async for number in signals:  # later ones change nothing: the end is bounded already
+        received.append(number)
         scope.cancel()
 
 

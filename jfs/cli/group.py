@@ -1,6 +1,7 @@
 """The group ``jfs`` and its commands; each command is a module beside this one."""
 
 import importlib
+from typing import Any
 
 import click
 
@@ -26,7 +27,17 @@ _COMMANDS = {
 }
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, on its way through click, which would print an empty line for it."""
+
+
 class _LazyGroup(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 
@@ -61,7 +72,7 @@ def run(arguments: list[str]) -> int:
     try:
         # click, outside its standalone mode, returns the code of an Exit or what the command did.
         code = group(args=_as_mount(arguments), standalone_mode=False)
-    except click.exceptions.Abort:
+    except (_Interrupted, click.exceptions.Abort):
         raise KeyboardInterrupt from None
     except click.ClickException as error:
         error.show()

@@ -3,10 +3,9 @@
 Loads the commands only inside ``main``: a Ctrl-C while modules are loaded is one line too.
 """
 
-import contextlib
-import os
-import signal
 import sys
+
+from jfs.interrupts import leave
 
 
 def main() -> None:
@@ -14,11 +13,11 @@ def main() -> None:
     try:
         code = _run()
     except KeyboardInterrupt:
-        _interrupted()
+        leave()
     except BaseExceptionGroup as group:
         if group.split(KeyboardInterrupt)[0] is None:
             raise
-        _interrupted()
+        leave()
     sys.exit(code)
 
 
@@ -42,11 +41,3 @@ def _run() -> int:
         output.complain(str(error))
         output.give_up()
         return getattr(error, "exit_code", 1)
-
-
-def _interrupted() -> None:
-    """Leave at once: threads that wait for a network would keep the interpreter for as long."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError):
-        os.write(2, b"jfs: interrupted\n")
-    os._exit(128 + signal.SIGINT)

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import os
+import select
 import signal
 from pathlib import Path
 
 import click
 
 from jfs import logs
+from jfs.cli import output
 from jfs.cli.options import Size
-from jfs.errors import ConfigError, JfsError
+from jfs.errors import ConfigError, Interrupted, JfsError
 from jfs.server import EmbeddedServer, FaultPlan, TlsFiles, samples
 
 _WATCH_S = 1.0  # how soon an end of the server's thread is noticed
@@ -80,8 +83,19 @@ def command(
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert and --tls-key go together")
     logs.set_up(logging.INFO)
-    stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    woken, wake = os.pipe()
+    ready = False
+
+    def end(number: int, _: object) -> None:
+        if ready:
+            os.write(wake, b"\0")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Interrupted(f"{signal.Signals(number).name}: ended before it served", number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
     server = EmbeddedServer(
         directory.absolute(),
         host=host,
@@ -105,12 +119,13 @@ def command(
                 raise ConfigError(f"--remote {pair}: give NAME=URL")
             server.create_repository(name, upstream=upstream)
         server.start()
+        ready = True
         token = directory.absolute() / "admin.token"
         if as_json:
-            click.echo(json.dumps({"url": server.url, "token_file": str(token)}))
+            output.announce(json.dumps({"url": server.url, "token_file": str(token)}))
         else:
-            click.echo(f"jfs: serving {server.url}, token in {token}")
-        while signal.sigtimedwait(stop, _WATCH_S) is None:
+            output.announce(f"jfs: serving {server.url}, token in {token}")
+        while not select.select([woken], [], [], _WATCH_S)[0]:
             if not server.running:
                 raise JfsError("the server ended by itself; its log says why")
     finally:

@@ -98,7 +98,8 @@ async def _run(
             nursery.cancel_scope.cancel()
     if ending.start.cancelled_caught and ending.number is not None:
         name = signal.Signals(ending.number).name
-        raise Interrupted(f"{name}: ended before anything was mounted", ending.number)
+        text = f"{name}: ended before anything was mounted"
+        raise Interrupted("interrupted" if name == "SIGINT" else text, ending.number)
 
 
 async def _compose(

@@ -51,7 +51,9 @@ class Ending:
             self.number = number
         if not self._mounted:
             self.start.cancel()
-        elif self.asked.is_set():
+            return
+        log.info("ending: %s", signal.Signals(number).name)
+        if self.asked.is_set():
             self._at_once = True
             if self._patience is not None:
                 self._patience.cancel()
@@ -95,7 +97,6 @@ async def listen(
         if number == signal.SIGHUP and _has_terminal() == had_terminal:
             await reload()
             continue
-        log.info("ending: %s", signal.Signals(number).name)
         ending.ask(number)
 
 

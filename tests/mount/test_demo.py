@@ -223,7 +223,7 @@ def test_an_interrupted_start_leaves_nothing(demo: Starter, tmp_path: Path) -> N
         assert time.monotonic() < deadline
         os.sched_yield()
     code, _, errors = running.end(signal.SIGINT)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (130, "jfs: interrupted\n")
     assert not (tmp_path / "models").exists()
 
 
