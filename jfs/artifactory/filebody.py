@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 
+from jfs.artifactory.pace import Pace
 from jfs.extents import MiB
 
 _SEND_PIECE = 4 * MiB  # between looks for an early answer
@@ -54,25 +55,30 @@ class FileBody(httpx.SyncByteStream):
             OSError: the server hung up, or took nothing for too long.
         """
         self.sent = 0
+        pace = Pace(self.answer_s)
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         encrypted = isinstance(sock, ssl.SSLSocket)
         while self.sent < self.size:
-            count = min(_SEND_PIECE, self.size - self.sent)
-            if encrypted:
-                data = os.pread(self.file, count, self.sent)
-                if data:
-                    sock.sendall(data)
-                count = len(data)
-            else:
-                count = os.sendfile(sock.fileno(), self.file, self.sent, count)
-            if not count:
-                raise httpx.LocalProtocolError("the file is shorter than its size")
+            with pace:
+                count = self._send_piece(sock, min(_SEND_PIECE, self.size - self.sent))
+                pace.moved(count)
             self.sent += count
             # An answer before the end of the body is a refusal; the rest would be in vain. Through
             # TLS 1.3 there is nothing to be seen: session tickets look the same from outside.
             if not encrypted and self.sent < self.size and poll.poll(0):
                 return
+
+    def _send_piece(self, sock: socket.socket, count: int) -> int:
+        if isinstance(sock, ssl.SSLSocket):
+            data = os.pread(self.file, count, self.sent)
+            sock.sendall(data)
+            count = len(data)
+        else:
+            count = os.sendfile(sock.fileno(), self.file, self.sent, count)
+        if not count:
+            raise httpx.LocalProtocolError("the file is shorter than its size")
+        return count
 
     def __iter__(self) -> Iterator[bytes]:
         raise RuntimeError("a FileBody is sent by BulkTransport only")

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # A repository behind a proxy that does no ranges is asked for them again after so long.
 _RANGELESS_LIFE_S = 300.0
+# What a try must bring for the deadline to begin anew.
+_MOVED = 16 * KiB
 _FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
 
 
@@ -78,11 +80,11 @@ class HttpRangeSource:
                 self._metrics.count("fetch_errors")
                 if self._closed.is_set():
                     raise Unavailable("the mount is ending") from error
-                if progress.position > position:
-                    # It moved: a long download over a bad line is not given up.
-                    position = progress.position
+                if progress.position - position >= _MOVED:
+                    # A long download over a bad line is not given up.
                     delays = retry.delays()
                     deadline = time.monotonic() + self._settings.request_deadline_s
+                position = progress.position
                 wait = retry.wait_before_retry(error, next(delays), deadline - time.monotonic())
                 if wait is None:
                     raise

@@ -26,7 +26,8 @@ from jfs.metrics import Metrics
 
 _T = TypeVar("_T")
 
-_PARALLEL_PER_REPOSITORY = 16
+_PARALLEL = 16  # requests for one repository, or to one endpoint that is about none
+_SUBJECTS_KEPT = 1000
 # Key of a response's extensions: the redirects that led to it.
 PASSED = "jfs.passed"
 CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
@@ -117,7 +118,7 @@ class Session:
         retried_until = min(deadline, began + self.settings.retries_s)
         url = httpx.URL(self.settings.url + address)
         # A repository that hangs keeps its own requests waiting, and no others.
-        limit = self._limits.setdefault(repo or _repo_of(address), _new_limit())
+        limit = self._limit(repo or _subject(address))
         for delay in retry.delays():
             left = deadline - trio.current_time()
             try:
@@ -135,6 +136,16 @@ class Session:
                     raise
             await trio.sleep(wait)
         raise AssertionError("delays never end")
+
+    def _limit(self, subject: str) -> trio.CapacityLimiter:
+        limit = self._limits.get(subject)
+        if limit is None:
+            if len(self._limits) >= _SUBJECTS_KEPT:  # names that somebody only looked up
+                self._limits = {
+                    name: known for name, known in self._limits.items() if known.borrowed_tokens
+                }
+            limit = self._limits[subject] = trio.CapacityLimiter(_PARALLEL)
+        return limit
 
     async def _once(
         self,
@@ -175,11 +186,9 @@ async def _whole(response: httpx.Response) -> httpx.Response:
     return response
 
 
-def _repo_of(address: str) -> str:
-    """Give the repository that an address is about; empty for those about none."""
+def _subject(address: str) -> str:
+    """Return the repository that an address is about, or the endpoint if it is about none."""
     parts = address.partition("?")[0].split("/")
-    return parts[3].removesuffix(CACHE) if parts[1:3] == ["api", "storage"] else ""
-
-
-def _new_limit() -> trio.CapacityLimiter:
-    return trio.CapacityLimiter(_PARALLEL_PER_REPOSITORY)
+    if parts[1:3] == ["api", "storage"] and len(parts) > 3:
+        return parts[3].removesuffix(CACHE)
+    return "/".join(parts[:3])

@@ -21,6 +21,7 @@ import h11
 import httpx
 
 from jfs.artifactory.filebody import FileBody
+from jfs.artifactory.pace import Pace
 from jfs.artifactory.proxies import Proxies, Proxy
 from jfs.extents import KiB
 
@@ -60,6 +61,7 @@ class BodyStream(httpx.SyncByteStream):
         self._remaining = length  # None: chunked, or until the connection closes
         self._leftover = memoryview(leftover)
         self._reusable = reusable
+        self._pace = Pace(2 * transport.idle_timeout_s)
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive up to ``len(buffer)`` bytes; 0 at the end.
@@ -101,20 +103,25 @@ class BodyStream(httpx.SyncByteStream):
         if self._connection is None:
             raise httpx.ReadError("the response is closed")
         sock = self._connection.sock
-        with _mapped():
+        with _mapped(), self._pace:
             if isinstance(sock, ssl.SSLSocket):
-                return sock.recv_into(buffer)  # a record at a time, 16 KiB
-            # One call, and one turn of the interpreter's lock, for as much as is wanted.
-            return sock.recv_into(buffer, 0, socket.MSG_WAITALL)
+                count = sock.recv_into(buffer)  # a record at a time, 16 KiB
+            else:
+                # One call, and one turn of the interpreter's lock, for as much as is wanted.
+                count = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
+            self._pace.moved(count)
+        return count
 
     def _read_decoded(self, buffer: memoryview) -> int:
         """Chunked bodies and those that end with the connection: rare, so h11 decodes them."""
         while not self._leftover:
-            with _mapped():
+            with _mapped(), self._pace:
                 event = self._protocol.next_event()
                 if event is h11.NEED_DATA:
                     assert self._connection is not None
-                    self._protocol.receive_data(self._connection.sock.recv(64 * KiB))
+                    data = self._connection.sock.recv(64 * KiB)
+                    self._protocol.receive_data(data)
+                    self._pace.moved(len(data))
                     continue
             if isinstance(event, h11.Data):
                 self._leftover = memoryview(bytes(event.data))
@@ -147,7 +154,7 @@ class BulkTransport(httpx.BaseTransport):
         self._context = context
         self._proxies = proxies
         self._connect_timeout_s = connect_timeout_s
-        self._idle_timeout_s = idle_timeout_s
+        self.idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
         self._open: set[_Connection] = set()
@@ -244,8 +251,8 @@ class BulkTransport(httpx.BaseTransport):
                 # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
                 # and costs a poll for every receive; the kernel's does neither.
                 sock.settimeout(None)
-                _set_timeout(sock, socket.SO_RCVTIMEO, self._idle_timeout_s)
-                _set_timeout(sock, socket.SO_SNDTIMEO, self._idle_timeout_s)
+                _set_timeout(sock, socket.SO_RCVTIMEO, self.idle_timeout_s)
+                _set_timeout(sock, socket.SO_SNDTIMEO, self.idle_timeout_s)
             except BaseException:
                 sock.close()
                 raise
@@ -276,10 +283,15 @@ class BulkTransport(httpx.BaseTransport):
             connection.sock.sendall(data)
         if body is not None:
             self._send_body(connection, body)
+        # Each receive has its timeout; all of them together have one too.
+        patience_s = self.idle_timeout_s if body is None else body.answer_s
+        deadline = time.monotonic() + patience_s
         with _mapped():
             while True:
                 event = protocol.next_event()
                 if event is h11.NEED_DATA:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
                     protocol.receive_data(connection.sock.recv(_HEAD_CHUNK))
                 elif isinstance(event, h11.Response):
                     break
@@ -296,7 +308,7 @@ class BulkTransport(httpx.BaseTransport):
         )
         if body is not None:
             body.bind(None)
-            _set_timeout(connection.sock, socket.SO_RCVTIMEO, self._idle_timeout_s)
+            _set_timeout(connection.sock, socket.SO_RCVTIMEO, self.idle_timeout_s)
             keep = keep and body.sent == body.size
         answer = BodyStream(self, connection, protocol, length, leftover, reusable=keep)
         return httpx.Response(

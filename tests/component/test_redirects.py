@@ -325,3 +325,27 @@ async def test_the_cache_holds_one_version(
         assert bytes(buffer) == old[: far.size]
     content.close()
     store.close()
+
+
+UNSTATED = {"ETag": "", "X-Checksum-Sha1": "", "X-Checksum-Sha256": "", "X-Checksum-Md5": ""}
+
+
+def test_bytes_that_nothing_is_said_about(server: EmbeddedServer, source: HttpRangeSource) -> None:
+    """A proxy takes the headers away: what the item is now is asked, once the answer has come."""
+    server.faults.add(Fault.set_headers(UNSTATED, ITEM))
+    assert fetch(source) == OLD[: PART.size]
+    hold = server.faults.add(Fault.hold(f"/api/storage{ITEM}", times=1))
+    with fetching(source, version_of(OLD)) as result:
+        hold.wait_hit()
+        server.deploy(REPO, PATH, NEW)
+        hold.release()
+    assert result == [Stale]
+    assert fetch(source, version_of(NEW)) == NEW[: PART.size]
+    server.faults.add(Fault.wrong_checksums(f"/api/storage{ITEM}"))
+    with pytest.raises(Stale):
+        fetch(source, version_of(NEW))
+    server.faults.clear()
+    server.faults.add(Fault.set_headers(UNSTATED, ITEM))
+    server.faults.add(Fault.garbage(f"/api/storage{ITEM}", body=b'{"size": "262144"}'))
+    with pytest.raises(ProtocolViolation, match="states no checksum"):
+        fetch(source, version_of(NEW))
