@@ -25,10 +25,11 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jfs.cache.blockmap import lock_blocks
+from jfs.errors import is_of_the_disk
 from jfs.extents import KiB, MiB
 
 _HOLE = 4 * MiB
@@ -46,17 +47,26 @@ class Abilities:
     claims: bool = True
 
 
+NOTHING = Abilities(nowait=False, direct=False, sparse=False, locks=False, claims=False)
+
+
 def probe(directory: Path) -> Abilities:
     """Try everything on a file of *directory*. What fails for another reason counts as missing.
 
     Raises:
-        OSError: no file can be made there.
+        OSError: no file can be made there, and not because the disk is full.
     """
-    file, name = tempfile.mkstemp(dir=directory, prefix=".probe-")
+    try:
+        file, name = tempfile.mkstemp(dir=directory, prefix=".probe-")
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
+        # What is cached already can be read all the same.
+        return replace(NOTHING, locks=_works(lambda: _lock(directory)))
     try:
         return Abilities(
             nowait=_works(lambda: os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)),
-            locks=_works(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)),
+            locks=_works(lambda: _lock(directory)),
             claims=_works(lambda: lock_blocks(file, range(1))),
             direct=_works(lambda: _write_direct(name)),
             sparse=_works(lambda: _make_hole(file)),
@@ -80,6 +90,14 @@ def _works(attempt: Callable[[], object]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _lock(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(file)
 
 
 def _write_direct(name: str) -> None:

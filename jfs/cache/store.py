@@ -20,7 +20,7 @@ from jfs.cache.files import EntryFiles, OpenFiles
 from jfs.cache.filesystem import Abilities
 from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
-from jfs.errors import CacheError, CachePaused, ConfigError, is_of_descriptors
+from jfs.errors import CacheError, CachePaused, ConfigError, is_of_descriptors, is_of_the_disk
 from jfs.extents import GiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
@@ -72,6 +72,7 @@ class DiskBlockStore:
         self._lock = threading.Lock()
         self._paused_until = 0.0
         self._full_until = 0.0
+        self._said_full = False
         self._used = 0
         self._granted = 0  # of what is used: room that was asked for and not handed out yet
         self._pending = 0  # bytes that were given room and may not be on disk yet
@@ -187,6 +188,8 @@ class DiskBlockStore:
         self.metrics.count("cache_disk_errors")
         with self._lock:
             first = time.monotonic() >= self._paused_until
+            if is_of_the_disk(error):  # full: said once, not every time that somebody tries
+                first, self._said_full = first and not self._said_full, True
             self._paused_until = time.monotonic() + _PAUSE_S
             self._used -= self._granted
             self._granted = 0
@@ -204,9 +207,7 @@ class DiskBlockStore:
     # one entry
 
     def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
-        if time.monotonic() < self._paused_until:
-            raise CachePaused(f"{self._directory}: its disk failed a moment ago")
-        try:
+        try:  # also while the disk is left alone: what is cached may be readable
             files = self.open_files(content, wait=True)
         except OSError as error:
             self.failed(error)
@@ -298,6 +299,7 @@ class DiskBlockStore:
                 return False
             self._pending += size
             self._granted = grant - size
+            self._said_full = False
             return True
 
     def _free(self) -> int:

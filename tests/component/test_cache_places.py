@@ -1,5 +1,6 @@
 """Where a cache and a staging directory can be: file systems, open directories, full disks."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from jfs import directories
 from jfs.cache import DiskBlockStore, inventory
 from jfs.cache.content import DiskContent
-from jfs.cache.filesystem import Abilities
+from jfs.cache.filesystem import NOTHING, Abilities
 from jfs.config import CacheSettings
 from jfs.errors import CacheError, ConfigError
 from jfs.extents import Extent, GiB, KiB, MiB
@@ -23,7 +24,6 @@ from jfs.vfs.writing.journal import Journal, Record
 
 NOBODY = 65534
 BLOCK = 32 * KiB
-NOTHING = Abilities(nowait=False, direct=False, sparse=False, locks=False, claims=False)
 
 Opener = Callable[..., DiskBlockStore]
 
@@ -348,3 +348,28 @@ def test_too_little_space_is_said_with_the_figures(open_store: Opener, disk: Pat
     late = full.open(key(2, 2 * len(content)))
     assert late.publish(0, memoryview(content))
     late.close()
+
+
+@pytest.mark.fuse  # root, like every mount
+def test_a_full_disk_is_said_once_and_what_is_cached_is_read(
+    open_store: Opener, disk: Path, expected_logs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected_logs.append("No space left on device: reading past the cache")
+    content = content_of(MiB)
+    cached = open_store(disk / "cache").open(key(1, 2 * MiB))
+    assert cached.publish(0, memoryview(content))
+    cached.close()
+    # Neither a byte nor a file fits.
+    subprocess.run(["mount", "-o", "remount,nr_inodes=20", str(disk)], check=True)
+    (disk / "files").mkdir()
+    with contextlib.suppress(OSError):
+        for number in range(100):
+            (disk / "files" / str(number)).touch()
+    store = open_store(disk / "cache")
+    for number in range(2, 5):
+        with pytest.raises(CacheError):
+            store.open(key(number, MiB))
+        cached = store.open(key(1, 2 * MiB))
+        assert read(cached, Extent(0, MiB)) == content
+        cached.close()
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1

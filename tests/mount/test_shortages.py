@@ -1,0 +1,108 @@
+"""A mount that lacks something: descriptors, a private directory, space for its cache."""
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from jfs.server import EmbeddedServer
+from tests.mount.conftest import MountedServer, Mounter
+
+pytestmark = pytest.mark.fuse
+
+REPO = "ml-models-local"
+MiB = 1024 * 1024
+
+
+def leave_descriptors(mounted: MountedServer, count: int) -> int:
+    """Let the daemon open so many more; return its limit."""
+    pid = mounted.mount.process.pid
+    limit = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) + count
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    return limit
+
+
+def test_the_limit_of_descriptors_is_raised(mounted: MountedServer) -> None:
+    soft, hard = resource.prlimit(mounted.mount.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == min(hard, 1 << 20)
+
+
+def test_more_files_are_open_than_there_are_descriptors(mounted: MountedServer) -> None:
+    for number in range(200):
+        mounted.server.deploy(REPO, f"m/f{number}", b"%d" % number * 1000)
+    leave_descriptors(mounted, 100)
+    with ExitStack() as opened:
+        files = [
+            opened.enter_context((mounted.root / "m" / f"f{number}").open("rb"))
+            for number in range(200)
+        ]
+        for number, file in enumerate(files):
+            assert file.read() == b"%d" % number * 1000
+
+
+def test_a_write_without_a_descriptor_says_so(mounted: MountedServer) -> None:
+    (mounted.root / "before").write_bytes(b"1")  # its connection is kept
+    limit = leave_descriptors(mounted, 30)
+    refused = None
+    with ExitStack() as opened:
+        try:
+            for number in range(60):
+                file = opened.enter_context((mounted.root / f"f{number}").open("wb"))
+                file.write(b"%d" % number)
+        except OSError as error:
+            refused = error.errno
+    assert refused == errno.EMFILE
+    (mounted.root / "after").write_bytes(b"2")
+    assert (mounted.root / "after").read_bytes() == b"2"
+    said = [line for line in mounted.mount.log().splitlines() if "WARNING" in line]
+    assert len(said) == 1
+    assert f"the limit of this process is {limit}: raise the hard limit" in said[0]
+    mounted.mount.stop(expected=["no file descriptor is left"])
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """An emptyDir of 64 MiB in memory: open to everybody, and a mount point."""
+    place = tmp_path / "volume"
+    place.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0777", "tmpfs", str(place)], check=True
+    )
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_an_open_volume_is_cache_and_staging_directory(
+    server: EmbeddedServer, mounter: Mounter, volume: Path
+) -> None:
+    server.deploy(REPO, "f", bytes(3 * MiB))
+    options = ("--cache-dir", str(volume), "--staging-dir", str(volume))
+    mounted = mounter(f"{server.url}/{REPO}", *options, JF_ACCESS_TOKEN=server.token)
+    assert (mounted.root / "f").read_bytes() == bytes(3 * MiB)
+    (mounted.root / "g").write_bytes(b"written")
+    mounted.stop()
+    (inside,) = volume.iterdir()
+    assert inside.stat().st_mode & 0o777 == 0o700
+    server.stats.reset()
+    mounted = mounter(f"{server.url}/{REPO}", *options, JF_ACCESS_TOKEN=server.token)
+    assert (mounted.root / "f").read_bytes() == bytes(3 * MiB)
+    assert server.stats.bytes_sent < MiB
+
+
+def test_a_disk_without_space_for_a_cache_is_said_once(
+    server: EmbeddedServer, mounter: Mounter, volume: Path
+) -> None:
+    (volume / "others").write_bytes(bytes(60 * MiB))
+    server.deploy(REPO, "f", bytes(9 * MiB))
+    mounted = mounter(
+        f"{server.url}/{REPO}", "--cache-dir", str(volume), JF_ACCESS_TOKEN=server.token
+    )
+    assert (mounted.root / "f").read_bytes() == bytes(9 * MiB)
+    (said,) = [line for line in mounted.log().splitlines() if "WARNING" in line]
+    assert "4.0 MiB of 64.0 MiB are free, and 6.4 MiB are left to others" in said
+    mounted.stop(expected=["nothing more is cached"])
