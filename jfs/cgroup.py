@@ -1,7 +1,7 @@
 """The memory limit that this process runs under. Blocking file reads; any thread.
 
-Buffers are charged to it, and so are the pages of cache files that the kernel keeps for us:
-they must follow its limit and not the memory of the machine.
+The kernel charges our buffers to it, and the pages that it caches of files that we read and write:
+both must follow this limit and not the memory of the machine.
 Source: kernel documentation, admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 

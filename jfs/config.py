@@ -98,7 +98,7 @@ class ReadSettings:
     memory_bytes: int = 160 * MiB  # all buffers between network, disk and kernel, spare ones too
     segment_bytes: int = 4 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
-    disk_patience_s: float = 10.0  # READs wait so long for memory that waits for the cache's disk
+    disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
     deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
 
 

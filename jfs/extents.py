@@ -90,7 +90,7 @@ class ExtentSet:
     def add(self, extent: Extent) -> None:
         if not extent:
             return
-        # Everything that touches [start, stop] melts into one extent.
+        # Everything that touches [start, stop] becomes one extent.
         first = bisect_left(self._stops, extent.start)
         last = bisect_right(self._starts, extent.stop)
         start, stop = extent

@@ -44,7 +44,7 @@ class ArtifactStore(Protocol):
         """
 
     async def properties(self, path: RepoPath) -> Properties:
-        """Return the properties of one item; none is an empty mapping."""
+        """Return the properties of one item, an empty mapping if it has none."""
 
     async def set_properties(
         self, path: RepoPath, change: Mapping[str, tuple[str, ...] | None]
@@ -139,7 +139,7 @@ class RangeSource(Protocol):
             extent: not empty, within ``[0, version.size)``.
         Raises:
             Stale: the server has other content at the path now.
-            RemoteError: anything else; bytes already given to *sink* are right all the same.
+            RemoteError: anything else; the bytes that *sink* has by then are right all the same.
         """
 
     def close(self) -> None:
@@ -149,12 +149,15 @@ class RangeSource(Protocol):
 class CachedContent(Protocol):
     """The blocks of one content that are on disk. Any thread; blocking unless it says otherwise.
 
-    Holding one keeps its file open, so eviction by anyone never takes bytes away mid-call: a block
-    is either read whole and verified, or reported missing.
+    A block is either read whole and verified, or reported missing. What is open is not evicted,
+    unless it is idle and descriptors are so few that its files were closed meanwhile.
     """
 
     def missing(self, extent: Extent) -> list[Extent]:
-        """Return the runs of *extent*, widened to blocks, that are not on disk. Does not block."""
+        """Return the runs of *extent*, widened to blocks, that are not on disk.
+
+        Does not block: it reads a few bytes that the kernel has cached.
+        """
 
     def read_into(self, extent: Extent, buffer: memoryview) -> bool:
         """Copy *extent* into *buffer*, every block it touches verified.
@@ -167,7 +170,7 @@ class CachedContent(Protocol):
         """
 
     def read_resident(self, extent: Extent) -> memoryview | None:
-        """Return *extent* if that needs no disk: for the event loop. Never blocks, never lies."""
+        """Return *extent* if that needs no disk, every block verified. Never blocks."""
 
     def publish(self, start: int, data: memoryview) -> bool:
         """Store whole blocks beginning at *start*; they are present once this returned True.
@@ -185,7 +188,7 @@ class CachedContent(Protocol):
         """
 
     def close(self) -> None:
-        """Release the file; idempotent."""
+        """Close the files, after the calls under way; idempotent."""
 
 
 class BlockStore(Protocol):

@@ -19,9 +19,9 @@ Lock order, from the outside in; none is held while the network is waited for:
    for who removes or replaces the files. Whoever evicts only tries it; opening waits for it, which
    takes a few system calls.
 3. The lock of a block: an OFD lock on the map, one byte for each block. Only ever tried.
-4. ``DiskContent._lock``, then ``OpenFiles._lock``; ``DiskBlockStore._lock``, which is held while
-   the store evicts. None of them is held while another one of this line is waited for, but for the
-   first two in their order.
+4. Locks of this process: ``DiskBlockStore._lock``, which is also held while the store evicts (so it
+   is outside of all others), ``OpenFiles._lock``, ``DiskContent._lock``. The last two are never
+   held together.
 """
 
 from jfs.cache.inventory import CachedEntry, check, inventory, pin, remove

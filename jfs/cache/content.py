@@ -54,7 +54,7 @@ class Shelf(Protocol):
         """Whether so many bytes more may be written; if so, ``written`` follows."""
 
     def written(self, size: int) -> None:
-        """The room that was given is used, or not wanted."""
+        """The room of a call of ``room`` has been used, or is not wanted."""
 
     def failed(self, error: OSError) -> None:
         """The disk refused."""
@@ -85,8 +85,8 @@ class DiskContent:
         self._uses = 0
         self.closed = False
         self._warned = False
-        # Every block before it was seen present, until the last one was: so the end of a download
-        # is found without a look at the whole map at every block.
+        # Every block before it was present when we looked. It moves on when the block at it is
+        # published: so the end of a download is found without reading the whole map each time.
         self._complete_to = 0
         self._published = False
 
@@ -145,7 +145,7 @@ class DiskContent:
 
     def claim(self, extent: Extent) -> contextlib.AbstractContextManager[None] | None:
         if not self._shelf.abilities.claims:
-            return contextlib.nullcontext()  # nobody can be agreed with
+            return contextlib.nullcontext()
         files = self._use()
         if files is None:
             return contextlib.nullcontext()
@@ -211,7 +211,7 @@ class DiskContent:
         """Whether the first blocks and the last are there: an open has no time for more."""
         return self._with_map(BlockMap.looks_complete, False)
 
-    # files
+    # descriptors
 
     def close_idle_files(self) -> bool:
         """Close the files until they are used again. False: somebody uses them."""
@@ -318,7 +318,7 @@ class DiskContent:
             return False
         except OSError as error:
             if flags and is_not_supported(error):
-                self._nowait = False  # not on this file system, after all
+                self._nowait = False  # the probe was on another file system than this file
             else:
                 self._shelf.failed(error)
             return False
@@ -391,7 +391,7 @@ class DiskContent:
         return True
 
     def _look_for_completion(self, files: EntryFiles, present_to: int) -> None:
-        # Under the lock, so that of two threads that publish neighbours the second one sees both.
+        # Under the lock, so that of two threads that publish neighbours the later one sees both.
         with self._lock:
             self._complete_to = files.blocks.first_absent(max(present_to, self._complete_to))
             complete = self._complete_to == files.blocks.count

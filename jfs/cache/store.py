@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 # Digests come from a server and become file names: nothing but these.
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}")
-# A disk that refuses is left alone for so long: asking it at every block would cost every read.
+# Pause after an error of the disk: asking it at every block would cost every read.
 _PAUSE_S = 30.0
-# Nothing could be evicted: all is in use or pinned. Looking again at every block would read the
-# whole directory each time; what this process closes is noticed at once.
+# Pause after nothing could be evicted, since all is in use or pinned: looking again at every block
+# would read the whole directory each time. What this process closes ends it.
 _FULL_S = 2.0
 # Between looks at what other processes have written.
 _RESCAN_BYTES = 256 * MiB
@@ -75,7 +75,7 @@ class DiskBlockStore:
         self._said_full = False
         self._used = 0
         self._granted = 0  # of what is used: room that was asked for and not handed out yet
-        self._pending = 0  # bytes that were given room and may not be on disk yet
+        self._pending = 0  # bytes that have room and may not be on disk yet
         self._since_scan = _RESCAN_BYTES  # the first write looks
         self._open_files = OpenFiles()
         self._verifier = Verifier(self.inspect, metrics)
@@ -114,7 +114,7 @@ class DiskBlockStore:
         return False
 
     def verify(self, key: ContentKey) -> bool:
-        """Hold a content against its digest now; see ``Verifier.verify``."""
+        """Compare a content with its digest now; see ``Verifier.verify``."""
         return self._verifier.verify(key)
 
     def rejections(self, content: ContentKey) -> int:
@@ -181,7 +181,7 @@ class DiskBlockStore:
             self._pending -= size
 
     def failed(self, error: OSError) -> None:
-        """Leave the disk alone for a while; a shortage of descriptors is no fault of it."""
+        """Pause writing for a while; a shortage of descriptors is no fault of the disk."""
         if is_of_descriptors(error):
             descriptors.complain(error)
             return

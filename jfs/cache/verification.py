@@ -1,9 +1,9 @@
-"""Hold complete contents against their digest: behind every reader, and never taken on trust.
+"""Compare complete contents with their digest, in the background.
 
-Blocks are verified one by one whenever they are read back, but by checksums of what arrived. Only
-the digest of the whole tells whether the server sent the right bytes in the first place, and that
-costs as much CPU time as receiving them did (sha256 1.3 GB/s on one core): so it waits until the
-data plane rests.
+Blocks are verified one by one whenever they are read back, but against checksums of what arrived.
+Only the digest of the whole tells whether the server sent the right bytes in the first place, and
+that costs as much CPU time as receiving them did (sha256 1.3 GB/s on one core): so it waits until
+no data has moved for a while.
 
 Any thread.
 """
@@ -26,12 +26,12 @@ from jfs.model import ContentKey
 
 log = logging.getLogger(__name__)
 
-# The data plane rests when it moved no byte for so long. On two cores a reader beside a running
+# Verification begins after this long without data moving. On two cores a reader beside a running
 # verification had 0.3 of the speed that it had alone, out of the kernel's page cache.
 _QUIET_S = 2.0
-# A mount that is never at rest is verified all the same, at the lowest priority.
+# On a mount that is never idle it begins after this long all the same, at the lowest priority.
 _PATIENCE_S = 60.0
-# A content that failed is remembered for so long: a server that was repaired is believed again.
+# How long a content that failed is remembered: a server that was repaired is believed again.
 _MEMORY_S = 300.0
 
 
@@ -40,7 +40,7 @@ class Verifier:
 
     Args:
         inspect: opens a content without counting that as a use. Raises CacheError.
-        quiet_s: for how long no byte must have moved before it begins.
+        quiet_s: verification begins after this long without data moving.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Verifier:
         self._rejections: TTLCache[ContentKey, int] = TTLCache(1024, _MEMORY_S)
 
     def submit(self, key: ContentKey) -> None:
-        """Verify *key* in the background, once the data plane rests. Does not block."""
+        """Verify *key* in the background, once no data moves. Does not block."""
         with self._lock:
             if key in self._waiting:
                 return
@@ -74,7 +74,7 @@ class Verifier:
             return self._rejections.get(key, 0)
 
     def verify(self, key: ContentKey) -> bool:
-        """Hold a complete content against its digest; one that does not match is dropped.
+        """Compare a complete content with its digest; one that does not match is dropped.
 
         Returns:
             Whether every byte is there and matches.
@@ -112,7 +112,7 @@ class Verifier:
             content.close()
 
     def close(self) -> None:
-        """End the thread, within one piece of hashing; what waits is left for another day."""
+        """End the thread, within one piece of hashing; what waits is verified when it is opened."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
 

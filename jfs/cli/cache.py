@@ -127,7 +127,7 @@ def check(digests: Sequence[str], directory: Path, as_json: bool) -> None:
 @_cache_dir
 @click.option("--all", "everything", is_flag=True, help="Every content.")
 @click.option(
-    "--older", type=click.FloatRange(0), metavar="DAYS", help="What was not used for so long."
+    "--older", type=click.FloatRange(0), metavar="DAYS", help="What was not used for this long."
 )
 @click.option("--to-size", type=Size(), help="The least recently used, until so much is left.")
 @click.option("--force", is_flag=True, help="Pinned contents too.")
@@ -194,7 +194,7 @@ def pin(digests: Sequence[str], directory: Path, undo: bool) -> None:
 def _chosen(
     directory: Path, digests: Sequence[str], *, everything: bool
 ) -> list[cache.CachedEntry]:
-    """Return the entries that the digests name; all of them if none is given and *everything*."""
+    """Return the entries that the digests name; without digests all, if *everything*."""
     entries = list(cache.inventory(directory))
     if not digests and everything:
         return entries

@@ -33,6 +33,7 @@ from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, CachedContent, RangeSource
+from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner
 from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool, SegmentSink
 
@@ -45,9 +46,6 @@ _CLAIM_PATIENCE_S = 10.0
 
 # A content that does not match its digest is fetched again so often before it is refused.
 _REFETCHES = 1
-
-# A cache's disk that stands still (a hanging NFS) is read past for so long.
-_DISK_PAUSE_S = 30.0
 
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
 
@@ -101,38 +99,10 @@ class DataPlane:
         self.pool = SegmentPool(budget, segment_bytes, several=several)
         self._fetches = fetches
         self.locate = locate
-        self._publishing: set[trio.CancelScope] = set()
-        self._no_publishing_before = 0.0
-
-    async def publish(self, cached: CachedContent, start: int, data: memoryview) -> None:
-        """Write what was received to the cache, unless its disk stands still."""
-        if trio.current_time() < self._no_publishing_before:
-            return
-        with trio.CancelScope() as scope:
-            self._publishing.add(scope)
-            try:
-                await threads.publishing(cached.publish, start, data)
-            finally:
-                self._publishing.discard(scope)
-
-    async def wait_for_memory(self, given: trio.Event) -> None:
-        """Wait for *given*, of the pool; at last let go of what only waits for the disk."""
-        patience_s = self.settings.disk_patience_s
-        with trio.move_on_after(patience_s) as scope:
-            await given.wait()
-        paused = trio.current_time() < self._no_publishing_before
-        if scope.cancelled_caught and self._publishing and not paused:
-            log.warning(
-                "the cache's disk took nothing for %g s: reading past it for %.0f s",
-                patience_s,
-                _DISK_PAUSE_S,
-            )
-            self._no_publishing_before = trio.current_time() + _DISK_PAUSE_S
-            for waiting in self._publishing:
-                waiting.cancel()
+        self.publisher = Publisher(settings.disk_patience_s)
 
     def limits(self, repo: str) -> "_Limits":
-        """Give the workers of a repository: one that hangs keeps only its own readers waiting."""
+        """Return the workers of a repository: one that hangs keeps only its own readers waiting."""
         return _Limits(
             threads.asking("fetches", repo, self._fetches),
             threads.asking("fetches ahead", repo, max(1, self._fetches - 1)),
@@ -181,8 +151,7 @@ class ContentReader(SegmentOwner):
         self.rejections = plane.rejections(version)
 
     async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
-        """Give the bytes of *extent*, cut at the end of the file.
-
+        """Return the bytes of *extent*, cut at the end of the file.
 
         Returns:
             A view that stays right until the caller's next checkpoint only, or bytes.
@@ -224,7 +193,7 @@ class ContentReader(SegmentOwner):
         self.version = replace(self.version, path=path)
 
     async def close(self) -> None:
-        """Let go of everything once the fetches under way have ended. Idempotent."""
+        """Free everything once the fetches under way have ended. Idempotent."""
         if not self._closed:
             self._closed = True
             await self._close_when_idle()
@@ -260,7 +229,7 @@ class ContentReader(SegmentOwner):
                 rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
                 given = self._plane.pool.given()
                 if self._start_missing(rest, demand=True) <= position:
-                    await self._plane.wait_for_memory(given)
+                    await self._plane.publisher.wait(given)
                 continue
             piece = Extent(position, min(extent.stop, segment.extent.stop))
             parts += await self._take(segment, piece)
@@ -277,7 +246,7 @@ class ContentReader(SegmentOwner):
             self._give_back(segment)
 
     def _at(self, position: int) -> Segment | None:
-        """Give the segment that holds byte *position*."""
+        """Return the segment that holds byte *position*."""
         at = bisect_right(self._starts, position) - 1
         if at < 0:
             return None
@@ -289,7 +258,7 @@ class ContentReader(SegmentOwner):
         return segment if segment is not None and segment.extent.contains(extent) else None
 
     def _gaps(self, extent: Extent) -> list[Extent]:
-        """Give the runs of *extent* that no segment covers."""
+        """Return the runs of *extent* that no segment covers."""
         gaps = []
         position = extent.start
         while position < extent.stop:
@@ -404,7 +373,7 @@ class ContentReader(SegmentOwner):
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
             for run in fetched:
-                await self._plane.publish(cached, run.start, segment.slice(run))
+                await self._plane.publisher.publish(cached, run.start, segment.slice(run))
 
     async def _in_thread(
         self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter

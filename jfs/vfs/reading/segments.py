@@ -3,7 +3,7 @@
 A segment is one contiguous piece, fetched by one worker thread into one buffer. READs are answered
 from the buffer as soon as their bytes have arrived, before the rest of the segment has.
 
-Concurrency: a segment is made, waited for, and given back on the trio thread. The one worker
+Concurrency: a segment is made, waited for, and freed on the trio thread. The one worker
 thread that fills it only writes into ``view`` and calls ``progress``. The views handed out stay
 right until the next checkpoint of the trio thread, because buffers are reused on that thread only.
 """
@@ -162,7 +162,7 @@ class SegmentPool:
         self._idle[segment] = owner
 
     def free(self, segment: Segment) -> None:
-        """Take the memory of a segment that its owner has let go of."""
+        """Take the memory of a segment that its owner has discarded."""
         self._idle.pop(segment, None)
         buffer = segment.buffer
         segment.view.release()
@@ -212,7 +212,7 @@ class SegmentPool:
         return True
 
     def _discard_idle(self, group: str | None = None) -> bool:
-        """Give up the finished segment that was added first; False: there is none."""
+        """Discard the finished segment that was added first; False: there is none."""
         for segment, owner in self._idle.items():
             if segment.users == 0 and group in (None, segment.group):
                 owner.discard(segment)
@@ -229,15 +229,15 @@ class SegmentPool:
                 self._token.run_sync_soon(self._make_room, idempotent=True)
 
     def _make_room(self) -> None:
-        """Give up finished segments until a segment's worth is free."""
+        """Discard finished segments until there is room for one more."""
         while self._budget.bound - self._budget.held < self._segment_size:
             if not self._drop_spare() and not self._discard_idle():
                 return
 
 
 class SegmentOwner:
-    """Who keeps segments and lets the pool take them back."""
+    """Who keeps segments, and discards them when the pool wants their memory."""
 
     def discard(self, segment: Segment) -> None:
-        """Let go of a finished segment that no thread uses, and ``free`` it."""
+        """Forget a finished segment that no thread uses, and ``free`` it."""
         raise NotImplementedError

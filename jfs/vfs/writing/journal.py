@@ -128,7 +128,7 @@ class Entry:
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Release the lock and the descriptor; idempotent."""
+        """Close the file, which ends its lock; idempotent."""
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
@@ -213,9 +213,9 @@ class Journal:
         return file
 
     def left_behind(self) -> Iterator[Entry]:
-        """Return every staged file that no living process holds; the caller closes each.
+        """Yield every staged file that no living process holds; the caller closes each.
 
-        Whoever is given one holds it: two processes never deal with the same file.
+        Whoever gets one holds it: two processes never deal with the same file.
         """
         for name in self._names():
             entry = self._claim(name)
@@ -324,7 +324,7 @@ def _properties(document: Mapping[str, list[str]]) -> Properties:
 
 @contextlib.contextmanager
 def closing(entry: Entry) -> Iterator[Entry]:
-    """Release a claimed file at the end."""
+    """Close a claimed file at the end."""
     try:
         yield entry
     finally:

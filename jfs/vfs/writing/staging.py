@@ -121,7 +121,7 @@ class StagingFile:
             raise FileTooLarge(f"{size} bytes are more than the staging directory's disk has")
 
     async def read(self, extent: Extent) -> bytes:
-        """Give bytes, from a thread; fewer only at the end. Trio thread. Raises OSError."""
+        """Return bytes, from a thread; fewer only at the end. Trio thread. Raises OSError."""
         # Closed under a reader, its descriptor would soon be another file's.
         self._users += 1
         try:
@@ -137,7 +137,7 @@ class StagingFile:
                 self._close()
 
     def sha256(self) -> str:
-        """Give the digest of all that was written. Raises OSError."""
+        """Return the digest of all that was written. Raises OSError."""
         return self._hash.digest(self.file, self.size)
 
     def forget(self) -> None:
@@ -146,7 +146,7 @@ class StagingFile:
             self.entry.remove()
 
     def close(self) -> None:
-        """Let go of the file, after its readers; the journal keeps what it has. Trio thread."""
+        """Close the file, after its readers; the journal keeps what it has. Trio thread."""
         self._closing = True
         if not self._users:
             self._close()
