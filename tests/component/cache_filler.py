@@ -1,5 +1,6 @@
 """A process of its own that fills a cache until it is killed: ``python -m …cache_filler DIR``."""
 
+import hashlib
 import random
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
 SIZE = 8 * MiB + 12_345
-KEY = ContentKey("sha256:" + "5a" * 32, SIZE)
 
 
 def content() -> bytes:
-    """What the filler writes; the digest above is not its own, as nothing here verifies it."""
+    """What the filler writes."""
     return random.Random(11).randbytes(SIZE)
+
+
+# Its own digest: where the filler comes to its end, the store of the test verifies the whole.
+KEY = ContentKey(f"sha256:{hashlib.sha256(content()).hexdigest()}", SIZE)
 
 
 def main(directory: Path) -> None:
