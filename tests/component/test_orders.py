@@ -191,3 +191,19 @@ async def test_three_who_read_remove_and_make_one_name(ask: Requests, staging: P
         assert await content(fs, "f") == b"at last"
     assert ask.get(PATH).body == b"at last"
     assert kept(staging) == []
+
+
+async def test_a_reader_that_closes_beside_the_writer_leaves_nothing_behind(
+    ask: Requests, staging: Path
+) -> None:
+    async with writing(ask, staging) as fs:
+        for _ in range(10):
+            opened, attributes = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+            reader = await fs.open(attributes.ino, os.O_RDONLY)
+            await fs.write(opened.handle, 0, b"data")
+            await fs.flush(opened.handle)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fs.release, opened.handle)
+                nursery.start_soon(fs.release, reader.handle)
+            assert Journal(staging).survey() == []
+            await fs.unlink(ROOT, "f")

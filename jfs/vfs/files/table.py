@@ -182,12 +182,14 @@ class OpenFiles:
                 log.error("%s: not uploaded: %s", file.inode.path, error)
                 self._note_error(file.inode.path, str(error))
         del self._handles[handle]
-        file.handles -= 1
         file.writers -= opened.writes
-        if opened.writes and self._writer is not None:
-            await self._writer.settle(file)
-        if not file.handles:
-            await self._opening.let_go(file)
+        try:
+            if opened.writes and self._writer is not None:
+                await self._writer.settle(file)
+        finally:  # not before: whoever closes beside us must not let go of it meanwhile
+            file.handles -= 1
+            if not file.handles:
+                await self._opening.let_go(file)
 
     async def close(self) -> list[RepoPath]:
         """Let go of everything; for the end of the mount.

@@ -243,25 +243,22 @@ class InodeTable:
                 inode.stat.put(info, asked)
                 return inode
             _detach(inode)
-            if not inode.lookup_count:
-                self._shed(inode)
-                self._settle(inode)
+            self._shed(inode)
+            self._settle(inode)
         inode = Inode(self._number(str(info.path)), parent, name, info, asked)
         self._inodes[inode.ino] = inode
         _attach(inode, parent)
         return inode
 
     def attach_again(self, inode: Inode) -> None:
-        """Give an inode the dentry back that another one took, if its folder is still there."""
+        """Give an inode the dentry back that another one took."""
         parent = inode.parent
         if parent is None or inode.attached() or inode.path != parent.path.child(inode.name):
             return
-        other = parent.dentries.get(inode.name)
-        if other is not None:
+        if (other := parent.dentries.get(inode.name)) is not None:
             _detach(other)
-        _attach(inode, parent)
-        if other is not None and not other.lookup_count:
             self._settle(other)
+        _attach(inode, parent)
 
     def compute(self, key: str, info: EntryInfo, computed: object, asked: Asked) -> Inode:
         """Return the inode of an entry that is computed, made or brought up to date.
