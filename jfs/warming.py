@@ -114,9 +114,6 @@ async def _files(
     """Walk the artifacts at or below *path*, one listing a folder."""
     try:
         entry = await client.stat(path)
-        if isinstance(entry, FolderInfo) and not entry.listed:
-            # A remote repository lists what it has cached: that is nothing, not all there is.
-            raise JfsError("nothing of it is cached on the server: name its files")
     except NotFound:
         result.failures.append((path, "no such file or folder on the server"))
         return
@@ -134,6 +131,9 @@ async def _files(
         except JfsError as error:
             result.failures.append((folder, str(error)))
             continue
+        if folder == path and not entries and not client.lists_all(path.repo):
+            # A remote repository lists what it has cached: nothing of it is not nothing at all.
+            result.failures.append((path, "nothing of it is cached on the server: name its files"))
         ordered = sorted(entries, key=lambda entry: entry.path)
         for child in ordered:
             if isinstance(child, FileInfo):

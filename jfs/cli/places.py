@@ -62,6 +62,14 @@ async def require(client: ArtifactoryClient, place: Place) -> EntryInfo:
     return info
 
 
+async def require_writable(client: ArtifactoryClient, place: Place) -> None:
+    """Make sure that a place can hold anything, before upstream is asked about it. JfsError."""
+    await client.repositories()
+    repo = place.source.path.repo
+    if not client.is_writable(repo):
+        raise JfsError(f"{place.shown}: {repo} is a remote repository: nothing can be made there")
+
+
 def missing(place: Place) -> JfsError:
     """Return the error for a place where nothing is."""
     what = "file or folder on the server"

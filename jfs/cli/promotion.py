@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli.connection import Place
-from jfs.cli.places import is_inside, look, require
+from jfs.cli.places import is_inside, look, require, require_writable
 from jfs.errors import JfsError
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Properties, RepoPath
 
@@ -57,7 +57,10 @@ async def promote(client: ArtifactoryClient, wish: Wish) -> Promoted:
     """
     source, target = wish.source.source.path, wish.target.source.path
     info = await require(client, wish.source)
-    existing = None if wish.in_place else await look(client, target)
+    existing = None
+    if not wish.in_place:
+        await require_writable(client, wish.target)
+        existing = await look(client, target)
     if existing is not None and not wish.replace:
         raise JfsError(
             f"{wish.target.shown}: is there already: --replace replaces it; "

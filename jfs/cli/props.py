@@ -6,10 +6,11 @@ import click
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import connection as server
-from jfs.cli.connection import Connection
+from jfs.cli.connection import Connection, Place
+from jfs.cli.places import missing
 from jfs.cli.properties import properties_of
 from jfs.cli.tables import print_rows
-from jfs.errors import ConfigError, JfsError, NamespaceError
+from jfs.errors import ConfigError, JfsError, NamespaceError, NotFound
 from jfs.model import Properties
 from jfs.vfs.attributes.xattrs import PREFIX, encode_values, key_to_write
 
@@ -44,7 +45,8 @@ def get(path: str, keys: tuple[str, ...], as_json: bool, connection: Connection)
 
     Exit codes: 0 done, 1 a named property is not there, or the server failed, 2 wrong use.
     """
-    source = connection.place(path).source
+    place = connection.place(path)
+    source = place.source
 
     async def question(client: ArtifactoryClient) -> Properties:
         await client.stat(source.path)  # or nothing there would look like no properties
@@ -55,7 +57,7 @@ def get(path: str, keys: tuple[str, ...], as_json: bool, connection: Connection)
     except ConfigError:
         raise
     except JfsError as error:
-        raise _failure(path, error) from None
+        raise _failure(place, error) from None
     shown = {key: found[key] for key in sorted(keys or found) if key in found}
     if as_json:
         click.echo(json.dumps(shown))
@@ -114,7 +116,8 @@ def _change(
     recursive: bool,
     connection: Connection,
 ) -> None:
-    source = connection.place(path).source
+    place = connection.place(path)
+    source = place.source
     try:
         connection.ask(
             source,
@@ -123,9 +126,9 @@ def _change(
     except ConfigError:
         raise
     except JfsError as error:
-        raise _failure(path, error) from None
+        raise _failure(place, error) from None
     server.refresh(path)
 
 
-def _failure(path: str, error: JfsError) -> JfsError:
-    return JfsError(f"{path}: {error}")
+def _failure(place: Place, error: JfsError) -> JfsError:
+    return missing(place) if isinstance(error, NotFound) else JfsError(f"{place.shown}: {error}")

@@ -20,6 +20,7 @@ from jfs.cli.places import (
     require_item,
     require_name,
     require_one_server,
+    require_writable,
 )
 from jfs.errors import ConfigError, JfsError
 from jfs.model import EntryInfo, FileInfo, FolderInfo, RepoPath
@@ -124,6 +125,7 @@ async def _look_at_target(client: ArtifactoryClient, wish: Wish) -> EntryInfo | 
         raise ConfigError(f"{shown}: is a whole server: give REPO/PATH")
     if path.path:
         require_name(wish.target, path)
+    await require_writable(client, wish.target)
     there = await look(client, path)
     if there is None and not path.path:
         raise JfsError(f"{shown}: no such repository on the server, or no right to read it")

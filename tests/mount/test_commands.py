@@ -156,5 +156,19 @@ def test_warm_of_what_is_not_there_is_an_error(models: EmbeddedServer, tmp_path:
     cache = ("--cache-dir", str(tmp_path / "cache"))
     for path in (f"{REPO}/absent", f"{REPO}/absent.bin", "absent"):
         assert f"{path}: no such" in run_here(models, "warm", *cache, path, code=1)
+    assert "nothing of it is cached" in run_here(models, "warm", *cache, "hf", code=1)
     found = run_here(models, "warm", *cache, "--json", f"{REPO}/nlp/bert/2.0")
     assert (json.loads(found)["files"], json.loads(found)["failures"]) == (2, [])
+
+
+def test_nothing_is_made_in_a_remote_repository(models: EmbeddedServer) -> None:
+    """Told before upstream is asked what is there."""
+    models.create_repository("hf", upstream="http://127.0.0.1:9/")
+    source = f"{REPO}/nlp/bert/2.0"
+    for command in (("cp", "-r"), ("mv",), ("promote",)):
+        for target in ("hf/new", "hf/org/model/new"):
+            told = run_here(models, *command, source, target, code=1)
+            assert "hf is a remote repository" in told
+    for command in (("get",), ("set",)):
+        told = run_here(models, "props", *command, f"{REPO}/absent", "a=b", code=1)
+        assert "no such file or folder" in told
