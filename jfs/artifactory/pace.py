@@ -1,10 +1,10 @@
-"""When a transfer is as good as silent, though a byte comes now and then."""
+"""A minimum rate of transfers: below it a connection counts as silent."""
 
 import time
 
 from jfs.extents import KiB
 
-# A server, or somebody on the way, that moves less in its time would keep a thread for ever.
+# Without it a server that sends a byte now and then would keep a thread for ever.
 _SLOWEST = 64 * KiB
 
 

@@ -35,7 +35,7 @@ class Parallelism:
     def request(self) -> Iterator[None]:
         """Wait for a place and hold it; how the block ends moves the limit.
 
-        After ``close`` nobody waits.
+        After ``close`` no thread waits.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._active < self.limit or self._closed)
@@ -56,7 +56,7 @@ class Parallelism:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody through, to fail at their sockets."""
+        """Let all waiting threads through; they fail at their sockets."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Which proxy leads to a server: the environment, read once by both planes. Pure but for that.
+"""Which proxy leads to a server: the environment, read once by both planes. Pure otherwise.
 
 ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, each in lower case too, which is
 preferred. There is no standard; what curl, Go, Python and requests understand in ``NO_PROXY`` is

@@ -105,7 +105,7 @@ class HttpRangeSource:
             self._metrics.count("received_bytes", progress.position - extent.start)
 
     def _fetch_range(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
-        """Receive a range; nothing at all if it turns out that this server has none."""
+        """Receive a range; no byte if the server turns out to ignore ranges."""
         response = self._opener.open(version, extent)
         offered = False
         try:

@@ -1,4 +1,4 @@
-"""When to ask again: which failures, how often, how long apart. Pure but for the dice."""
+"""When to ask again: which failures, how often, how long apart. Pure except for jitter."""
 
 import random
 from collections.abc import Iterator

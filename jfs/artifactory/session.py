@@ -61,7 +61,7 @@ class Session:
         await self._client.aclose()
 
     async def get(self, address: str, *, retries: bool = True) -> bytes:
-        """Give the body of an answer."""
+        """Return the body of an answer."""
         return (await self.exchange("GET", address, retries=retries)).content
 
     async def exchange(

@@ -105,7 +105,7 @@ class BodyStream(httpx.SyncByteStream):
         sock = self._connection.sock
         with _mapped(), self._pace:
             if isinstance(sock, ssl.SSLSocket):
-                count = sock.recv_into(buffer)  # a record at a time, 16 KiB
+                count = _receive_records(sock, buffer, self._transport.idle_timeout_s)
             else:
                 # One call, and one turn of the interpreter's lock, for as much as is wanted.
                 count = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
@@ -132,6 +132,27 @@ class BodyStream(httpx.SyncByteStream):
         buffer[:count] = self._leftover[:count]
         self._leftover = self._leftover[count:]
         return count
+
+
+def _receive_records(sock: ssl.SSLSocket, buffer: memoryview, patience_s: float) -> int:
+    """Fill a buffer as MSG_WAITALL does: TLS returns a record at a time, 16 KiB.
+
+    What was received when time is up, or when the connection fails, is not lost: the next call
+    meets the failure.
+    """
+    deadline = time.monotonic() + patience_s
+    filled = 0
+    while filled < len(buffer) and time.monotonic() < deadline:
+        try:
+            count = sock.recv_into(buffer[filled:])
+        except OSError:
+            if not filled:
+                raise
+            break
+        if not count:
+            break
+        filled += count
+    return filled
 
 
 class BulkTransport(httpx.BaseTransport):

@@ -67,7 +67,7 @@ class Uploads:
         self._transport.close()
 
     async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
-        """See ``ArtifactStore.deploy``; setting what ``set_afterwards`` gives is the caller's."""
+        """See ``ArtifactStore.deploy``; the caller sets what ``set_afterwards`` returns."""
         delays = retry.delays()
         bodies = refusals = 0
         deadline = trio.current_time() + self._session.settings.request_deadline_s
@@ -176,7 +176,7 @@ class _Attempt:
         return self._body.sent if self._body is not None else 0
 
     def question(self) -> FileBody:
-        """Return the body of a checksum deploy: none."""
+        """Return the body of a checksum deploy, which is empty."""
         return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
 
     def body(self) -> FileBody:

@@ -1,7 +1,7 @@
 """Bodies of servers that send a file from its first byte only: one body, many fetches.
 
 Some proxies ignore Range, or compress what passes them, which makes ranges of something else. Then
-every fetch would receive all that stands before it: a sequential read of n bytes in pieces of p
+every fetch would receive all that lies before it: a sequential read of n bytes in pieces of p
 would cost n * n / 2p. Here the body stays open between fetches, and those that wait for it take
 their turn in the order of the file. Only going back costs the bytes before it once more.
 
@@ -55,7 +55,7 @@ class WholeBody:
         return count
 
     def skip_to(self, position: int) -> None:
-        """Receive in vain what stands before *position*."""
+        """Receive, and throw away, what lies before *position*."""
         waste = memoryview(bytearray(min(MiB, max(0, position - self.position))))
         while self.position < position:
             self.readinto(waste[: position - self.position])

@@ -39,7 +39,7 @@ class Place:
     shown: str
 
     def show(self, path: RepoPath) -> str:
-        """Give a path at or below this place as its user would write it."""
+        """Return a path at or below this place as its user would write it."""
         base, text = str(self.source.path), str(path)
         rest = text[len(base) :].lstrip("/") if text.startswith(base) else text
         if not rest:
@@ -122,7 +122,7 @@ class Connection:
 
 
 def _require_no_wildcards(place: Place) -> None:
-    """Artifactory's names hold no wildcards: who gives some means what `jfs find` does."""
+    """Artifactory's names hold no wildcards: they are for `jfs find`."""
     path = place.source.path
     if not _WILDCARDS.search(str(path)):
         return
@@ -135,7 +135,7 @@ def _require_no_wildcards(place: Place) -> None:
 
 
 def options(command: _F) -> _F:
-    """Give a command the options of a connection, and its parameter ``connection``."""
+    """Add to a command the options of a connection, and its parameter ``connection``."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
