@@ -41,7 +41,10 @@ def private(directory: Path) -> Path:
             )
         return inside
     except OSError as error:
-        raise ConfigError(f"{error.filename or directory}: {error.strerror}") from error
+        raise ConfigError(
+            f"{error.filename or directory}: {error.strerror}: "
+            "give another directory with --cache-dir or --staging-dir"
+        ) from error
 
 
 def existing(directory: Path) -> Path:

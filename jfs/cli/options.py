@@ -1,7 +1,9 @@
 """Parameter types and the ``-o`` option that commands share."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
@@ -27,35 +29,40 @@ _KERNEL = frozenset(
         "sync",
     ]
 )
-# Meant for mount(8), systemd or init scripts, and without a meaning here; the ways of updating
-# access times, since there are none to update; and what every mount has.
+# Handed on with their values: labels of SELinux.
+_KERNEL_VALUES = frozenset(["context", "defcontext", "fscontext", "rootcontext"])
+# Without a meaning here, with a value or without: what is meant for mount(8), systemd or init
+# scripts; ways of updating access times, since there are none to update; what every mount has.
+# Those that begin with x- or X- are for programs in user space.
 _IGNORED = frozenset(
     [
-        "_netdev",
-        "auto",
-        "default_permissions",
-        "defaults",
-        "diratime",
-        "group",
-        "lazytime",
-        "noauto",
-        "nodiratime",
-        "nofail",
-        "nogroup",
-        "nolazytime",
-        "noowner",
-        "norelatime",
-        "nostrictatime",
-        "nouser",
-        "nousers",
-        "owner",
-        "relatime",
-        "rw",
-        "strictatime",
-        "user",
-        "users",
+        *(
+            "auto",
+            "defaults",
+            "noauto",
+            "nofail",
+            "nouser",
+            "nousers",
+            "user",
+            "users",
+            "_netdev",
+            "_rnetdev",
+        ),
+        *("comment", "group", "helper", "nogroup", "noowner", "owner", "uhelper"),
+        *("default_permissions", "loud", "nosymfollow", "silent", "symfollow"),
+        *("diratime", "lazytime", "nodiratime", "nolazytime", "norelatime", "nostrictatime"),
+        *("iversion", "mand", "noiversion", "nomand", "relatime", "strictatime"),
     ]
 )
+_REFUSED = {
+    "allow_root": "use allow_other; --umask says who may do what",
+    "auto_unmount": "the mount of a jfs that crashed stays, lest its directory be taken for empty, "
+    "until the next start clears it",
+    "bind": "bind what is mounted already, with mount(8)",
+    "max_read": "the kernel decides it",
+    "remount": "unmount, and mount with other options",
+}
+_PIECES = re.compile(r'(?:"[^"]*"|[^,"]|")+')  # between commas, but for those in quotes
 
 
 class Size(click.ParamType[int]):
@@ -114,29 +121,36 @@ def parse_listed(ctx: click.Context, _: click.Parameter, listed: tuple[str, ...]
         ConfigError: an option that neither mount(8) nor jfs knows.
     """
     flags: Mapping[str, click.Option] = {
-        parameter.name: parameter
+        name.lstrip("-").replace("-", "_"): parameter
         for parameter in ctx.command.params
-        if isinstance(parameter, click.Option) and parameter.name
+        if isinstance(parameter, click.Option) and parameter.name not in ("listed", "background")
+        for name in parameter.opts
+        if name.startswith("--")
     }
     kernel: set[str] = set()
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     nonempty = False
-    for option in ",".join(listed).split(","):
+    for option in map(str.strip, _PIECES.findall(",".join(listed))):
         key, equals, value = option.partition("=")
         name = key.replace("-", "_")
-        if not option or name in _IGNORED or name.startswith("x_"):
+        flag = flags.get(name)
+        if not key or name in _IGNORED or name.startswith(("x_", "X_")):
             continue
+        if name in _REFUSED:
+            raise ConfigError(f"-o {option}: {_REFUSED[name]}")
         if name == "nonempty" and not equals:
             nonempty = True
+        elif name == "rw" and not equals:  # the last one counts, as with mount(8)
+            kernel.discard("ro")
+        elif name in _KERNEL_VALUES and value:
+            kernel.add(f"{name}={value}")
         elif name in _KERNEL and not equals:
             kernel.add(name)
-        elif (
-            name in flags
-            and name not in ("listed", "background")
-            and (flags[name].is_flag is not bool(equals))
-        ):
-            values[name] = value if equals else True
-        else:
+        elif flag is None or flag.name is None or flag.is_flag is bool(equals):
             raise ConfigError(f"-o {option}: not an option of mount(8) or of jfs mount")
+        elif flag.multiple:
+            values.setdefault(flag.name, []).append(value)
+        else:
+            values[flag.name] = value if equals else True
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return ListedOptions(frozenset(kernel), nonempty)

@@ -104,7 +104,7 @@ async def mounted(settings: MountSettings, operations: Operations) -> AsyncItera
         _Option(f"fsname={_option_value(settings.shown_source)}"),
         "subtype=jfs",
         "default_permissions",
-        *settings.fuse_options,
+        *map(_option_value, settings.fuse_options),
     }
     try:
         with _libfuse_messages() as messages:

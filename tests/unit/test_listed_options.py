@@ -1,0 +1,67 @@
+"""``-o`` as fstab, systemd and mount(8) write it: understood, or refused with one clear line."""
+
+import click
+import pytest
+
+from jfs.cli.mount import command
+from jfs.cli.options import ListedOptions, parse_listed
+from jfs.errors import ConfigError
+
+
+def parsed(*listed: str) -> tuple[ListedOptions, dict[str, object]]:
+    context = click.Context(command)
+    options = parse_listed(context, command.params[0], listed)
+    return options, dict(context.default_map or {})
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "",
+        ",",
+        "defaults, _netdev ,nofail",
+        "auto,user,users,owner,noauto,user=alice,uhelper=udisks2",
+        "x-systemd.automount,x-systemd.idle-timeout=1min,x-systemd.requires=network-online.target",
+        'x-gvfs-name="Models, all",X-mount.mkdir,comment=systemd.automount',
+        "default_permissions,relatime,lazytime,strictatime,nodiratime",
+        "rw",
+        "ro,rw",
+    ],
+)
+def test_what_is_meant_for_others_is_no_error(listed: str) -> None:
+    assert parsed(listed) == (ListedOptions(frozenset(), False), {})
+
+
+def test_what_the_kernel_knows_is_handed_on() -> None:
+    listed = 'rw,ro,noexec,nosuid,nodev,nonempty,context="system_u:object_r:usr_t:s0:c1,c2"'
+    options, values = parsed(listed, "noatime")
+    label = 'context="system_u:object_r:usr_t:s0:c1,c2"'
+    flags = {"ro", "noexec", "nosuid", "nodev", "noatime", label}
+    assert options == ListedOptions(frozenset(flags), True)
+    assert values == {}
+
+
+def test_long_flags_are_understood_with_hyphens_or_underscores() -> None:
+    _, values = parsed(
+        "allow_other,token-file=/t,cache_size=1G,upload-prop=a=b,upload_prop=c=d", "uid=5,read-only"
+    )
+    assert values == {
+        "allow_other": True,
+        "token_file": "/t",
+        "cache_size": "1G",
+        "upload_props": ["a=b", "c=d"],
+        "uid": "5",
+        "read_only": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("bogus", "ro=1", "uid", "token_file", "allow_other=yes", "daemon", "o=x"),
+        *("remount", "auto_unmount", "allow_root", "max_read=65536"),
+    ],
+)
+def test_what_cannot_be_done_is_named(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^-o {option}: "):
+        parsed(f"ro,{option}")
