@@ -30,6 +30,7 @@ from jfs.errors import (
     NotFound,
     NotPermitted,
     ReadOnly,
+    Replaced,
 )
 from jfs.model import (
     PARENT_MAX,
@@ -56,6 +57,7 @@ from jfs.vfs.namespace.tree import Tree
 log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE = 1  # renameat2(2)
+_TRIES = 10  # to open or make a name that others make and remove meanwhile
 _LINK_MAX = 4000  # characters of a property's value (artifactory-rest 2.1)
 Place = tuple[Inode, str]  # a folder and a name in it
 _EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -94,24 +96,26 @@ class Mutations:
             AlreadyExists: O_EXCL, and the server has the name, whatever was believed.
         """
         writing = self._require_place(parent, name)
-        if not flags & os.O_EXCL and name in parent.dentries:
-            with suppress(NoEntry, NotFound):  # it was believed to be there
-                return await self._open(parent, name, flags, pid)
-        async with self._claimed((parent, name)):
-            if not await self._tree.is_there(parent, name):
-                path = parent.path.child(name)
-                staged = await threads.on_disk(writing.area.new, path, None)
-                # no checkpoint until it is open
-                info = FileInfo(path, 0, Checksums(), time.time_ns())
-                inode = self._tree.made(parent, name, info, local=True)
-                return inode, self._files.create(inode, info, staged, flags, pid)
-        if flags & os.O_EXCL:
-            raise AlreadyExists(f"{parent.path.child(name)}: is there already")
-        # Not under the claims: whoever has the turn of opening it may want them.
-        return await self._open(parent, name, flags, pid)
+        for _ in range(_TRIES):
+            if not flags & os.O_EXCL and name in parent.dentries:
+                # Not under the claims: whoever has the turn of opening it may want them.
+                with suppress(NoEntry, NotFound, Replaced):  # it was believed to be there
+                    return await self._open(parent, name, flags, pid)
+            async with self._claimed((parent, name)):
+                if not await self._tree.is_there(parent, name):
+                    path = parent.path.child(name)
+                    staged = await threads.on_disk(writing.area.new, path, None)
+                    # no checkpoint until it is open
+                    info = FileInfo(path, 0, Checksums(), time.time_ns())
+                    inode = self._tree.made(parent, name, info, local=True)
+                    return inode, self._files.create(inode, info, staged, flags, pid)
+            if flags & os.O_EXCL:
+                raise AlreadyExists(f"{parent.path.child(name)}: is there already")
+        raise Replaced(f"{parent.path.child(name)}: comes and goes faster than it can be opened")
 
     async def _open(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         inode = await self._tree.lookup(parent, name)
+        self._files.looked_up(pid)
         return inode, await self._files.open(inode, flags, pid)
 
     async def mkdir(self, parent: Inode, name: str) -> Inode:

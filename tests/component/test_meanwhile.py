@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from jfs.errors import ChangedElsewhere, Replaced, Stale
 from jfs.extents import Extent
@@ -250,3 +251,67 @@ async def test_a_reader_goes_on_with_its_version(ask: Requests, staging: Path) -
         for handle in old.values():
             await fs.release(handle)
         assert await find(fs, "f") != inodes["f"]
+
+
+async def test_who_opens_what_others_removed_looks_again(ask: Requests, staging: Path) -> None:
+    """``open(…, O_CREAT)`` of a name that the kernel believes in is no ENOENT: it makes it."""
+    ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "f", 7)).ino
+        ask.server.delete(REPO, "f")
+        with pytest.raises(Replaced):
+            await fs.open(ino, os.O_WRONLY | os.O_TRUNC, 7)
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
+        await fs.write(opened.handle, 0, MINE)
+        await close(fs, opened.handle)
+    assert ask.get(PATH).body == MINE
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_name_that_others_remove_while_it_is_opened_is_made(
+    ask: Requests, staging: Path, known: bool
+) -> None:
+    ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging) as fs:
+        if known:
+            await fs.lookup(ROOT, "f")
+        # Without a lookup before, the first question is whether it is there.
+        held = Fault.hold(f"/api/storage/{REPO}/f", after=0 if known else 1, times=1)
+        ask.server.faults.add(held)
+
+        async def remove() -> None:
+            await trio.to_thread.run_sync(held.wait_hit)
+            ask.server.delete(REPO, "f")
+            held.release()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove)
+            opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
+        await fs.write(opened.handle, 0, MINE)
+        await close(fs, opened.handle)
+    assert ask.get(PATH).body == MINE
+
+
+async def _unlink(fs: Filesystem) -> None:
+    await fs.unlink(ROOT, "f")
+
+
+async def _rename_over(fs: Filesystem) -> None:
+    await fs.rename(ROOT, "g", ROOT, "f", 0)
+
+
+@pytest.mark.parametrize("change", [_unlink, _rename_over])
+async def test_what_nobody_can_read_any_more_keeps_no_name_from_changing(
+    ask: Requests, staging: Path, change: Callable[[Filesystem], Awaitable[None]]
+) -> None:
+    """Its readers would have been kept a copy; they are told instead."""
+    ask.server.deploy(REPO, "f", DATA)
+    ask.server.deploy(REPO, "g", MINE)
+    async with writing(ask, staging) as fs:
+        handle = await opened_by_name(fs, "f", os.O_RDONLY)
+        ask.server.deploy(REPO, "f", OTHERS)
+        await change(fs)
+        with pytest.raises(Stale):
+            await fs.read(handle, Extent(0, 10))
+        await fs.release(handle)
+    assert ask.get(PATH).status == (404 if change is _unlink else 200)

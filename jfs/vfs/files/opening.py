@@ -68,8 +68,8 @@ class Opening:
             reads: what is in it now will be wanted.
             writes: then the server is asked what is there now, whatever was believed.
         Raises:
-            Replaced: the inode has lost its name.
-            NoEntry, RemoteError
+            Replaced: the inode has lost its name, or the server has nothing there.
+            RemoteError
         """
         file = self._registry.find(inode)
         if file is not None and (file.is_ours or self._refused.get(pid) is inode):
@@ -80,11 +80,12 @@ class Opening:
             await self._tree.refresh(inode, anew=writes)
             require_name(inode)
         except (Replaced, NoEntry, NotFound) as error:
-            if self._registry.find(inode) is None:
-                raise
-            if len(self._refused) >= _REFUSED_KEPT:
-                self._refused.clear()
-            self._refused[pid] = inode
+            if self._registry.find(inode) is not None:
+                if len(self._refused) >= _REFUSED_KEPT:
+                    self._refused.clear()
+                self._refused[pid] = inode
+            # Also where the server has nothing: open(…, O_CREAT) of a name that the kernel believes
+            # in comes as a plain open. The kernel looks again, and then asks to make it.
             raise Replaced(f"{inode.path}: {error}") from None
         info = inode.info
         if not isinstance(info, FileInfo):

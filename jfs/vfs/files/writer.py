@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import trio
 
 from jfs import threads
-from jfs.errors import ProtocolViolation
+from jfs.errors import ProtocolViolation, Stale
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
@@ -160,6 +160,9 @@ class Writer:
         staged = await threads.on_disk(self._area.anonymous)
         try:
             await self._copy(file, staged, file.info.size)
+        except Stale:  # nobody can read it any more: its readers are told so, whatever we do
+            staged.close()
+            return
         except BaseException:
             staged.close()
             raise
