@@ -5,5 +5,8 @@ Where to look, from the top; each room imports only rooms below it (import-linte
 - ``filesystem``: the facade that ``fuse.py`` and tests drive; ``mutations``: names that change.
 - ``attributes``: what ``stat`` and ``getxattr`` show.
 - ``files``: what is open.
+- ``kernel``: what the kernel was told and may hold.
 - ``reading``, ``writing``, ``namespace``: bytes from the server, bytes to it, names and inodes.
+
+Each package says which locks it has, and who may hold them while waiting for what.
 """

@@ -134,14 +134,13 @@ class Filesystem:
 
     async def getattr(self, ino: int) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened."""
-        inode = self._tree.find(ino)
+        inode = self._named(ino)
         if self._files.find(inode) is None:
-            require_name(inode)
             await self._tree.refresh(inode)
         return self._stat.of(inode)
 
     async def readlink(self, ino: int) -> str:
-        """Give what a link points to. The kernel keeps its inode for a while, but asks this anew.
+        """Return what a link points to. The kernel keeps its inode for a while, but asks this anew.
 
         Raises:
             InvalidArgument: it is no link. NoEntry: a selector that nothing fits any more.
@@ -309,7 +308,7 @@ class Filesystem:
         return opened
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
-        """Give bytes of an open file; fewer only at its end.
+        """Return bytes of an open file; fewer only at its end.
 
         Returns:
             A buffer that stays right until the caller's next checkpoint only.
@@ -358,8 +357,7 @@ class Filesystem:
             raise ReadOnly(f"{inode.path}: the mount is read-only")
         if inode.computed is not None:
             raise NotPermitted(f"{inode.name}: is computed")
-        if self._files.find(inode) is None:
-            require_name(inode)
+        self._named(ino)
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
         self._stat.change(inode, change)
@@ -368,12 +366,12 @@ class Filesystem:
         return self._stat.of(inode)
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
-        """Give a property, or a fact about the artifact; see ``ExtendedAttributes``."""
-        return await self._extended.get(self._tree.find(ino), name)
+        """Return a property, or a fact about the artifact; see ``ExtendedAttributes``."""
+        return await self._extended.get(self._named(ino), name)
 
     async def listxattr(self, ino: int) -> list[bytes]:
         """Name the properties. Facts are not listed: who copies attributes cannot set them."""
-        return await self._extended.names(self._tree.find(ino))
+        return await self._extended.names(self._named(ino))
 
     async def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set a property. Whether it exists is the caller's to check (XATTR_CREATE)."""
@@ -421,6 +419,13 @@ class Filesystem:
     async def _drop_privileges(self, inode: Inode) -> None:
         if self._stat.drop_privileges(inode):
             await self._kernel.drop(Remembered([], [inode.ino]))  # it does not expect that
+
+    def _named(self, ino: int) -> Inode:
+        """Return an inode. Raises Replaced for a file that has no name, and is not open."""
+        inode = self._tree.find(ino)
+        if self._files.find(inode) is None:
+            require_name(inode)
+        return inode
 
     async def _resolve(self, parent: Inode, name: str) -> Inode:
         """Resolve a name: a real entry, else a computed one."""

@@ -315,3 +315,22 @@ async def test_what_nobody_can_read_any_more_keeps_no_name_from_changing(
             await fs.read(handle, Extent(0, 10))
         await fs.release(handle)
     assert ask.get(PATH).status == (404 if change is _unlink else 200)
+
+
+async def test_properties_are_not_set_on_what_took_the_name(ask: Requests, staging: Path) -> None:
+    ask.server.deploy(REPO, "f", b"first")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "f")).ino
+        handle = (await fs.open(ino, os.O_RDONLY)).handle
+        ask.server.deploy(REPO, "f", OTHERS)
+        await fs.refresh(ROOT)
+        assert (await fs.lookup(ROOT, "f")).ino != ino
+        with pytest.raises(Replaced):
+            await fs.setxattr(ino, b"user.env", b"production")
+        await fs.release(handle)
+        for change in (fs.listxattr(ino), fs.getxattr(ino, b"user.jfs.sha256"), fs.getattr(ino)):
+            with pytest.raises(Replaced):
+                await change
+        with pytest.raises(Replaced):
+            await fs.setattr(ino, Change(mode=0o600))
+    assert ask.properties("f") == {}

@@ -9,6 +9,7 @@ from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.freshness import Asked
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import Link
+from jfs.vfs.namespace.tree import require_name
 
 
 class ExtendedAttributes:
@@ -59,6 +60,7 @@ class ExtendedAttributes:
         Raises:
             InvalidProperty: Artifactory cannot hold it.
             NotPermitted: a fact, or an entry that is computed.
+            Replaced: the file has lost its name.
             NoAttribute: there is nothing to remove.
             Unsupported: another namespace than ``user.``.
         """
@@ -72,6 +74,7 @@ class ExtendedAttributes:
             raise NotPermitted(f"{name!r} makes an artifact a symbolic link: use ln -s")
         # An upload asks what properties there are, and sends them along: not meanwhile.
         async with self._files.renaming.held(inode):
+            require_name(inode)  # they would be set on what has the name now
             await self._properties.change(inode, {key: values})
             if inode.local:
                 await self._files.renaming.note_properties(inode)

@@ -41,7 +41,7 @@ class OpenFile:
         replaces: it was made here, and took the name of this file, which the server still has.
         modified_ns: its time, if somebody set one since it was deployed.
         ours: what is at the path was put there through this open file.
-        replaced: the server has other content, and somebody has opened it: nothing can be read.
+        replaced: nothing can be read: its bytes did not match the checksum, or its upload failed.
         broken: a write that the local disk refused: what is staged is not what was written, and is
             not uploaded; until it is emptied.
         detached: the name is gone: nothing will ever be uploaded.
@@ -122,13 +122,13 @@ class OpenFile:
             kept.close()
 
     def require_current(self) -> None:
-        """Raises Stale: somebody has opened newer content since, or the upload failed."""
+        """Raises Stale: see *replaced*."""
         if self.replaced:
-            raise Stale(f"{self.inode.path}: replaced on the server since it was opened")
+            raise Stale(f"{self.inode.path}: what was opened is not there any more: open it again")
 
 
 def content_of(info: FileInfo) -> ContentKey:
-    """Give what tells contents apart, also where the server names no checksum."""
+    """Return what tells contents apart, also where the server names no checksum."""
     version = info.version
     if version is not None:
         return version.content
@@ -136,7 +136,7 @@ def content_of(info: FileInfo) -> ContentKey:
 
 
 def version_of(info: FileInfo) -> ArtifactVersion:
-    """Give the version to read. Raises ProtocolViolation without a checksum to tell it by."""
+    """Return the version to read. Raises ProtocolViolation if the server names no checksum."""
     if info.version is None:
         raise ProtocolViolation(f"{info.path}: the server names no sha256 or sha1 of it")
     return info.version

@@ -210,7 +210,7 @@ class OpenFiles:
     # content
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
-        """Give bytes of an open file; see ``Filesystem.read``."""
+        """Return bytes of an open file; see ``Filesystem.read``."""
         opened = self._handle(handle)
         data = await self._read(opened.file, extent)
         # no checkpoint until it is answered

@@ -36,7 +36,7 @@ _KEPT_FOR_READERS = 1 * GiB
 
 
 async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
-    """Give the reader of what the server has; None: nothing is in it."""
+    """Return the reader of what the server has; None: the file is empty."""
     if file.reader is None and file.info.size:
         reader = await plane.open(version_of(file.info))
         if file.reader is not None:  # somebody else was faster

@@ -251,7 +251,7 @@ class InodeTable:
         return inode
 
     def attach_again(self, inode: Inode) -> None:
-        """Give an inode the dentry back that another one took."""
+        """Return the dentry to an inode that another one took it from."""
         parent = inode.parent
         if parent is None or inode.attached() or inode.path != parent.path.child(inode.name):
             return
@@ -299,7 +299,7 @@ class InodeTable:
             self.tidy()
 
     def move(self, inode: Inode, parent: Inode, name: str) -> None:
-        """Give an inode another dentry, which must be free; everything below it goes along.
+        """Move an inode to another dentry, which must be free; everything below it goes along.
 
         No answer to a question about an old place is stored.
         """
@@ -434,7 +434,7 @@ def _detach(inode: Inode) -> None:
 
 
 def _relocate(top: Inode, path: RepoPath) -> None:
-    """Give an entry and all that is below it new paths; answers about the old ones are too late."""
+    """Set new paths of an entry and what is below it; answers about the old ones are too late."""
     waiting = [(top, path)]
     while waiting:
         inode, path = waiting.pop()
