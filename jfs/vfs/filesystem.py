@@ -202,16 +202,15 @@ class Filesystem:
         inodes: list[int] = []
         waiting = [top]
         while waiting:
-            inode = waiting.pop()
-            inodes.append(inode.ino)
-            if inode.below is not None:
-                entries += [(inode.ino, name) for name in inode.below.names]
-                entries += [(inode.ino, name) for name in inode.below.children]
-                waiting += inode.below.children.values()
-            if not len(inodes) % PIECE:
-                await trio.lowlevel.checkpoint()
-        if top.parent is not None:
-            entries.append((top.parent.ino, top.name))
+            for inode in [waiting.pop() for _ in range(min(PIECE, len(waiting)))]:
+                if inode.lookup_count:
+                    inodes.append(inode.ino)
+                if inode.parent is not None:
+                    entries.append((inode.parent.ino, inode.name))
+                if inode.below is not None:
+                    entries += [(inode.ino, name) for name in inode.below.names]
+                    waiting += inode.below.children.values()
+            await trio.lowlevel.checkpoint()
         return await self._kernel.drop(Remembered(entries, inodes))
 
     # changes of names; each raises ReadOnly or NotPermitted where nothing may change

@@ -62,7 +62,7 @@ class Asked(NamedTuple):
 
     def as_hint(self) -> "Asked":
         """Return the same moment for an answer that shall not be believed."""
-        return Asked(self.serial, -math.inf)
+        return self if self.at == -math.inf else Asked(self.serial, -math.inf)
 
 
 NEVER: Final = Asked(0, -math.inf)
@@ -158,10 +158,16 @@ class Cell(Generic[_T]):
         if value is not _NOTHING:
             self._value = value
 
-    def expire(self) -> None:
-        """Believe the answer no more, nor one that was asked for until now."""
-        self.asked = Asked(next(_serials), -math.inf)
-        self._stands_until = -math.inf
+    def expire(self, refreshed: Asked | None = None) -> None:
+        """Believe the answer no more, nor one that was asked for until now.
+
+        Args:
+            refreshed: or until then. What was asked for later is believed.
+        """
+        now = refreshed.as_hint() if refreshed else Asked(next(_serials), -math.inf)
+        if now.serial > self.asked.serial:
+            self.asked = now
+            self._stands_until = -math.inf
 
     def drop(self) -> None:
         """As ``expire``, and forget the answer."""

@@ -6,9 +6,12 @@ an empty file costs a question more. No state.
 
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from jfs.errors import AccessDenied
 from jfs.model import SYMLINK_TARGET, Criteria, EntryInfo, FileInfo, RepoPath, as_link
 from jfs.protocols import ArtifactStore
+from jfs.vfs.freshness import pieces
 
 
 async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
@@ -22,15 +25,22 @@ async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
 async def listed(store: ArtifactStore, folder: RepoPath) -> Sequence[EntryInfo]:
     """List a folder; its links cost one query, whatever their number. Raises RemoteError."""
     entries = await store.list_children(folder)
-    if not any(map(is_empty_file, entries)):
+    empty: set[RepoPath] = set()
+    for piece in pieces(entries):
+        empty.update(info.path for info in piece if is_empty_file(info))
+        await trio.lowlevel.checkpoint()
+    if not empty:
         return entries
+    links: Mapping[RepoPath, EntryInfo]
     try:
         links = await links_among(store, Criteria(folder, direct=True))
     except AccessDenied:  # anonymous users may not query (artifactory-rest 10.1)
-        return [
-            await described(store, info.path) if is_empty_file(info) else info for info in entries
-        ]
-    return [links.get(info.path, info) for info in entries]
+        links = {path: await described(store, path) for path in empty}
+    shown: list[EntryInfo] = []
+    for piece in pieces(entries):
+        shown += [links.get(info.path, info) if is_empty_file(info) else info for info in piece]
+        await trio.lowlevel.checkpoint()
+    return shown
 
 
 async def links_among(store: ArtifactStore, criteria: Criteria) -> Mapping[RepoPath, EntryInfo]:

@@ -21,7 +21,7 @@ class Listing:
         found = []
         for position in range(start, len(self._entries)):
             inode = self._now(self._entries[position])
-            if inode is not None and self._inodes.lives(inode):
+            if inode is not None and inode.listed and self._inodes.lives(inode):
                 found.append((inode.name, inode, position + 1))
             if len(found) == count:
                 break

@@ -4,8 +4,10 @@ Trio thread only. Every answer goes through ``Names.take``, which brings a name 
 something newer is known of it: the answer to a later question, a change made here, a refresh.
 """
 
+import gc
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import trio
@@ -33,6 +35,12 @@ _LISTING_PATIENCE_S = 1.0
 _ROOT_PATIENCE_S = 1.0
 # Times that a question is repeated whose answer was overtaken by a refresh or a rename.
 _TRIES = 3
+
+
+# What a large listing leaves lives for long. The collector of cycles would look at it again and
+# again, a second at a time for a million entries; frozen, it is not looked at, and is given back
+# by its reference counts all the same.
+_PIECES_BEFORE_FREEZING = 10
 
 
 class _Moved(JfsError):
@@ -219,26 +227,35 @@ class Names:
             below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
         below.being_taken += 1  # no dentry is dropped until the listing is whole
         try:
-            for piece in pieces(entries):
-                if folder.path != path:
-                    raise _Moved(f"{path}: has moved")
-                if not self._inodes.lives(folder):
-                    raise NoEntry(f"{path}: is gone")
-                believed = asked if below.listing.accepts(asked) else asked.as_hint()
-                for info in piece:
-                    self.take(folder, info.path.name, info, believed)
-                await trio.lowlevel.checkpoint()
-            for known in pieces(list(below.children.values())):
-                for inode in known:
-                    # Every entry of the listing is as new as the listing by now.
-                    gone = inode.stat.asked.serial < asked.serial and not inode.is_ours
-                    # An unlisted folder may be where somebody is: without a dentry he has no path.
-                    if gone and inode.listed and inode.parent is folder and inode.attached():
-                        self._inodes.unlink(inode)
-                await trio.lowlevel.checkpoint()
+            await self._take_listing(folder, path, entries, asked)
         finally:
             below.being_taken -= 1
         return True
+
+    async def _take_listing(
+        self, folder: Inode, path: RepoPath, entries: Sequence[EntryInfo], asked: Asked
+    ) -> None:
+        """Bring the names of a folder up to date, in pieces that do not stop the event loop."""
+        below = below_of(folder)
+        for count, piece in enumerate(pieces(entries), 1):
+            if folder.path != path:
+                raise _Moved(f"{path}: has moved")
+            if not self._inodes.lives(folder):
+                raise NoEntry(f"{path}: is gone")
+            believed = asked if below.listing.accepts(asked) else asked.as_hint()
+            for info in piece:
+                self.take(folder, info.path.name, info, believed)
+            if not count % _PIECES_BEFORE_FREEZING:
+                gc.freeze()
+            await trio.lowlevel.checkpoint()
+        for known in pieces(list(below.children.values())):
+            for inode in known:
+                # Every entry of the listing is as new as the listing by now.
+                gone = inode.stat.asked.serial < asked.serial and not inode.is_ours
+                # An unlisted folder may be where somebody is: without a dentry he has no path.
+                if gone and inode.listed and inode.parent is folder and inode.attached():
+                    self._inodes.unlink(inode)
+            await trio.lowlevel.checkpoint()
 
     def take(self, parent: Inode, name: str, info: EntryInfo | None, asked: Asked) -> Inode | None:
         """Bring a name up to date with an answer, unless something newer is known. No checkpoint.

@@ -136,10 +136,13 @@ class Queries:
         children = await self._tree.children(real)
         assert real.below is not None
         entries: dict[str, _Shown] = {}
-        for child in children:
-            info = child.info
-            inside = QueryFolder(folder.criteria, (*folder.parts, child.name))
-            entries[child.name] = info if isinstance(info, FileInfo) else inside
+        for piece in pieces(children):
+            for child in piece:
+                info = child.info
+                inside = QueryFolder(folder.criteria, (*folder.parts, child.name))
+                if child.listed:
+                    entries[child.name] = info if isinstance(info, FileInfo) else inside
+            await trio.lowlevel.checkpoint()
         return entries, real.below.listing.asked
 
     async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Result:

@@ -8,11 +8,14 @@ so that they survive bind mounts. A real entry of that name wins. Trio thread on
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import trio
+
+from jfs import threads
 from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, problem_with_key
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import Asked, Cell, Questions
+from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, pieces
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.namespace.versions import version_key
@@ -86,9 +89,16 @@ class Selectors:
                 raise NoEntry(f"{folder.path}/{name}: neither an entry nor a selector")
             carriers, asked = await self._carriers_in(folder, criterion)
         children = await self._tree.children(folder) if carriers is None or carriers else ()
-        target = newest(
-            child.info for child in children if carriers is None or child.name in carriers
-        )
+        entries: list[EntryInfo] = []
+        for piece in pieces(children):
+            entries += [
+                child.info
+                for child in piece
+                if child.listed and (carriers is None or child.name in carriers)
+            ]
+            await trio.lowlevel.checkpoint()
+        many = len(entries) > PIECE
+        target = await threads.computing(newest, entries) if many else newest(entries)
         if target is None:
             raise NoEntry(f"{folder.path}/{name}: nothing fits")
         if folder.below is not None and folder.below.listing.asked.at < asked.at:

@@ -3,6 +3,7 @@
 What is asked of the server is the part of ``names``. Trio thread only, no locks.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import trio
@@ -65,8 +66,8 @@ class Tree:
         Args:
             anew: ask the server now, whatever is believed.
         Raises:
+            NoEntry: the server says it is gone; its dentry goes too.
             Replaced: the name is another inode's by now: the server has other content there.
-            NotFound: the server says it is gone; its dentry goes too.
             RemoteError: the server did not answer and nothing is known.
         """
         if inode.computed is not None:
@@ -108,9 +109,9 @@ class Tree:
         return await self._names.ask(parent, name)
 
     async def children(self, folder: Inode) -> list[Inode]:
-        """Return the listing of a folder, in no particular order.
+        """Return what is known in a folder after its listing, in no particular order.
 
-        What was looked up and is in no listing is left out: ``FolderInfo.listed``.
+        That may be more than the listing, see ``Inode.listed``, and a million.
 
         Raises:
             NotADirectory, NotFound, RemoteError: as for ``lookup``.
@@ -118,7 +119,7 @@ class Tree:
         listing = below_of(folder).listing
         if not listing.is_fresh(self._settings.entry_ttl_s):
             await self._names.list_or_stand_in(folder, is_enough=listing.is_known)
-        return [inode for inode in folder.dentries.values() if inode.listed]
+        return list(folder.dentries.values())
 
     def adopt(self, info: EntryInfo, asked: Asked) -> Inode | None:
         """Return the inode of an item that the server described out of turn, in a query.
@@ -239,17 +240,18 @@ class Tree:
         of a large tree is partly believed until this returns.
         """
         self.expire(top)
-        count = 0
+        refreshed = Asked.now().as_hint()
         waiting = [top]
-        while waiting:
+        for count in itertools.count(1):
             inode = waiting.pop()
-            inode.stat.expire()
+            inode.stat.expire(refreshed)
             if inode.tags is not None and not inode.local:
-                inode.tags.expire()
+                inode.tags.expire(refreshed)
             if inode.below is not None:
-                _expire_below(inode.below)
-                waiting += inode.dentries.values()
-            count += 1
+                _expire_below(inode.below, refreshed)
+                waiting += inode.below.children.values()
+            if not waiting:
+                return
             if not count % PIECE:
                 await trio.lowlevel.checkpoint()
 
@@ -284,12 +286,12 @@ class Tree:
             self._tidying = False
 
 
-def _expire_below(below: Below) -> None:
-    below.listing.expire()
-    below.tags.expire()
+def _expire_below(below: Below, refreshed: Asked) -> None:
+    below.listing.expire(refreshed)
+    below.tags.expire(refreshed)
     below.asked_singly = 0
     for cell in below.names.values():
-        cell.expire()
+        cell.expire(refreshed)
 
 
 def below(folder: RepoPath, path: RepoPath) -> tuple[str, ...]:

@@ -1,0 +1,260 @@
+"""Names in any order of questions, answers, changes here and elsewhere, and refreshes.
+
+The server answers when the test says so, and in the order that it says; what it answers was true
+when the question came, or when the answer left. Whoever asks must be told, of every name, what was
+true at some moment after the last change made here and the last refresh that were over when they
+asked. That is all that a mount promises, whatever it keeps in memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jfs.config import TreeSettings
+from jfs.errors import AccessDenied, NoEntry, NotFound, Replaced
+from jfs.model import Checksums, Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
+from jfs.vfs.freshness import Questions
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.local import LocalAttributeTable
+from jfs.vfs.namespace.tree import Tree
+
+NAMES = ("a", "b")
+FOLDER = RepoPath("r", "folder")
+
+
+@dataclass
+class _Pending:
+    """A question that has come. *answer* is what it was then."""
+
+    release: trio.Event
+    answer: Callable[[], object]
+    early: object
+    is_late: bool = False
+    is_refused: bool = False
+
+
+class SlowServer:
+    """One folder; every version of a file has a size of its own. 0: no such file."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.history = {name: [(0, 0)] for name in NAMES}
+        self.pending: list[_Pending] = []
+
+    def put(self, name: str, *, there: bool = True) -> int:
+        self.now += 1
+        version = self.now if there else 0
+        self.history[name].append((self.now, version))
+        return version
+
+    def version(self, name: str) -> int:
+        return self.history[name][-1][1]
+
+    def info(self, name: str) -> FileInfo:
+        return FileInfo(FOLDER.child(name), self.version(name), Checksums(), 0)
+
+    def was(self, name: str, version: int, since: int) -> bool:
+        """Whether a name had a version at some moment from *since* on."""
+        until = self.now + 1
+        for start, each in reversed(self.history[name]):
+            if each == version and until > since:
+                return True
+            until = start
+        return False
+
+    async def stat(self, path: RepoPath) -> EntryInfo:
+        if path == FOLDER:
+            return FolderInfo(path, 0)
+        found = await self._answer(
+            lambda: self.info(path.name) if self.version(path.name) else None
+        )
+        if found is None:
+            raise NotFound("no such item", status=404)
+        assert isinstance(found, FileInfo)
+        return found
+
+    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+        assert path == FOLDER
+        found = await self._answer(lambda: [self.info(n) for n in NAMES if self.version(n)])
+        assert isinstance(found, list)
+        return found
+
+    async def properties(self, path: RepoPath) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    async def search(self, criteria: Criteria) -> Sequence[Match]:
+        return []
+
+    def lists_all(self, repo: str) -> bool:
+        return True
+
+    async def _answer(self, answer: Callable[[], object]) -> object:
+        pending = _Pending(trio.Event(), answer, answer())
+        self.pending.append(pending)
+        await pending.release.wait()
+        if pending.is_refused:
+            raise AccessDenied("not now", status=403)
+        return pending.answer() if pending.is_late else pending.early
+
+
+class _Run:
+    """One order of events."""
+
+    def __init__(self, ttl_s: float, nursery: trio.Nursery) -> None:
+        self.server = SlowServer()
+        self.nursery = nursery
+        self.questions = Questions(nursery)
+        tree = TreeSettings(0, 0, entry_ttl_s=ttl_s, attr_ttl_s=ttl_s, negative_ttl_s=ttl_s)
+        local = LocalAttributeTable(lambda: ())
+        self.tree = Tree(self.server, tree, FolderInfo(FOLDER.parent, 0), self.questions, local)  # type: ignore[arg-type]  # what the tree asks
+        self.folder: Inode | None = None
+        self.barrier = dict.fromkeys(NAMES, 0)  # when what is believed may have been true at least
+        self.kernel: list[Inode] = []
+
+    async def start(self) -> None:
+        """Begin with both files there and known, in a folder that was not listed."""
+        self.folder = await self.tree.lookup(self.tree.inodes.root, "folder")
+        self.tree.inodes.remember(self.folder)
+        for name in NAMES:
+            self.server.put(name)
+        await self.rest()
+
+    async def do(self, what: str, name: str, number: int) -> None:
+        server, tree, folder = self.server, self.tree, self.folder
+        assert folder is not None
+        known = folder.dentries.get(name)
+        match what:
+            case "put":
+                server.put(name)
+            case "remove":
+                server.put(name, there=False)
+            case "make":
+                if not server.version(name):
+                    server.put(name)
+                    tree.made(folder, name, server.info(name), local=False)
+                    self.barrier[name] = server.now
+            case "unlink":
+                if known is not None:
+                    server.put(name, there=False)
+                    tree.removed(known)
+                    self.barrier[name] = server.now
+            case "rename":
+                (other,) = set(NAMES) - {name}
+                if known is not None and known.info.size == server.version(name):  # type: ignore[union-attr]  # files
+                    server.now += 1
+                    server.history[other].append((server.now, server.version(name)))
+                    server.history[name].append((server.now, 0))
+                    tree.moved(known, (folder, name), (folder, other))
+                    self.barrier[name] = self.barrier[other] = server.now
+            case "refresh":
+                await tree.forget_below(tree.inodes.root)
+                self.barrier = dict.fromkeys(NAMES, server.now)
+            case "forget":
+                if self.kernel:
+                    tree.forget(self.kernel.pop(number % len(self.kernel)).ino, 1)
+            case "lookup":
+                self.nursery.start_soon(self.lookup, name)
+            case "getattr":
+                if known is not None:
+                    self.nursery.start_soon(self.getattr, known, name)
+            case "list":
+                self.nursery.start_soon(self.list)
+            case "answer" | "answer late" | "refuse":
+                if server.pending:
+                    pending = server.pending.pop(number % len(server.pending))
+                    pending.is_late, pending.is_refused = what == "answer late", what == "refuse"
+                    pending.release.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def rest(self) -> None:
+        """Let the server answer everything, and look at every name."""
+        while self.server.pending:
+            await self.do("answer", "", 0)
+        for name in NAMES:
+            await self.do("lookup", name, 0)
+            while self.server.pending:
+                await self.do("answer", "", 0)
+
+    async def lookup(self, name: str) -> None:
+        assert self.folder is not None
+        since = self.barrier[name]
+        try:
+            found = await self.tree.lookup(self.folder, name)
+        except NoEntry:
+            self.check(name, 0, since)
+        except AccessDenied:
+            pass
+        else:
+            self.tree.inodes.remember(found)
+            self.kernel.append(found)
+            self.check(name, found.info.size, since)  # type: ignore[union-attr]  # files
+
+    async def getattr(self, inode: Inode, name: str) -> None:
+        since = self.barrier[name]
+        self.tree.inodes.remember(inode)
+        try:
+            await self.tree.refresh(inode)
+        except NoEntry:
+            self.check(name, 0, since)
+        except (AccessDenied, Replaced):  # the kernel looks the name up again
+            pass
+        else:
+            if inode.attached() and inode.name == name:
+                self.check(name, inode.info.size, since)  # type: ignore[union-attr]  # files
+        finally:
+            self.tree.forget(inode.ino, 1)
+
+    async def list(self) -> None:
+        assert self.folder is not None
+        since = dict(self.barrier)
+        try:
+            found = {inode.name: inode for inode in await self.tree.children(self.folder)}
+        except AccessDenied:
+            return
+        for name in NAMES:
+            version = found[name].info.size if name in found else 0  # type: ignore[union-attr]
+            self.check(name, version, since[name])
+
+    def check(self, name: str, version: int, since: int) -> None:
+        assert self.server.was(name, version, since), (name, version, since)
+
+
+_EVENTS = st.tuples(
+    st.sampled_from(
+        [
+            *("put", "remove", "make", "unlink", "rename", "refresh", "forget"),
+            *("lookup", "getattr", "list") * 2,
+            *("answer", "answer late") * 3,
+            "refuse",
+        ]
+    ),
+    st.sampled_from(NAMES),
+    st.integers(0, 5),
+)
+
+
+@pytest.mark.parametrize("ttl_s", [1e9, 0.0], ids=["believed", "ttl 0"])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(events=st.lists(_EVENTS, min_size=4, max_size=24))
+def test_what_is_told_was_true_since_the_last_change_and_refresh(
+    ttl_s: float, events: list[tuple[str, str, int]]
+) -> None:
+    async def check() -> None:
+        async with trio.open_nursery() as nursery:
+            run = _Run(ttl_s, nursery)
+            await run.start()
+            for event in events:
+                await run.do(*event)
+            await run.rest()
+            # What is believed now, and what is there.
+            for what in ("list", "refresh", "list"):
+                await run.do(what, "", 0)
+                await run.rest()
+            run.questions.close()
+
+    trio.run(check)
