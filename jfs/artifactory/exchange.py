@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -151,9 +152,21 @@ def failure(response: httpx.Response, body: bytes) -> RemoteError:
         return Untrusted(_IS_TLS, status=status, method=request.method, url=url)
     error = wire.error_of(status, body, method=request.method, url=url)
     if isinstance(error, RateLimited):
-        text = response.headers.get("Retry-After", "")
-        error.retry_after_s = float(text) if text.isascii() and text.isdigit() else None
+        error.retry_after_s = _retry_after(response.headers)
     return error
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Read Retry-After: seconds, or a date (RFC 9110 section 10.2.3) by the server's own clock."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        now = parsedate_to_datetime(headers.get("Date", ""))
+        return max(0.0, (moment - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def next_hop(response: httpx.Response, headers: dict[str, str]) -> tuple[httpx.URL, dict[str, str]]:

@@ -10,8 +10,8 @@ An answer is *bound* to a version when one of these holds; the first that does i
 2. It redirects to an address that names the content by its checksum, as a real one does. Whatever
    is deployed before or after, this address has these bytes.
 3. It redirects, and the storage states the checksum in the answer that carries the bytes.
-4. None of these: Artifactory is asked to send the bytes itself (``artifactory.disableRedirect``),
-   which is case 1.
+4. None of these, or the storage cannot be reached from here: Artifactory is asked to send the bytes
+   itself (``artifactory.disableRedirect``), which is case 1.
 5. It redirects all the same, or states nothing: what it has at the path is asked once more, after
    the head of the answer has come and before its body is read, for each answer anew.
 
@@ -74,6 +74,7 @@ _HABIT_LIFE_S = 300.0
 _GOOD = (200, 206)
 # What storage answers once a location has expired, or its object was moved.
 _EXPIRED = (400, 401, 403, 404, 410)
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 _WITHOUT_REDIRECT = "artifactory.disableRedirect=true"
 
 
@@ -108,8 +109,8 @@ class Opener:
         self._locations: TTLCache[ArtifactVersion, _Location] = TTLCache(
             _LOCATIONS_KEPT, _LOCATION_LIFE_S
         )
-        # By repository, once a location of it named nothing: whether asking it not to redirect
-        # helps.
+        # By repository, once a location of it named nothing or could not be reached: whether asking
+        # it not to redirect helps.
         self._streams: TTLCache[str, bool] = TTLCache(_LOCATIONS_KEPT, _HABIT_LIFE_S)
 
     def origin(self, version: ArtifactVersion) -> httpx.URL:
@@ -129,18 +130,25 @@ class Opener:
         with self._lock:
             kept = self._locations.get(version)
         if kept is not None:
-            response = self._send("GET", kept.url, self._headers(extent, secret=False))
+            try:
+                response = self._send("GET", kept.url, self._headers(extent, secret=False))
+            except RemoteError:
+                self._forget(version)
+                raise
             if response.status_code in _GOOD and self._still(kept, response):
                 return response
             response.close()  # expired, or moved: ask for a new one
-            with self._lock:
-                self._locations.pop(version, None)
+            self._forget(version)
         answer = self._ask(version, extent)
         if isinstance(answer, _Expired):
             answer = self._ask(version, extent)  # it took too long to get there: once more
         if isinstance(answer, _Expired):
             raise answer.error()
         return answer
+
+    def _forget(self, version: ArtifactVersion) -> None:
+        with self._lock:
+            self._locations.pop(version, None)
 
     def _still(self, kept: _Location, response: httpx.Response) -> bool:
         agreed = statements.agree(statements.of_storage(response.headers), kept.known)
@@ -152,28 +160,38 @@ class Opener:
             streams = self._streams.get(version.path.repo)
         if streams is not True:
             answer = self._follow(version, extent, self.origin(version))
-            if not isinstance(answer, _Opaque):
-                return answer
-            if streams is False:
+            if isinstance(answer, _OutOfReach) and streams is False:
+                raise answer.error
+            if isinstance(answer, _Opaque) and streams is False:
                 return self._verified(answer.response, version, answer.known)
-            answer.response.close()
+            if isinstance(answer, _Opaque):
+                answer.response.close()
+            elif not isinstance(answer, _OutOfReach):
+                return answer
         url = self.origin(version).copy_with(query=_WITHOUT_REDIRECT.encode())
         answer = self._follow(version, extent, url)
-        opaque = isinstance(answer, _Opaque)
-        self._note_habit(version.path.repo, streams=not opaque)
+        streams = not isinstance(answer, _Opaque | _OutOfReach)
+        self._note_habit(version.path.repo, streams=streams)
+        if isinstance(answer, _OutOfReach):
+            raise answer.error
         if isinstance(answer, _Opaque):
             return self._verified(answer.response, version, answer.known)
         return answer
 
     def _follow(
         self, version: ArtifactVersion, extent: Extent | None, url: httpx.URL
-    ) -> "httpx.Response | _Opaque | _Expired":
+    ) -> "httpx.Response | _Opaque | _Expired | _OutOfReach":
         """Ask at *url* and follow to where the bytes are; a plain response is bound already."""
         ours = _origin(url)
         known = statements.of_version(version)
         headers = self._headers(extent, secret=True)
         for hop in range(MAX_HOPS):
-            response = self._send("GET", url, headers)
+            try:
+                response = self._send("GET", url, headers)
+            except Unavailable as error:
+                if _origin(url) != ours and isinstance(error.__cause__, _NO_CONNECTION):
+                    return _OutOfReach(error)
+                raise
             try:
                 if response.status_code in REDIRECTS:
                     if _origin(url) == ours:
@@ -302,7 +320,7 @@ class Opener:
             self._streams[repo] = streams
         if not known:
             how = "Artifactory is asked for the bytes" if streams else "every answer is checked"
-            log.info("%s: redirects to addresses that name no content: %s", repo, how)
+            log.info("%s: redirects to where content cannot be told or reached: %s", repo, how)
 
     def _headers(self, extent: Extent | None, *, secret: bool) -> dict[str, str]:
         headers = {
@@ -329,6 +347,13 @@ class _Opaque:
 
     response: httpx.Response
     known: Checksums
+
+
+@dataclass(frozen=True, slots=True)
+class _OutOfReach:
+    """No connection to the storage: a firewall lets us to Artifactory alone, perhaps."""
+
+    error: Unavailable
 
 
 @dataclass(frozen=True, slots=True)

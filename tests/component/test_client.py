@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from jfs.artifactory import ArtifactoryClient
-from jfs.artifactory.exchange import mapped, next_hop
+from jfs.artifactory.exchange import failure, mapped, next_hop
 from jfs.config import Credentials, Secret, ServerSettings
 from jfs.errors import (
     AccessDenied,
@@ -21,6 +21,7 @@ from jfs.errors import (
     DeadlineExceeded,
     NotFound,
     ProtocolViolation,
+    RateLimited,
     RemoteError,
     Unavailable,
 )
@@ -233,6 +234,20 @@ def test_every_exception_of_httpx_is_mapped() -> None:
         with pytest.raises(RemoteError) as caught, mapped("GET", request.url):
             raise error
         assert "hunter" not in str(caught.value), name
+
+
+def test_the_time_to_come_back() -> None:
+    def after(text: str) -> float | None:
+        headers = {"Retry-After": text, "Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+        request = httpx.Request("GET", "https://a.example/x")
+        error = failure(httpx.Response(429, headers=headers, request=request), b"")
+        assert isinstance(error, RateLimited)
+        return error.retry_after_s
+
+    assert after("7") == 7.0
+    assert after("Sun, 06 Nov 1994 08:49:47 GMT") == 10.0
+    assert after("Sun, 06 Nov 1994 08:00:00 GMT") == 0.0
+    assert after("soon") is None
 
 
 def test_credentials_do_not_follow_to_another_origin() -> None:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -325,6 +326,18 @@ async def test_the_cache_holds_one_version(
         assert bytes(buffer) == old[: far.size]
     content.close()
     store.close()
+
+
+def test_storage_out_of_reach(server: EmbeddedServer, source: HttpRangeSource) -> None:
+    """Behind a firewall, or with a certificate of its own: Artifactory sends the bytes itself."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    location = f"http://127.0.0.1:{port}/filestore/{hashlib.sha1(OLD).hexdigest()}"
+    server.faults.add(Fault.status(302, ITEM, headers={"Location": location}, times=1))
+    assert fetch(source) == OLD[: PART.size]
+    server.faults.add(Fault.status(302, ITEM, headers={"Location": location}))
+    with pytest.raises(Unavailable, match="nothing listens"):
+        fetch(source)
 
 
 UNSTATED = {"ETag": "", "X-Checksum-Sha1": "", "X-Checksum-Sha256": "", "X-Checksum-Md5": ""}
