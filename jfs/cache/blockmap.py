@@ -299,7 +299,8 @@ def _header(content: ContentKey, block_size: int) -> bytes:
 
 def _create(path: Path, content: ContentKey, block_size: int) -> None:
     """Make an empty map; another process may do the same at the same time, one of them wins."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(mode=0o700)
     file, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         os.pwrite(file, _header(content, block_size), 0)

@@ -19,6 +19,7 @@ from jfs.errors import CacheError, is_not_supported
 
 # Free somewhat more than is asked for, so that the next writes need no eviction.
 _SLACK = 16
+_PREFIX = 2  # characters of a digest: the folder of its entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,28 @@ class Entry:
 
 
 def entries(directory: Path) -> list[Entry]:
-    """List every content on disk; what vanishes meanwhile is left out."""
-    found = []
-    for map_path in directory.glob(f"??/*{MAP_SUFFIX}"):
-        data_path = map_path.with_suffix(DATA_SUFFIX)
-        with contextlib.suppress(OSError):
-            status = map_path.stat()
-            used = _taken(status)
-            with contextlib.suppress(FileNotFoundError):
-                used += _taken(data_path.stat())
-            found.append(Entry(map_path, data_path, used, status.st_mtime))
+    """List every content on disk; what vanishes meanwhile is left out. Raises OSError."""
+    found: list[Entry] = []
+    for name in os.listdir(directory):
+        if len(name) != _PREFIX:
+            continue
+        folder = os.path.join(directory, name)
+        taken = dict(_files(folder))
+        for name, status in taken.items():
+            stem = name.removesuffix(MAP_SUFFIX)
+            if stem != name:
+                data = taken.get(stem + DATA_SUFFIX)
+                used = _taken(status) + (_taken(data) if data is not None else 0)
+                paths = Path(folder, name), Path(folder, stem + DATA_SUFFIX)
+                found.append(Entry(*paths, used, status.st_mtime))
     return found
+
+
+def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    with contextlib.suppress(OSError), os.scandir(folder) as files:
+        for file in files:
+            with contextlib.suppress(OSError):
+                yield file.name, file.stat(follow_symlinks=False)
 
 
 def _taken(status: os.stat_result) -> int:

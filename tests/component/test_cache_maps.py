@@ -1,10 +1,13 @@
 """Maps of cached contents: large, damaged, written by several processes; and what is open."""
 
+import contextlib
 import hashlib
 import os
 import random
 import resource
+import shutil
 import sys
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -364,3 +367,70 @@ def test_a_lack_of_descriptors_is_called_so(
     assert cached.publish(0, memoryview(content))
     assert read(cached, Extent(0, MiB)) == content
     cached.close()
+
+
+@pytest.mark.timeout(1800)  # the whole proof takes minutes
+def test_no_wrong_byte_whatever_happens_to_the_files(
+    tmp_path: Path,
+    few_descriptors: int,
+    expected_logs: list[str],
+    scale: Callable[[int, int], int],
+) -> None:
+    """Several threads and stores, few descriptors, a small budget; maps are cut, all is removed."""
+    expected_logs += ["is damaged: made anew", "does not match its checksum", "keeps vanishing"]
+    contents = [content_of(100 * KiB + 13 * number * KiB + number) for number in range(24)]
+    keys = [key_of(content) for content in contents]
+    directory = tmp_path / "cache"
+    settings = CacheSettings(directory, free_floor_bytes=0, budget_bytes=3 * MiB)
+    right: list[bool] = []
+
+    def fetch(cached: DiskContent, content: bytes, extent: Extent) -> None:
+        claim = cached.claim(extent)
+        if claim is not None:
+            with claim:
+                for run in cached.missing(extent):
+                    cached.publish(run.start, memoryview(content)[run.start : run.stop])
+
+    def work(store: DiskBlockStore, seed: int) -> None:
+        choose = random.Random(seed)
+        held: list[tuple[DiskContent, bytes]] = []
+        for _ in range(scale(300, 5_000)):
+            what = choose.random()
+            if what < 0.2 or not held:
+                number = choose.randrange(len(keys))
+                with contextlib.suppress(CacheError):
+                    held.append((store.open(keys[number]), contents[number]))
+                if len(held) > 20:
+                    held.pop(0)[0].close()
+                continue
+            cached, content = choose.choice(held)
+            start = choose.randrange(len(content))
+            extent = Extent(start, start + choose.randrange(1, 200 * KiB)).clipped(len(content))
+            wanted = content[extent.start : extent.stop]
+            if what < 0.7:
+                right.append(read(cached, extent) in (None, wanted))
+                right.append(cached.read_resident(extent) in (None, wanted))
+            elif what < 0.98:
+                fetch(cached, content, extent)
+            elif what < 0.995:
+                with contextlib.suppress(OSError):
+                    os.truncate(cached.map_path, choose.choice([0, 50, 4096 + 9, 4096 + 64]))
+            else:
+                shutil.rmtree(directory, ignore_errors=True)
+        for cached, _ in held:
+            cached.close()
+
+    stores = [DiskBlockStore(settings, Metrics()) for _ in range(2)]
+    before = descriptors_open()
+    workers = [
+        threading.Thread(target=work, args=(store, seed)) for seed, store in enumerate(stores * 2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for store in stores:
+        store.close()
+    assert len(right) > 100
+    assert all(right)
+    assert descriptors_open() <= before
