@@ -82,6 +82,8 @@ class Connection:
     def _place(self, text: str) -> Place:
         found = None if "://" in text else mount_above(Path(text))
         if found is None:
+            if text.partition("/")[0] in (".", ".."):
+                raise ConfigError(f"{text}: is in no mount of jfs: give REPO/PATH, or a URL")
             return Place(parse_source(text, os.environ, token_file=self.token_file), text)
         entry, inside = found
         mounted = parse_source(entry.source, os.environ, token_file=self.token_file)

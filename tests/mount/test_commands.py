@@ -116,6 +116,8 @@ def test_ls_without_a_path_lists_repositories(models: EmbeddedServer) -> None:
     assert [row["path"] for row in rows] == [f"{models.url}/hf", f"{models.url}/{REPO}"]
     assert "JF_URL" in run_here(models, "ls", code=2, JF_URL="")
     assert "no such repository" in run_here(models, "ls", "absent", code=1)
+    for outside in (".", "./nlp", ".."):
+        assert "in no mount of jfs" in run_here(models, "ls", outside, code=2)
 
 
 def test_find_of_what_is_not_there_is_an_error(models: EmbeddedServer) -> None:
