@@ -237,7 +237,10 @@ class ArtifactoryClient:
         if error.status != 403:
             return error
         if not path.path:
-            listed = await self._repositories.find(path.repo) is not None
+            try:
+                listed = path.repo in {row.key for row in await self._repositories.list()}
+            except RemoteError:
+                return error  # no list says which repositories there are
         else:
             try:
                 names = await self._listings.names(await self._kept(path.parent))

@@ -182,6 +182,9 @@ async def test_a_repository_that_is_not_listed_is_missing(server: EmbeddedServer
             await client.stat(RepoPath("absent"))
         with pytest.raises(AccessDenied):
             await client.stat(RepoPath(REPO))
+        server.faults.add(Fault.status(403, "/api/repositories"))
+        with pytest.raises(AccessDenied):
+            await client.stat(RepoPath("absent"))  # nobody can tell
 
 
 async def test_one_refused_file_hides_no_other(

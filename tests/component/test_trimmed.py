@@ -10,7 +10,7 @@ from jfs.artifactory import ArtifactoryClient
 from jfs.errors import JfsError, ProtocolViolation
 from jfs.model import Criteria, FileInfo, Match, RepoPath
 from jfs.server import EmbeddedServer, Fault
-from tests.component.composed import composed, find, names
+from tests.component.composed import composed, find, names, server_settings
 from tests.component.server_requests import Requests
 from tests.component.test_client import client_of, settings_of
 from tests.conftest import REPO
@@ -80,7 +80,7 @@ async def test_a_whole_server_is_asked_repository_by_repository(models: Embedded
 async def test_what_changes_meanwhile_hides_and_doubles_nothing(models: EmbeddedServer) -> None:
     """Pages begin behind an item, not at a number: a removed one shifts no other."""
     models.limit_queries(6)
-    async with client_of(settings_of(models)) as client:
+    async with client_of(server_settings(models)) as client:
         result: dict[str, Match] = {}
         hold = models.faults.add(Fault.hold("/api/search/aql", after=2, times=1))
 

@@ -10,10 +10,10 @@ import json
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trio
 from aiohttp import web
 
 from jfs.errors import JfsError, NoEntry, NotFound, ReadOnly
@@ -234,9 +234,10 @@ async def test_a_failing_upstream_is_not_a_missing_model(
     remote: EmbeddedServer, upstream: EmbeddedServer, expected_logs: list[str]
 ) -> None:
     expected_logs.append("upstream failed")
-    async with composed(remote, "hf", deadline_s=1) as fs:
-        await find(fs, MODEL)
-        upstream.stop()
-        with trio.fail_after(30), pytest.raises(JfsError) as caught:
-            await find(fs, "meta-llama/Other")
+    async with client_of(settings_of(remote)) as client:
+        await client.stat(RepoPath("hf", MODEL))
+    upstream.stop()
+    async with client_of(replace(settings_of(remote), request_deadline_s=1)) as client:
+        with pytest.raises(JfsError) as caught:
+            await client.stat(RepoPath("hf", "meta-llama/Other"))
         assert caught.value.errno not in (errno.ENOENT, errno.ESTALE)
