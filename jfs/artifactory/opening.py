@@ -253,8 +253,9 @@ class Opener:
         named = statements.names_content(url, version.path, known)
         if not (agreed or named):
             return _Opaque(response, known)
-        with self._lock:
-            self._locations[version] = _Location(url, known, named)
+        if not at_home:  # there it would be asked without credentials
+            with self._lock:
+                self._locations[version] = _Location(url, known, named)
         return response
 
     def _verified(

@@ -273,6 +273,19 @@ def test_locations_that_are_never_good_end(server: EmbeddedServer, source: HttpR
         fetch(source)
 
 
+def test_a_redirect_on_the_server_itself(server: EmbeddedServer, source: HttpRangeSource) -> None:
+    """Credentials go along, and nothing is asked without them later."""
+    server.deploy(REPO, "real.bin", OLD)
+    location = {"Location": f"/artifactory/{REPO}/real.bin"}
+    server.faults.add(Fault.status(302, ITEM, headers=location))
+    for _ in range(2):
+        assert fetch(source) == OLD[: PART.size]
+    assert server.stats.requests == 4
+    server.deploy(REPO, "real.bin", NEW)
+    with pytest.raises(Stale):
+        fetch(source)
+
+
 def test_a_redirect_to_itself_ends(server: EmbeddedServer, source: HttpRangeSource) -> None:
     fault = server.faults.add(Fault.status(302, ITEM, headers={"Location": "#"}))
     with pytest.raises(ProtocolViolation, match="too many redirects"):

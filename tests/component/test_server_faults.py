@@ -283,7 +283,7 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
         json.dumps(
             [
                 {"kind": "status", "path": "/r/*", "code": 500, "times": 1, "body": "no"},
-                {"kind": "redirect", "method": "GET", "uses": 3, "times": None},
+                {"kind": "redirect", "uses": 3, "times": None, "opaque": True},
             ]
         )
     )
@@ -294,6 +294,7 @@ def test_a_plan_from_a_file(tmp_path: Path) -> None:
     assert (first.code, first.body) == (500, b"no")
     assert second
     assert second.uses == 3
+    assert second.opaque
     assert plan.match("PUT", "/r/a") is None
 
 

@@ -417,6 +417,8 @@ def _read(row: object) -> Fault:
         raise ValueError(f"a fault is an object, not {row!r}")
     fields = dict(row)
     kind = Kind(fields.pop("kind", ""))
+    if kind is Kind.REDIRECT:
+        fields.setdefault("method", "GET")  # as the constructor has it
     body = fields.pop("body", "")
     for name, value in fields.items():
         if name in ("times", "offset", "uses") and value is None:
