@@ -1,4 +1,20 @@
-"""Artifactory as a client sees it: control plane over httpx, bulk bodies over worker threads."""
+"""Artifactory as a client sees it; the only package that knows httpx.
+
+Where to look:
+
+- both planes: ``exchange`` (TLS, httpx's errors, redirects), ``auth``, ``proxies``, ``retry``,
+  ``pace``, ``wire`` (addresses, JSON, errors), ``statements`` (checksums in heads);
+- control plane, trio thread: ``client`` is the ``ArtifactStore``; it asks by ``session``.
+  ``repositories``, ``listings``, ``heads`` and ``upstream`` tell what there is; ``searching`` and
+  ``locating`` query, in the language of ``aql``; ``mutations``, ``uploads`` and ``builds`` change.
+  ``pieces`` and ``rows`` read long answers;
+- data plane, worker threads: ``ranges`` is the ``RangeSource``; ``opening`` finds where the bytes
+  are, ``transport`` receives them, ``whole`` shares a body that knows no ranges, ``parallelism``
+  says how many at a time.
+
+Imports ``protocols`` and below. A request of the control plane holds a place in the limiter of its
+repository while it waits for the server, and no lock.
+"""
 
 from jfs.artifactory.client import ArtifactoryClient, explain
 from jfs.artifactory.ranges import HttpRangeSource

@@ -1,7 +1,7 @@
-"""Artifactory's answers and addresses: JSON to values, paths to URLs, errors to the tree. Pure.
+"""Artifactory's answers and addresses: JSON to values, paths to URLs, statuses to errors. Pure.
 
-The only place where ``Any`` stands: JSON is narrowed here once, and whatever does not fit raises
-ProtocolViolation naming the field.
+JSON is typed here, and in ``rows`` and ``builds``, and nowhere else: what does not fit raises
+ProtocolViolation that names the field.
 """
 
 import json
@@ -49,7 +49,7 @@ _STATUSES: dict[int, type[RemoteError]] = {
 
 
 def encode_path(path: RepoPath) -> str:
-    """Give the path of an item in a URL, beginning with a slash (artifactory-rest 2.1).
+    """Return the path of an item in a URL, beginning with a slash (artifactory-rest 2.1).
 
     ``;`` would start matrix parameters, so it is encoded like everything else that is not
     unreserved; ``+`` is a literal plus in a path either way.
@@ -165,7 +165,7 @@ def parse_time_ns(text: str) -> int:
 
 
 def http_date(time_ns: int) -> str:
-    """Give an HTTP date (RFC 9110 section 5.6.7), of whole seconds."""
+    """Return an HTTP date (RFC 9110 section 5.6.7), of whole seconds."""
     return formatdate(time_ns // 1_000_000_000, usegmt=True)
 
 
