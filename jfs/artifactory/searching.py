@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _ADDRESS = "/api/search/aql"
 _MOST_PAGES = 5000
 _TRIES = 2
+_SLICE = 1000  # rows of a result at a time on the event loop: some milliseconds
 _DEADLINES = 10  # how many deadlines of one request all pages together may take
 
 
@@ -85,7 +86,9 @@ async def search(
     matches: dict[RepoPath, Match] = {}
     for rows in found:
         hidden.warn(f"a query in {scope or 'all repositories'}", rows)
-        for each in rows.matches:
+        for position, each in enumerate(rows.matches):
+            if position % _SLICE == _SLICE - 1:
+                await trio.lowlevel.checkpoint()
             if (match := repositories.shown(each, scope)) is not None:
                 matches.setdefault(match.info.path, match)
     return list(matches.values())
