@@ -11,8 +11,7 @@ Nothing is decided here. Trio thread only. What pyfuse3 demands:
 - A lookup that answers inode 0 is a negative dentry, cached for ``entry_timeout``; a FUSEError is
   not cached at all.
 
-It has no handler for FALLOCATE (3.5): fallocate(2) says EOPNOTSUPP, and glibc's posix_fallocate(3)
-then writes a byte to every block, which gives the same file more slowly.
+It has no handler for FALLOCATE (3.5): see ``jfs.mount.fallocate``.
 """
 
 import functools
@@ -246,6 +245,17 @@ class Operations(pyfuse3.Operations):
     @_boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return await self._filesystem.write(fh, off, buf)
+
+    @_boundary
+    async def fallocate(self, inode: int, fh: int, mode: int, offset: int, length: int) -> None:
+        """Make a file at least so long; called by ``jfs.mount.fallocate``, not by pyfuse3."""
+        if mode:
+            raise Unsupported(
+                "holes cannot be punched into an artifact, nor room be kept beyond it"
+            )
+        attributes = await self._filesystem.getattr(inode)
+        if offset + length > attributes.size:
+            await self._filesystem.setattr(inode, Change(size=offset + length), fh)
 
     @_boundary
     async def flush(self, fh: int) -> None:

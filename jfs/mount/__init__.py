@@ -4,6 +4,7 @@
 ``serving``     composition root: check, build, mount, serve, end
 ``session``     the kernel's mount, through pyfuse3
 ``signals``     how signals end a mount
+``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
 ``mountpoint``  checks before a mount; taking a mount away
 ``table``       what is mounted where: ``/proc/self/mountinfo``
 =============== ==================================================================================

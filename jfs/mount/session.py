@@ -19,6 +19,7 @@ from jfs import fusectl, threads
 from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
+from jfs.mount.fallocate import handled_by
 from jfs.mount.mountpoint import unmount
 from jfs.mount.table import mount_at, mounts
 
@@ -45,6 +46,28 @@ class Session:
         self._mountpoint = mountpoint
         self._requests = trio.CancelScope()
         self._loops: trio.Nursery | None = None
+        self.kept: object = None  # by libfuse, as long as the session lives
+
+    def fallocate(
+        self,
+        place: tuple[int, int],
+        mode: int,
+        offset: int,
+        length: int,
+        answer: Callable[[int], object],
+    ) -> None:
+        """Start to answer a request; see ``fallocate.handled_by``."""
+
+        async def run() -> None:
+            code = 0
+            try:
+                await self._operations.fallocate(*place, mode, offset, length)
+            except pyfuse3.FUSEError as error:
+                code = error.errno
+            answer(code)
+
+        assert self._loops is not None  # requests arrive in them alone
+        self._loops.start_soon(run)
 
     async def answer(self) -> None:
         """Answer the kernel's requests until the mount is taken away, by others or by ``end``."""
@@ -106,15 +129,15 @@ async def mounted(settings: MountSettings, operations: Operations) -> AsyncItera
         "default_permissions",
         *map(_option_value, settings.fuse_options),
     }
+    session = Session(operations, settings.mountpoint)
     try:
-        with _libfuse_messages() as messages:
+        with _libfuse_messages() as messages, handled_by(session.fallocate) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)
     except RuntimeError as error:
         reason = messages().splitlines()
         raise ConfigError(
             f"{settings.mountpoint}: cannot be mounted: {reason[0] if reason else error}"
         ) from None
-    session = Session(operations, settings.mountpoint)
     try:
         with trio.CancelScope(shield=True):
             entry = await threads.own_mount(mount_at, settings.mountpoint)

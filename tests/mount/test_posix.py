@@ -34,13 +34,25 @@ def test_system_calls_answer_as_in_a_plain_directory(
     assert found == expected
 
 
-def test_space_is_made_by_writing(mounted: MountedServer, tmp_path: Path) -> None:
-    """fallocate(2) cannot be answered; what falls back, as glibc and tools do, has its file."""
-    script = "fallocate -x -l 300000 f; fallocate -l 1 g && exit 1; stat -c %s f g"
+def test_space_is_reserved(mounted: MountedServer, tmp_path: Path) -> None:
+    """fallocate(2) makes a file longer, never shorter; what else it can do is refused."""
+    log = mounted.root.with_name("mnt.log")
+    script = """
+    fallocate -l 300000 f; fallocate -l 10 f; stat -c %s f
+    fallocate -x -o 5 -l 300000 f; stat -c %s f
+    printf abc > g; fallocate -o 1 -l 9 g; od -An -c g
+    fallocate -n -l 20 g || stat -c %s g; fallocate -p -l 3 g || od -An -c g
+    fallocate -l 9E g || stat -c %s g
+    fallocate -l 1 h < /dev/null; python3 -c 'import os
+    file = os.open("h", os.O_RDWR); os.unlink("h"); os.posix_fallocate(file, 0, 5000)
+    print(os.fstat(file).st_size)'
+    """.replace("\n    ", "\n")
     said = check(["sh", "-c", script], mounted.root, deadline_s=_DEADLINE_S, log=tmp_path / "log")
-    assert said.splitlines() == [
-        "fallocate: fallocate failed: Operation not supported",
-        "300000",
-        "0",
-    ]
-    assert Requests(mounted.server).get(f"/{REPO}/f").body == bytes(300_000)
+    zeros = " a b c" + r" \0" * 7
+    words = [" ".join(line.split()) for line in said.splitlines() if "fallocate:" not in line]
+    shown = " ".join(zeros.split())
+    assert words == ["300000", "300005", shown, "10", shown, "10", "5000"], log.read_text()
+    ask = Requests(mounted.server)
+    assert ask.get(f"/{REPO}/f").body == bytes(300_005)
+    assert ask.get(f"/{REPO}/g").body == b"abc" + bytes(7)
+    assert ask.get(f"/{REPO}/h").status == 404
