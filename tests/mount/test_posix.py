@@ -1,11 +1,12 @@
 """What POSIX asks, on a real mount: system calls answer as they do in a plain directory."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jfs.server import EmbeddedServer
+from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.suites.running import check
@@ -56,3 +57,19 @@ def test_space_is_reserved(mounted: MountedServer, tmp_path: Path) -> None:
     assert ask.get(f"/{REPO}/f").body == bytes(300_005)
     assert ask.get(f"/{REPO}/g").body == b"abc" + bytes(7)
     assert ask.get(f"/{REPO}/h").status == 404
+
+
+def test_a_mount_ends_while_space_is_being_reserved(mounted: MountedServer) -> None:
+    """What stays of the file is fetched first, and the server hangs."""
+    mounted.server.deploy(REPO, "f", b"x" * 100_000)
+    hanging = mounted.server.faults.add(Fault.hold(f"/{REPO}/f", method="GET"))
+    program = (
+        "import os, sys; f = os.open(sys.argv[1], os.O_RDWR); os.posix_fallocate(f, 0, 200000)"
+    )
+    command = [sys.executable, "-c", program, str(mounted.root / "f")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        hanging.wait_hit(_DEADLINE_S)
+        mounted.mount.stop(expected=["fallocate"])
+        mounted.server.faults.release_all()
+        _, error = process.communicate(timeout=_DEADLINE_S)
+    assert "OSError" in error
