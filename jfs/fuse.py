@@ -230,7 +230,7 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return _entry(await self._filesystem.getattr(inode))
+        return _entry(await self._filesystem.getattr(inode, ctx.pid))
 
     @_boundary
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:

@@ -115,7 +115,7 @@ class Filesystem:
         Raises:
             NoEntry: there is no such name; believed for ``negative_ttl_s``.
         """
-        self._files.looked_up(pid)
+        self._files.opening.looked_up(pid)
         inode = await self._resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
         self._tree.inodes.remember(inode)
@@ -132,11 +132,11 @@ class Filesystem:
             if self._writing is not None:
                 self._writing.attributes.forget_number(ino)
 
-    async def getattr(self, ino: int) -> Attributes:
+    async def getattr(self, ino: int, pid: int = 0) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened."""
-        inode = self._named(ino)
+        inode = self._tree.find(ino)
         if self._files.find(inode) is None:
-            await self._tree.refresh(inode)
+            await self._files.opening.refresh(inode, pid)
         return self._stat.of(inode)
 
     async def readlink(self, ino: int) -> str:

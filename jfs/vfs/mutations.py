@@ -115,7 +115,7 @@ class Mutations:
 
     async def _open(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         inode = await self._tree.lookup(parent, name)
-        self._files.looked_up(pid)
+        self._files.opening.looked_up(pid)
         return inode, await self._files.open(inode, flags, pid)
 
     async def mkdir(self, parent: Inode, name: str) -> Inode:

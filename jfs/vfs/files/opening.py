@@ -2,8 +2,9 @@
 
 The kernel opens an inode, not a name, and may have looked the name up a while ago. Where the name
 is another inode's by now, or nobody's, the open is refused (``Replaced``): the kernel looks every
-name up again, and opens what it finds. Who opens without a name (``/proc/self/fd/N``) comes back
-with the same inode, and no lookup in between: it gets the open file, whatever the server has.
+name up again, and opens what it finds. Who opens without a name (``/proc/self/fd/N``, a file that
+is bind-mounted) comes back with the same inode, and no lookup in between: it gets what it had,
+whatever the server has.
 
 Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has the turn may wait
 for the server, and must not want the claims of a path meanwhile but to close again.
@@ -39,7 +40,7 @@ class Opening:
         self._plane = plane
         self._kernel = kernel
         self._turns: dict[Inode, trio.Lock] = {}
-        self._refused: dict[int, Inode] = {}  # what a thread was refused, that others have open
+        self._refused: dict[int, Inode] = {}  # by the thread that asked for it
 
     @asynccontextmanager
     async def turn(self, inode: Inode) -> AsyncIterator[None]:
@@ -55,6 +56,31 @@ class Opening:
     def looked_up(self, pid: int) -> None:
         """A thread looks names up: what it opens next, it opens by name."""
         self._refused.pop(pid, None)
+
+    def refuse(self, inode: Inode, pid: int) -> None:
+        """Note that a thread was refused an inode that has lost its name."""
+        if len(self._refused) >= _REFUSED_KEPT:
+            self._refused.clear()
+        self._refused[pid] = inode
+
+    def comes_again(self, inode: Inode, pid: int) -> bool:
+        """Whether a thread was refused this inode a moment ago, and looked nothing up since.
+
+        Threads of other PID namespaces are all 0, and cannot be told apart.
+        """
+        again = self._refused.pop(pid, None) is inode
+        return again and (pid != 0 or self._registry.find(inode) is not None)
+
+    async def refresh(self, inode: Inode, pid: int) -> None:
+        """Make what is known of an inode fresh that is not open. Raises as ``current``."""
+        if self.comes_again(inode, pid):
+            return
+        try:
+            require_name(inode)
+            await self._tree.refresh(inode)
+        except Replaced:
+            self.refuse(inode, pid)
+            raise
 
     async def current(
         self, inode: Inode, pid: int, *, reads: bool, writes: bool
@@ -72,18 +98,17 @@ class Opening:
             RemoteError
         """
         file = self._registry.find(inode)
-        if file is not None and (file.is_ours or self._refused.get(pid) is inode):
-            self._refused.pop(pid, None)
+        again = self.comes_again(inode, pid)
+        if file is not None and (file.is_ours or again):
             return file, True
+        if again and not writes and isinstance(inode.info, FileInfo):
+            return await self._made(inode, inode.info, reads=True, named=False)
         try:
             require_name(inode)
             await self._tree.refresh(inode, anew=writes)
             require_name(inode)
         except (Replaced, NoEntry, NotFound) as error:
-            if self._registry.find(inode) is not None:
-                if len(self._refused) >= _REFUSED_KEPT:
-                    self._refused.clear()
-                self._refused[pid] = inode
+            self.refuse(inode, pid)
             # Also where the server has nothing: open(…, O_CREAT) of a name that the kernel believes
             # in comes as a plain open. The kernel looks again, and then asks to make it.
             raise Replaced(f"{inode.path}: {error}") from None
@@ -93,6 +118,12 @@ class Opening:
         file = self._registry.find(inode)
         if file is not None and self._is_current(file, info):
             return file, True
+        return await self._made(inode, info, reads=reads, named=True)
+
+    async def _made(
+        self, inode: Inode, info: FileInfo, *, reads: bool, named: bool
+    ) -> tuple[OpenFile, bool]:
+        """Return an open file of this version, made if nobody has been faster."""
         fresh = OpenFile(inode, info)
         if reads:
             await reader_of(fresh, self._plane)
@@ -102,7 +133,7 @@ class Opening:
             if fresh.reader is not None:
                 self._plane.nursery.start_soon(fresh.reader.close)
             return file, True
-        if not inode.attached():  # removed while we opened its reader
+        if named and not inode.attached():  # removed while we opened its reader
             if fresh.reader is not None:
                 self._plane.nursery.start_soon(fresh.reader.close)
             require_name(inode)

@@ -101,9 +101,10 @@ class OpenFiles:
         """Return the inode that a handle is of. Raises BadHandle."""
         return self._handle(handle).file.inode
 
-    def looked_up(self, pid: int) -> None:
-        """Note that a thread looks names up."""
-        self._opening.looked_up(pid)
+    @property
+    def opening(self) -> Opening:
+        """Who may open which inode."""
+        return self._opening
 
     def last_error(self, path: RepoPath) -> str | None:
         """Say why the last upload to a place failed that no ``close`` could tell about."""
