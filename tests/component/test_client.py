@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trio
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.artifactory.exchange import failure, mapped, next_hop
@@ -26,8 +27,9 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.metrics import Metrics
-from jfs.model import FileInfo, FolderInfo, RepoPath
+from jfs.model import Criteria, FileInfo, FolderInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault, TlsFiles
+from tests.component.composed import server_settings
 from tests.conftest import REPO
 
 
@@ -88,6 +90,25 @@ async def test_a_refused_listing_falls_back_and_is_remembered(server: EmbeddedSe
             assert isinstance(rows["a"], FileInfo)
             assert rows["a"].size == 1
     assert server.stats.requests == 1 + 1 + 2 + 2  # the list of repositories first, once
+
+
+async def test_what_hangs_keeps_its_own_kind_waiting(server: EmbeddedServer) -> None:
+    """Requests about one repository, or about none, take no places of others."""
+    server.deploy(REPO, "a", b"1")
+    server.create_repository("bad")
+    holds = [server.faults.add(Fault.hold(path)) for path in ("/api/search/*", "/api/storage/bad*")]
+    async with client_of(server_settings(server)) as client, trio.open_nursery() as nursery:
+        await client.repositories()
+        for number in range(40):
+            nursery.start_soon(client.search, Criteria(RepoPath("")))
+            nursery.start_soon(client.stat, RepoPath("bad", f"n{number}"))
+        for hold in holds:
+            await trio.to_thread.run_sync(hold.wait_hit)
+        assert (await client.stat(RepoPath(REPO, "a"))).path.name == "a"
+        assert len(await client.repositories()) == 2
+        nursery.cancel_scope.cancel()
+        for hold in holds:
+            hold.release()
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 429])
