@@ -46,6 +46,7 @@ _KINDS = ("datasets", "spaces")  # first parts of what is no model
 # Upstream's answer is held against this, unless it holds */* or application/octet-stream: a page of
 # text/html is refused, every other type is taken (Artifactory's blockMismatchingMimeTypes).
 _NO_PAGES = "application/x-artifact"
+_OF_A_MODEL = frozenset(["id", "modelId", "_id", "siblings"])  # of Hugging Face's answer
 _LOOKED_S = 60.0
 
 
@@ -143,7 +144,7 @@ class Upstream:
             return False  # another server may fail at such a question: its files are asked for next
         except (AccessDenied, ProtocolViolation):
             return await self._is_hub(repository)  # it may be there: its files are asked for next
-        if not document.get("id") and not document.get("modelId"):
+        if _OF_A_MODEL.isdisjoint(document):
             return False
         self._hubs.add(repo)
         return True

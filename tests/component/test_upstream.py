@@ -141,7 +141,7 @@ async def test_a_misspelt_model_is_missing(
         assert await missing(fs, "gtp2/resolve")
         assert await content(fs, f"{MODEL}/resolve/main/config.json") == b"{}"
         # a model that appears is found once the server asks anew: names are never believed away
-        upstream.deploy("hub", "api/models/new/model", b'{"modelId": "new/model"}')
+        upstream.deploy("hub", "api/models/new/model", b'{"siblings": []}')
         assert not await missing(fs, "new/model")
 
 
