@@ -16,7 +16,8 @@ from jfs.model import ArtifactVersion, Checksums, RepoPath
 _HEX = {"sha256": 64, "sha1": 40, "md5": 32}
 Stated = tuple[Checksums, ...]
 
-_ETAG = re.compile(r'(?:W/)?"?([0-9a-fA-F]+)"?')
+# A proxy that compresses makes an ETag weak, or adds how (Apache's "…-gzip").
+_ETAG = re.compile(r'(?:W/)?"?([0-9a-fA-F]+)(?:[-;]+(?:gzip|deflate|br|zstd))?"?')
 
 
 def of_artifactory(headers: httpx.Headers) -> Stated:

@@ -113,6 +113,7 @@ async def test_headers_as_other_servers_write_them(
         {"X-Checksum-Sha256": f"{SHA256}, {SHA256}"},
         {"ETag": f'W/"{SHA1}"', **UNSTATED},
         {"ETag": f'"{SHA1.upper()}"', **UNSTATED},
+        {"ETag": f'"{SHA1}-gzip"', **UNSTATED},
     ):
         fault = remote.faults.add(Fault.set_headers(headers, ITEM))
         info = await described(client)
