@@ -20,6 +20,7 @@ from jfs.errors import (
     NoEntry,
     NotPermitted,
     ReadOnly,
+    Replaced,
 )
 from jfs.extents import Extent
 from jfs.model import FolderInfo, RepoPath
@@ -136,7 +137,11 @@ class Filesystem:
         """Describe an inode. While it is open that is the version that was opened."""
         inode = self._tree.find(ino)
         if self._files.find(inode) is None:
-            await self._files.opening.refresh(inode, pid)
+            try:
+                await self._files.opening.refresh(inode, pid)
+            except Replaced:
+                if self._files.find(inode) is None:  # or it was opened meanwhile
+                    raise
         return self._stat.of(inode)
 
     async def readlink(self, ino: int) -> str:

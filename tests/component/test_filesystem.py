@@ -207,8 +207,10 @@ async def test_a_change_is_seen_after_the_ttl(mock_clock: trio.testing.MockClock
         }
         del server.files[RepoPath("r", "a")]
         mock_clock.jump(61)
-        with pytest.raises((NoEntry, NotFound)):
+        with pytest.raises(Replaced):
             await fs.getattr(attributes.ino)
+        with pytest.raises(NoEntry):
+            await fs.lookup(ROOT, "a")
 
 
 async def test_the_kernel_is_given_what_is_left_of_the_ttl(

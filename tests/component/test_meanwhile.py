@@ -253,12 +253,19 @@ async def test_a_reader_goes_on_with_its_version(ask: Requests, staging: Path) -
         assert await find(fs, "f") != inodes["f"]
 
 
-async def test_who_opens_what_others_removed_looks_again(ask: Requests, staging: Path) -> None:
+@pytest.mark.parametrize("gone", ["believed", "expired"])
+async def test_who_opens_what_others_removed_looks_again(
+    ask: Requests, staging: Path, gone: str
+) -> None:
     """``open(…, O_CREAT)`` of a name that the kernel believes in is no ENOENT: it makes it."""
     ask.server.deploy(REPO, "f", b"first")
     async with writing(ask, staging) as fs:
         ino = (await fs.lookup(ROOT, "f", 7)).ino
         ask.server.delete(REPO, "f")
+        if gone == "expired":  # then the kernel asks for its attributes first
+            await fs.refresh(ROOT)
+            with pytest.raises(Replaced):
+                await fs.getattr(ino)
         with pytest.raises(Replaced):
             await fs.open(ino, os.O_WRONLY | os.O_TRUNC, 7)
         opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)

@@ -66,8 +66,9 @@ class Tree:
         Args:
             anew: ask the server now, whatever is believed.
         Raises:
-            NoEntry: the server says it is gone; its dentry goes too.
-            Replaced: the name is another inode's by now: the server has other content there.
+            NoEntry: the server says that a folder is gone; its dentry goes too.
+            Replaced: a file is gone, or its name is another inode's by now, which has other
+                content. ENOENT would be final: open(…, O_CREAT) asks for the attributes, too.
             RemoteError: the server did not answer and nothing is known.
         """
         if inode.computed is not None:
@@ -79,13 +80,15 @@ class Tree:
             try:
                 found = await self._names.ask_name(*place, anew=anew)
             except NoEntry:
-                if not inode.attached() or place == (inode.parent, inode.name):
+                if inode.attached() and place != (inode.parent, inode.name):
+                    continue
+                if inode.is_folder:
                     raise
-            else:
-                if found is not inode and place == (inode.parent, inode.name):
-                    raise Replaced(f"{inode.path}: the server has other content there")
-                if found is inode:
-                    return
+                raise Replaced(f"{inode.path}: was removed on the server") from None
+            if found is inode:
+                return
+            if place == (inode.parent, inode.name):
+                raise Replaced(f"{inode.path}: the server has other content there")
         # the root; one that is gone, and open still; or not on the server yet
 
     async def lookup(self, parent: Inode, name: str) -> Inode:
