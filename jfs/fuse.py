@@ -135,7 +135,7 @@ class Operations(pyfuse3.Operations):
         try:
             return _entry(await self._filesystem.lookup(parent_inode, _decode(name), ctx.pid))
         except NoEntry:
-            return self._negative()
+            return self._negative(parent_inode, name)
 
     @_boundary
     async def create(
@@ -337,10 +337,10 @@ class Operations(pyfuse3.Operations):
         # Reached only without default_permissions, which jfs.mount.session always sets.
         raise Unsupported("access is the kernel's to decide")
 
-    def _negative(self) -> pyfuse3.EntryAttributes:
+    def _negative(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
-        entry.entry_timeout = self._filesystem.negative_ttl_s
+        entry.entry_timeout = self._filesystem.missing_for_s(parent, _decode(name))
         return entry
 
 

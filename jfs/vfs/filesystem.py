@@ -23,7 +23,7 @@ from jfs.errors import (
     Replaced,
 )
 from jfs.extents import Extent
-from jfs.model import FolderInfo, RepoPath
+from jfs.model import FolderInfo, RepoPath, problem_with_name
 from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.extended import ExtendedAttributes
 from jfs.vfs.attributes.properties import PropertyTable
@@ -409,10 +409,14 @@ class Filesystem:
         """Say on which device it is mounted, ``major:minor``."""
         self._files.device = device
 
-    @property
-    def negative_ttl_s(self) -> float:
-        """How long the kernel may believe that a name is not there."""
-        return self._settings.negative_ttl_s
+    def missing_for_s(self, parent: int, name: str) -> float:
+        """Return how long the kernel may believe that a name is not there: what is left of ours."""
+        folder = self._tree.find(parent)
+        ttl_s = self._settings.negative_ttl_s
+        if folder.computed is not None or folder.below is None or problem_with_name(name):
+            return ttl_s
+        cell = folder.below.names.get(name)
+        return cell.left_s(ttl_s)[0] if cell is not None and cell.is_known else 0.0
 
     def _note_user(self, opened: Opened, flags: int, uid: int) -> None:
         # Not the kernel's work: it leaves the setuid bit to us (FUSE_HANDLE_KILLPRIV), and does not

@@ -98,9 +98,10 @@ class Cell(Generic[_T]):
     @property
     def value(self) -> _T:
         """The last answer, fresh or not. Raises LookupError if there is none."""
-        if isinstance(self._value, _Nothing):
+        value = self._value
+        if value is _NOTHING:  # not isinstance: this is asked several times for every `stat`
             raise LookupError("the server has not answered yet")
-        return self._value
+        return value  # type: ignore[return-value]
 
     @property
     def asking(self) -> Asked | None:
@@ -118,14 +119,17 @@ class Cell(Generic[_T]):
 
     def is_fresh(self, ttl_s: float) -> bool:
         """As ``is_answered``, or it stands in during an outage."""
-        return self.left_s(ttl_s) > 0.0
+        now = trio.current_time()
+        fresh = now < self.asked.at + ttl_s or now < self._stands_until
+        return fresh and self._value is not _NOTHING
 
-    def left_s(self, ttl_s: float) -> float:
-        """Return for how long the answer may still be used; 0.0: not any more."""
-        if not self.is_known:
-            return 0.0
-        until = max(self.asked.at + ttl_s, self._stands_until)
-        return max(0.0, until - trio.current_time())
+    def left_s(self, *ttls_s: float) -> list[float]:
+        """Return for how long the answer may still be used, for each time to live; 0: not at all"""
+        now = trio.current_time()
+        if self._value is _NOTHING:
+            return [0.0 for _ in ttls_s]
+        at, stands = self.asked.at - now, max(0.0, self._stands_until - now)
+        return [max(stands, at + ttl_s) for ttl_s in ttls_s]
 
     def accepts(self, asked: Asked) -> bool:
         """Whether an answer to a question of this moment would be stored."""
@@ -264,8 +268,11 @@ class Questions:
             self._nursery.start_soon(self._run, cell, question, ask)
         question.waiting += 1
         try:
-            with trio.move_on_at(question.asked.at + patience_s):
+            if patience_s == math.inf:
                 await question.done.wait()
+            else:
+                with trio.move_on_at(question.asked.at + patience_s):
+                    await question.done.wait()
         finally:
             question.waiting -= 1
         answer, error = question.answer, question.error

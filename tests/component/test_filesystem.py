@@ -232,9 +232,36 @@ async def test_a_missing_name_is_believed_for_its_own_ttl(
             with pytest.raises(NoEntry):
                 await fs.lookup(ROOT, "late")
         assert server.asked == {"stat": 1}
+        assert fs.missing_for_s(ROOT, "late") == pytest.approx(5)
+        server.put("late", b"x")
+        mock_clock.jump(3)
+        with pytest.raises(NoEntry):
+            await fs.lookup(ROOT, "late")
+        assert fs.missing_for_s(ROOT, "late") == pytest.approx(2)  # of the kernel's belief too
+        mock_clock.jump(3)
+        assert (await fs.lookup(ROOT, "late")).size == 1
+
+
+async def test_a_name_that_is_in_no_listing_is_missing_no_longer_than_that(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """However many other names were looked up in vain, and however long listings are believed."""
+    server = MemoryServer(a=b"1")
+    async with filesystem(server, replace(TREE, entry_ttl_s=3600, attr_ttl_s=3600)) as fs:
+        await listing(fs, ROOT)
+        with pytest.raises(NoEntry):
+            await fs.lookup(ROOT, "late")
+        assert fs.missing_for_s(ROOT, "late") == pytest.approx(5)
+        mock_clock.jump(6)
+        for number in range(10):
+            with pytest.raises(NoEntry):
+                await fs.lookup(ROOT, f"missing{number}")
+        assert server.asked == {"list": 2, "stat": 3}
         server.put("late", b"x")
         mock_clock.jump(6)
         assert (await fs.lookup(ROOT, "late")).size == 1
+        assert (await fs.lookup(ROOT, "a")).size == 1
+        assert server.asked == {"list": 2, "stat": 4}
 
 
 async def test_an_outage_is_not_a_missing_file(

@@ -133,7 +133,7 @@ async def test_a_time_to_live_counts_from_the_question(
     async with questions() as asked, askers(asked, cell, server, 1):
         mock_clock.jump(4)
         server.answer()
-    assert cell.left_s(10) == pytest.approx(6)
+    assert cell.left_s(10, 4, 1) == [pytest.approx(6), 0.0, 0.0]
     assert cell.is_fresh(10)
     assert not cell.is_fresh(4)
     assert not cell.is_fresh(0)

@@ -15,13 +15,11 @@ from jfs.vfs.files.openfile import content_of
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.namespace.inodes import ROOT, Inode
-from jfs.vfs.namespace.local import LocalAttributes
+from jfs.vfs.namespace.local import NOTHING, LocalAttributes
 from jfs.vfs.namespace.selectors import Link
 
-_NOTHING = LocalAttributes()
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs a microsecond, for every entry of every `ls -l`
 class Attributes:
     """What ``stat`` shows. Times are ns, TTLs seconds."""
 
@@ -72,13 +70,13 @@ class StatView:
         settings = self._settings
         file = self._files.find(inode)
         info = file.info if file is not None else inode.info
+        is_attached = inode.attached()
         local = self._set_here(inode)
         # The kernel counts from its own receipt: it gets what is left of ours, so that a change
         # is seen within one TTL and not two.
         entry_ttl_s, attr_ttl_s = settings.entry_ttl_s, settings.attr_ttl_s
-        if inode.ino != ROOT and not inode.is_ours and inode.attached():
-            entry_ttl_s = inode.stat.left_s(entry_ttl_s)
-            attr_ttl_s = inode.stat.left_s(attr_ttl_s)
+        if is_attached and inode.ino != ROOT and not inode.is_ours:
+            entry_ttl_s, attr_ttl_s = inode.stat.left_s(entry_ttl_s, attr_ttl_s)
         mode, size, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 0, 2
         target = link_target(inode)
         if target is not None:
@@ -90,7 +88,7 @@ class StatView:
             nlink += inode.below.folders  # those that are known
         if local.mode is not None:
             mode = stat.S_IFMT(mode) | local.mode
-        if inode.computed is None and not inode.attached():
+        if not is_attached and inode.computed is None:
             nlink = 0
         mtime_ns = info.modified_ns if local.mtime_ns is None else local.mtime_ns
         return Attributes(
@@ -133,7 +131,7 @@ class StatView:
         Returns:
             Whether there was anything to take.
         """
-        local = self._local.get(inode) if self._local is not None else _NOTHING
+        local = self._local.get(inode) if self._local is not None else NOTHING
         if local.mode is None or not local.mode & (stat.S_ISUID | stat.S_ISGID):
             return False
         self.change(inode, Change(mode=local.mode & ~(stat.S_ISUID | stat.S_ISGID)))
@@ -167,8 +165,10 @@ class StatView:
     def _set_here(self, inode: Inode) -> LocalAttributes:
         """Return what was set here and still counts."""
         if self._local is None or inode.computed is not None:
-            return _NOTHING
+            return NOTHING
         local = self._local.get(inode)
+        if local is NOTHING:
+            return local
         if not inode.is_folder:
             return local.of(self._tag(inode))
         # Whatever the server has noted since was done elsewhere.

@@ -33,6 +33,7 @@ class Below:
         listing: True once *children* were the whole listing, as of the time it was asked for.
         names: a cell for each name that is being asked for, or is known to be missing (None).
         asked_singly: names looked up one by one since the folder was listed.
+        took_s: from the question for the last listing until it was here.
         being_taken: listings that are being taken over at the moment, piece by piece.
         tags: of the query for the properties of all children.
         tag_asked_at: when the properties of one child were asked for (``trio.current_time``).
@@ -50,6 +51,7 @@ class Below:
         "no_query_until",
         "tag_asked_at",
         "tags",
+        "took_s",
     )
 
     def __init__(self) -> None:
@@ -59,6 +61,7 @@ class Below:
         self.names: dict[str, Cell[EntryInfo | None]] = {}
         self._room = _NAMES_KEPT
         self.asked_singly = 0
+        self.took_s = 0.0
         self.being_taken = 0
         self.tags: Cell[bool] = Cell()
         self.tag_asked_at = NEVER.at
@@ -165,6 +168,8 @@ class Inode:
     @property
     def listed(self) -> bool:
         """Whether it is part of the listing of its folder."""
+        if self.below is None:
+            return True
         info = self.stat.value
         return not isinstance(info, FolderInfo) or info.listed
 
@@ -195,7 +200,10 @@ class Inode:
 
     def attached(self) -> bool:
         """Whether the inode still has its dentry (or is the root)."""
-        return self.parent is None or self.parent.dentries.get(self.name) is self
+        parent = self.parent
+        if parent is None:
+            return True
+        return parent.below is not None and parent.below.children.get(self.name) is self
 
 
 class InodeTable:

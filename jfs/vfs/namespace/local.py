@@ -44,7 +44,7 @@ class LocalAttributes:
         return replace(self, atime_ns=None, mtime_ns=None, ctime_ns=None)
 
 
-_NOTHING = LocalAttributes()
+NOTHING = LocalAttributes()
 
 
 class LocalAttributeTable:
@@ -68,12 +68,12 @@ class LocalAttributeTable:
         return len(self._known)
 
     def get(self, inode: Inode) -> LocalAttributes:
-        return self._known.get(_key(inode), _NOTHING)
+        return self._known.get(_key(inode), NOTHING)
 
     def set(self, inode: Inode, **changes: int | str | None) -> None:
         """Change fields of one entry."""
         key = _key(inode)
-        known = self._known.pop(key, _NOTHING)
+        known = self._known.pop(key, NOTHING)
         self._known[key] = replace(known, **changes)  # type: ignore[arg-type]  # its fields
         if len(self._known) > self._room:
             self._trim()
@@ -101,7 +101,7 @@ class LocalAttributeTable:
         Args:
             content: what it has, if somebody has it open still; else None.
         """
-        known = self._known.pop(inode.path, _NOTHING)
+        known = self._known.pop(inode.path, NOTHING)
         if content is not None:
             self._known[inode.ino] = replace(
                 known.of(content), ctime_ns=time.time_ns(), content=STAGED

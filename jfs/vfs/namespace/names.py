@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Names looked up one by one before the whole folder is listed instead: a program that walks many
 # names of a folder costs one listing, one that knows its path costs one small request a name.
 _LOOKUPS_BEFORE_LISTING = 3
-# After a listing that was refused, or that came later than it is believed, this many more.
+# After a listing that was refused, or that took longer than it is believed, this many more.
 _LOOKUPS_AFTER_A_BAD_LISTING = 64
 # A lookup waits this long for the listing; then it asks for its name alone, and the listing of a
 # folder of a million entries, which takes a minute, goes on beside it.
@@ -80,16 +80,21 @@ class Names:
         return None
 
     def _pays_to_list(self, below: Below) -> bool:
-        """Whether a listing would be believed for longer than the answer about one name."""
+        """Whether a listing would be believed longer than it takes; now and then it is tried."""
         settings = self._settings
+        ttl_s = max(settings.entry_ttl_s, settings.attr_ttl_s)
         if below.listing.is_answered(settings.entry_ttl_s):
-            return settings.negative_ttl_s > 0  # what it showed is known: this is about others
-        return max(settings.entry_ttl_s, settings.attr_ttl_s) > 0
+            ttl_s = settings.negative_ttl_s  # what it showed is known: this is about others
+        return ttl_s > 0 and (
+            ttl_s > below.took_s or below.asked_singly >= _LOOKUPS_AFTER_A_BAD_LISTING
+        )
 
     def _listed(self, parent: Inode, name: str) -> Inode:
         """Find a name in the listing that has come a moment ago. Raises NoEntry."""
-        inode = parent.dentries.get(name)
+        below = below_of(parent)
+        inode = below.children.get(name)
         if inode is None:
+            below.name(name).put(None, below.listing.asked)
             raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
         return inode
 
@@ -222,14 +227,12 @@ class Names:
         except JfsError:
             below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
             raise
-        settings = self._settings
-        if trio.current_time() >= asked.at + max(settings.entry_ttl_s, settings.attr_ttl_s):
-            below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
         below.being_taken += 1  # no dentry is dropped until the listing is whole
         try:
             await self._take_listing(folder, path, entries, asked)
         finally:
             below.being_taken -= 1
+            below.took_s = trio.current_time() - asked.at
         return True
 
     async def _take_listing(
