@@ -24,7 +24,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import trio
 
-from jfs.errors import JfsError, ProtocolViolation, RateLimited, Unavailable
+from jfs.errors import JfsError, MountEnding, ProtocolViolation, RateLimited, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Questions:
             Exception: what *ask* raised, for everybody who waited.
         """
         if self._closed:
-            raise Unavailable("the mount is ending")
+            raise MountEnding("the mount is ending")
         question = cell._question
         if question is None or not cell.accepts(question.asked):
             question = cell._question = Question()
@@ -323,7 +323,7 @@ class Questions:
                     log.error("a question that nobody waited for failed", exc_info=error)
             finally:
                 if question.answer is None and question.error is None:  # cancelled
-                    question.error = Unavailable("the mount is ending")
+                    question.error = MountEnding("the mount is ending")
                 self._running.discard(scope)
                 if cell._question is question:
                     cell._question = None

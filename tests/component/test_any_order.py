@@ -239,7 +239,7 @@ _EVENTS = st.tuples(
 
 
 @pytest.mark.parametrize("ttl_s", [1e9, 0.0], ids=["believed", "ttl 0"])
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(events=st.lists(_EVENTS, min_size=4, max_size=24))
 def test_what_is_told_was_true_since_the_last_change_and_refresh(
     ttl_s: float, events: list[tuple[str, str, int]]

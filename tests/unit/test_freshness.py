@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jfs.errors import AccessDenied, Unavailable
+from jfs.errors import AccessDenied, MountEnding, Unavailable
 from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions
 
 
@@ -182,8 +182,8 @@ async def test_a_closed_mount_asks_nothing_and_answers_whoever_waits() -> None:
     async with questions() as asked:
         async with askers(asked, cell, server, 2) as outcomes:
             asked.close()
-        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 2
-        with pytest.raises(Unavailable):
+        assert [type(outcome) for outcome in outcomes] == [MountEnding] * 2
+        with pytest.raises(MountEnding):
             await asked.answer(cell, server.ask)
         assert len(asked) == 0
 
