@@ -74,6 +74,9 @@ class Opening:
     async def refresh(self, inode: Inode, pid: int) -> None:
         """Make what is known of an inode fresh that is not open. Raises as ``current``."""
         if self.comes_again(inode, pid):
+            # The kernel may ask this before it opens, and repeats a call only once: the OPEN that
+            # comes next is a part of that.
+            self.refuse(inode, pid)
             return
         try:
             require_name(inode)
