@@ -184,7 +184,7 @@ EntryInfo = FileInfo | FolderInfo
 def same_content(one: EntryInfo, other: EntryInfo) -> bool:
     """Whether two answers describe the same bytes, by the strongest digest that both name.
 
-    Where they name none in common, the size has to do.
+    Where they name none in common, size and time have to do.
     """
     if not isinstance(one, FileInfo) or not isinstance(other, FileInfo) or one.size != other.size:
         return False
@@ -196,7 +196,7 @@ def same_content(one: EntryInfo, other: EntryInfo) -> bool:
     ):
         if here and there:
             return here == there
-    return True
+    return one.modified_ns == other.modified_ns
 
 
 def kind_of(info: EntryInfo) -> str:

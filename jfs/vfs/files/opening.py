@@ -17,7 +17,7 @@ import trio
 
 from jfs import threads
 from jfs.errors import IsADirectory, NoEntry, NotFound, Replaced
-from jfs.model import FileInfo
+from jfs.model import FileInfo, same_content
 from jfs.vfs.files.openfile import OpenFile, content_of
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.writer import reader_of
@@ -167,7 +167,7 @@ class Opening:
 
     def _is_current(self, file: OpenFile, info: FileInfo) -> bool:
         """Whether an open file has the content of *info*, and nothing wrong was read of it."""
-        if content_of(file.info) != content_of(info):
+        if not same_content(file.info, info):
             return False
         reader = file.reader
         return reader is None or reader.rejections == self._plane.rejections(reader.version)
