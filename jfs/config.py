@@ -95,7 +95,7 @@ class TreeSettings:
 class ReadSettings:
     """Read-ahead and its memory. Sizes are bytes."""
 
-    memory_bytes: int = 160 * MiB  # all buffers between network, disk and kernel, spare ones too
+    memory_bytes: int = 96 * MiB  # all buffers between network, disk and kernel, spare ones too
     segment_bytes: int = 4 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
     disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
@@ -105,7 +105,7 @@ class ReadSettings:
 def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:
     """Scale buffers and read-ahead down to a memory limit of the process, in bytes.
 
-    A third of it for buffers, of which a reader's window takes less than half: the rest is the
+    A quarter of it for buffers, of which a reader's window takes half: the rest is the
     interpreter's (about 60 MiB) and the pages of cache files.
     """
     if limit is None:
@@ -114,7 +114,7 @@ def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:
     return replace(
         settings,
         segment_bytes=segment,
-        memory_bytes=min(settings.memory_bytes, max(4 * segment, limit // 3)),
+        memory_bytes=min(settings.memory_bytes, max(4 * segment, limit // 4)),
         window_bytes=min(settings.window_bytes, max(2 * segment, limit // 8)),
     )
 
