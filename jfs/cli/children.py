@@ -19,7 +19,7 @@ from jfs.errors import ConfigError, JfsError
 
 # -P: the current directory is the user's, and may hold a jfs.py.
 JFS = (sys.executable, "-P", "-m", "jfs")
-_KILL_WAIT_S = 5.0  # SIGKILL works at once, but for a process that waits inside a dead mount
+_KILL_WAIT_S = 5.0  # SIGKILL works at once, except for a process that waits inside a dead mount
 _LAST_WORDS_S = 2.0  # standard error ends with its process, unless a grandchild holds it
 _KEPT_LINES = 15
 
@@ -126,7 +126,7 @@ async def running(
 async def run(
     command: str, *, within_s: float, environ: Mapping[str, str] | None = None
 ) -> tuple[int | None, str]:
-    """Run a shell command; give its exit code (None: not in time) and everything it printed.
+    """Run a shell command; return its exit code (None: not in time) and everything it printed.
 
     Cancellation: ends the command. Never waits for one that SIGKILL does not end.
     """

@@ -2,7 +2,7 @@
 
 Owns the order of things: what is made is unmade in reverse, whatever happens. The server and the
 mount are child processes, since a process that reads its own mount can wait for itself for ever.
-Trio thread only, but for the checks before.
+Trio thread only, except for the checks before.
 """
 
 import contextlib

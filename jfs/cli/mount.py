@@ -228,7 +228,10 @@ def command(
     token_file = settings.server.credentials.token_file  # absolute: a daemon changes its directory
 
     def reload() -> Credentials | None:
-        logs.reopen()
+        try:
+            logs.reopen()
+        except ConfigError as error:  # the old one is written on
+            log.warning("%s", error)
         again = parse_source(source, os.environ, token_file=token_file)
         if again.server_url != parsed.server_url:
             raise ConfigError(f"{source}: is {again.server_url} now: mount it anew")

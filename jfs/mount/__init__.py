@@ -3,6 +3,7 @@
 =============== ==================================================================================
 ``serving``     composition root: check, build, mount, serve, end
 ``session``     the kernel's mount, through pyfuse3
+``requests``    how pyfuse3 waits for requests
 ``signals``     how signals end a mount
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
 ``mountpoint``  checks before a mount; taking a mount away

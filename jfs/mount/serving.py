@@ -2,7 +2,8 @@
 
 Everything that can be wrong is found before anything is mounted. The order at the end matters:
 connections are cut first, so that no worker thread waits for the network; then handlers are
-cancelled; then the kernel is told. Each step is bounded, with the server dead too.
+cancelled, which answers the kernel; then the mount is taken away. Each step is bounded, with the
+server dead too.
 """
 
 import contextlib
@@ -131,7 +132,7 @@ async def _compose(
             if credentials is not None:
                 client.authenticate(credentials)
                 source.authenticate(credentials)
-            log.info("SIGHUP: the log is open anew, credentials were read again")
+            log.info("SIGHUP: credentials were read again")
 
         listeners.start_soon(signals.listen, numbers, ending, reloaded)
         claimed = await threads.own_mount(

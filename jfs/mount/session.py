@@ -19,6 +19,7 @@ from jfs import fusectl, threads
 from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
+from jfs.mount import requests
 from jfs.mount.fallocate import handled_by
 from jfs.mount.mountpoint import unmount
 from jfs.mount.table import mount_at, mounts
@@ -99,6 +100,7 @@ class Session:
 
     def close(self) -> None:
         """Close the connection of the kernel: whoever still has files open gets ENOTCONN."""
+        requests.rest()
         if threads.notifications():
             # They use what would be freed. The end of the process closes the connection too.
             log.warning("%s: the kernel does not take a notification", self._mountpoint)
@@ -130,11 +132,15 @@ async def mounted(settings: MountSettings, operations: Operations) -> AsyncItera
         *map(_option_value, settings.fuse_options),
     }
     session = Session(operations, settings.mountpoint)
+    requests.prepare()
+    pyfuse3.trio = requests.Trio()  # type: ignore[attr-defined]  # as pyfuse3.asyncio does
     try:
         with _libfuse_messages() as messages, handled_by(session.fallocate) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)
     except RuntimeError as error:
         reason = messages().splitlines()
+        if reason and "could not determine username" in reason[0]:
+            reason[0] += f": uid {os.getuid()} needs an entry in the password database"
         raise ConfigError(
             f"{settings.mountpoint}: cannot be mounted: {reason[0] if reason else error}"
         ) from None
