@@ -28,6 +28,9 @@ _MAX_VALUE = 16 * MiB
 # the event loop for 0.4 s. Frozen objects are left alone, and freed as ever once nobody has them.
 _FREEZE = 16 * MiB
 _SPACE = re.compile(r"[ \t\n\r]*")
+# The end of a text that cuts a number: of `1.5` only `1.` has come, of `1e+7` only `1e+`, and the
+# decoder takes `1` for all of it.
+_CUT = re.compile(r"[0-9.eE+-]*\Z")
 
 
 class LongObject:
@@ -171,6 +174,9 @@ class LongObject:
                 return self._wait()
             except RecursionError:
                 raise self._broken() from None
+            if mark not in ",]" and _CUT.match(text, end):
+                self._at = at
+                return self._wait()
             take(row)
             at = end + 1
         if mark != "]":
@@ -187,7 +193,7 @@ class LongObject:
             return self._wait(), None
         except RecursionError:
             raise self._broken() from None
-        if end == len(self._text) and not self._last:
+        if _CUT.match(self._text, end) and not self._last:
             return self._wait(), None  # a number may go on
         self._at = end
         return True, value

@@ -40,6 +40,15 @@ def test_it_is_what_json_loads_gives(
     assert members == document
 
 
+@pytest.mark.parametrize("number", ["10.5", "1e+7", "-0.25E-3", "12", "-7"])
+def test_a_number_may_be_cut_anywhere(number: str) -> None:
+    body = f'{{"a": {number}, "files": [{number}, {number}], "b": {number}}}'.encode()
+    for at in range(len(body)):
+        rows, members = read([body[:at], body[at:]])
+        assert rows == [float(number)] * 2
+        assert members == {"a": float(number), "files": None, "b": float(number)}
+
+
 @pytest.mark.parametrize(
     "body",
     [
