@@ -186,17 +186,24 @@ class ArtifactoryClient:
         try:
             await mutations.delete(self._session, path)
         except NotFound as error:
-            # A virtual repository shows what its members have, and deletes nothing (5).
-            if await self._exists(path):
+            # A virtual repository shows what its members have, and deletes nothing (5). In a local
+            # one it was made by somebody a moment after.
+            if not self._repositories.is_local(path.repo) and await self._exists(path):
                 raise mutations.not_local(error) from None
             raise
 
     async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
-        await mutations.transfer(self._session, "move", source, target, self._exists, tree=tree)
+        await self._transfer("move", source, target, tree=tree)
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
         kept = await self._kept(source)  # a remote repository itself has nothing to copy
-        await mutations.transfer(self._session, "copy", kept, target, self._exists, tree=tree)
+        await self._transfer("copy", kept, target, tree=tree)
+
+    async def _transfer(self, verb: str, source: RepoPath, target: RepoPath, *, tree: bool) -> None:
+        local = all(self._repositories.is_local(each.repo) for each in (source, target))
+        await mutations.transfer(
+            self._session, verb, source, target, self._exists, tree=tree, local=local
+        )
 
     async def publish_build(self, document: Mapping[str, object]) -> None:
         """Publish what ``builds.document`` made; the same run once more replaces it."""

@@ -53,11 +53,17 @@ async def transfer(
     exists: Callable[[RepoPath], Awaitable[bool]],
     *,
     tree: bool,
+    local: bool,
 ) -> None:
-    """Ask for ``api/move`` or ``api/copy`` (artifactory-rest 8); *tree*: a folder may take long.
+    """Ask for ``api/move`` or ``api/copy`` (artifactory-rest 8).
 
     Repeated after a lost answer, it would nest a folder into the one that the first try made: so
     the source of a move, and the target of a copy, are looked at before a second try.
+
+    Args:
+        tree: a folder, which may take long.
+        local: both repositories are known to take changes: what is missing is missing, also if
+            somebody makes it a moment after.
     """
     to = quote(f"/{target}", safe="/")
     address = f"/api/{verb}{wire.encode_path(source)}?to={to}&suppressLayouts=1&failFast=1"
@@ -71,7 +77,7 @@ async def transfer(
             )
             return
         except NotFound as error:
-            if await exists(source):
+            if not local and await exists(source):
                 raise not_local(error) from None
             raise
         except RemoteError as error:

@@ -16,7 +16,7 @@ from jfs.model import Match, RepoPath, Repository
 log = logging.getLogger(__name__)
 
 _ADDRESS = "/api/repositories"
-_REMOTE = "remote"
+_LOCAL, _REMOTE = "local", "remote"
 
 
 class Repositories:
@@ -74,6 +74,11 @@ class Repositories:
         """Whether a repository that was listed is a remote one. Never asks."""
         found = self._known.get(key)
         return found is not None and found.kind == _REMOTE
+
+    def is_local(self, key: str) -> bool:
+        """Whether a repository that was listed is a local one. Never asks."""
+        found = self._known.get(key)
+        return found is not None and found.kind == _LOCAL
 
     def shown(self, match: Match, scope: RepoPath) -> Match | None:
         """Return a row under the name that the mount shows; None if it is outside of *scope*.

@@ -204,6 +204,28 @@ async def test_what_is_no_artifactory_is_said_to_be_none(server: EmbeddedServer)
             server.faults.clear()
 
 
+@pytest.mark.parametrize("verb", ["delete", "move"])
+async def test_what_is_made_a_moment_after_it_was_missing_makes_no_repository_read_only(
+    server: EmbeddedServer, verb: str
+) -> None:
+    async with client_of(settings_of(server)) as client:
+        await client.repositories()
+        held = server.faults.add(Fault.hold(f"/api/storage/{REPO}/f", times=1))
+        path = RepoPath(REPO, "f")
+
+        async def make() -> None:
+            await trio.to_thread.run_sync(held.wait_hit)
+            server.deploy(REPO, "f", b"made by another")
+            held.release()
+
+        change = client.delete(path) if verb == "delete" else client.move(path, RepoPath(REPO, "g"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            with pytest.raises(NotFound):
+                await change
+            held.reached.set()  # nobody asked whether it is there
+
+
 def certificate(directory: Path) -> TlsFiles:
     files = TlsFiles(directory / "cert.pem", directory / "key.pem")
     subprocess.run(
