@@ -36,7 +36,7 @@ from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
 from jfs.vfs.namespace import queries, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
-from jfs.vfs.namespace.listings import Listing
+from jfs.vfs.namespace.listings import Listing, released
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
@@ -190,7 +190,7 @@ class Filesystem:
         """Drop a snapshot."""
         listing = self._listings.pop(handle, None)
         if listing is not None and listing.release():
-            self._questions.run(_release, listing)
+            self._questions.run(released, listing)
 
     async def refresh(self, ino: int) -> int:
         """Believe nothing at or below an inode any more; nor does the kernel.
@@ -356,12 +356,11 @@ class Filesystem:
         Raises:
             IsADirectory: the size of a folder. The verdict of the upload, where truncating is one.
         """
-        inode = self._tree.find(ino)
+        inode = self._named(ino)
         if self._writing is None:
             raise ReadOnly(f"{inode.path}: the mount is read-only")
         if inode.computed is not None:
             raise NotPermitted(f"{inode.name}: is computed")
-        self._named(ino)
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
         self._stat.change(inode, change)
@@ -446,11 +445,4 @@ class Filesystem:
                 return self._queries.root()
             if not name.startswith(selectors.MARK) or parent.computed is not None:
                 raise
-        link = await self._selectors.link(parent, name)
-        info = FolderInfo(RepoPath(parent.path.repo, f"{parent.path.path}//{name}"), 0)
-        return self._tree.inodes.compute(f"{parent.path}//{name}", info, link, link.asked)
-
-
-async def _release(listing: Listing | QueryListing) -> None:
-    while listing.release():
-        await trio.lowlevel.checkpoint()
+        return await self._selectors.inode(parent, name)

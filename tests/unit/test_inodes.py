@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from jfs.errors import NoEntry
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
 from jfs.vfs.freshness import NEVER
-from jfs.vfs.namespace.inodes import ROOT, Inode, InodeTable
+from jfs.vfs.namespace.inodes import ROOT, Inode
+from jfs.vfs.namespace.inodetable import InodeTable
 
 ROOT_INFO = FolderInfo(RepoPath("repo"), 0)
 

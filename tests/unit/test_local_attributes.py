@@ -5,7 +5,8 @@ import tracemalloc
 
 from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
 from jfs.vfs.freshness import NEVER
-from jfs.vfs.namespace.inodes import Inode, InodeTable
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.inodetable import InodeTable
 from jfs.vfs.namespace.local import LocalAttributeTable
 
 _TOP = RepoPath("repo")

@@ -1,7 +1,12 @@
 """Snapshots of folders, for who reads a directory. Trio thread only."""
 
+from typing import Protocol
+
+import trio
+
 from jfs.vfs.freshness import PIECE
-from jfs.vfs.namespace.inodes import Inode, InodeTable
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.inodetable import InodeTable
 
 
 class Listing:
@@ -41,3 +46,13 @@ class Listing:
             return taken
         # It was replaced by an inode of its own, or is gone.
         return self._folder.dentries.get(taken.name) if taken.parent is self._folder else None
+
+
+class _Released(Protocol):
+    def release(self) -> bool: ...
+
+
+async def released(listing: _Released) -> None:
+    """Let go of a snapshot in pieces that do not stop the event loop."""
+    while listing.release():
+        await trio.lowlevel.checkpoint()

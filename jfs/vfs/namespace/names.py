@@ -18,7 +18,8 @@ from jfs.model import EntryInfo, FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, OUTAGES, Asked, NotYet, Questions, pieces
 from jfs.vfs.namespace import links
-from jfs.vfs.namespace.inodes import Below, Inode, InodeTable
+from jfs.vfs.namespace.inodes import Below, Inode
+from jfs.vfs.namespace.inodetable import InodeTable
 
 log = logging.getLogger(__name__)
 

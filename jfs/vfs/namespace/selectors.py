@@ -13,7 +13,7 @@ import trio
 from jfs import threads
 from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
-from jfs.model import Criteria, EntryInfo, FileInfo, problem_with_key
+from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath, problem_with_key
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, pieces
 from jfs.vfs.namespace.inodes import Inode
@@ -73,6 +73,12 @@ class Selectors:
         self._as_of = 0
         # Names in a folder that carry a property; latest used last.
         self._carriers: dict[tuple[int, str], Cell[frozenset[str]]] = {}
+
+    async def inode(self, folder: Inode, name: str) -> Inode:
+        """Return the inode of a selector's link. Raises as ``link``."""
+        link = await self.link(folder, name)
+        info = FolderInfo(RepoPath(folder.path.repo, f"{folder.path.path}//{name}"), 0)
+        return self._tree.inodes.compute(f"{folder.path}//{name}", info, link, link.asked)
 
     async def link(self, folder: Inode, name: str) -> Link:
         """Resolve a selector.

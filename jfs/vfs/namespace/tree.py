@@ -14,7 +14,8 @@ from jfs.model import PARENT_MAX, EntryInfo, FolderInfo, RepoPath, is_too_long, 
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
 from jfs.vfs.namespace import links
-from jfs.vfs.namespace.inodes import Below, Inode, InodeTable
+from jfs.vfs.namespace.inodes import Below, Inode
+from jfs.vfs.namespace.inodetable import InodeTable
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.names import Names, below_of
 
@@ -225,9 +226,6 @@ class Tree:
             self._touch(inode.parent, inode.name)
             self.expire_listing(inode.parent)
             self.inodes.unlink(inode)
-
-    # Believe nothing about a name any more, neither that it is there nor that it is not.
-    doubt = expire
 
     def doubt_name(self, parent: Inode, name: str) -> None:
         """Believe nothing about a name any more, whether something has it or nothing has."""
