@@ -303,12 +303,12 @@ class Mutations:
 
     async def _target(self, parent: Inode, name: str) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""
-        try:
-            return await self._tree.lookup(parent, name)
-        except NoEntry:
+        for _ in range(_TRIES):
+            with suppress(NoEntry):
+                return await self._tree.lookup(parent, name)
             if not await self._tree.is_there(parent, name):
                 return None
-            return await self._tree.lookup(parent, name)
+        raise Replaced(f"{parent.path.child(name)}: comes and goes faster than it can be replaced")
 
     async def _emptied(self, parent: Inode, source: Inode, target: Inode) -> Properties | None:
         """Say whether a move leaves a folder empty, which the server then prunes (8).

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from jfs.config import WriteSettings
 from jfs.errors import ChangedElsewhere, Replaced, Stale
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
@@ -14,7 +16,7 @@ from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import State
-from tests.component.composed import content, find, names
+from tests.component.composed import TREE, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import DATA, ME, PATH, kept, writing
 
@@ -341,3 +343,32 @@ async def test_properties_are_not_set_on_what_took_the_name(ask: Requests, stagi
         with pytest.raises(Replaced):
             await fs.setattr(ino, Change(mode=0o600))
     assert ask.properties("f") == {}
+
+
+async def test_a_target_that_comes_and_goes_while_it_is_asked_for_is_no_obstacle(
+    ask: Requests, staging: Path
+) -> None:
+    ask.server.deploy(REPO, "g", MINE)
+    nothing_believed = replace(TREE, entry_ttl_s=0, attr_ttl_s=0, negative_ttl_s=0)
+    async with composed(
+        ask.server, REPO, tree=nothing_believed, writes=WriteSettings(staging)
+    ) as fs:
+        # Missing; there, when the server itself is asked; missing again.
+        asked = [
+            ask.server.faults.add(Fault.hold(f"/api/storage/{REPO}/f", after=1, times=1))
+            for _ in range(2)
+        ]
+
+        async def others() -> None:
+            for fault in asked:
+                await trio.to_thread.run_sync(fault.wait_hit)
+                if fault is asked[0]:
+                    ask.server.deploy(REPO, "f", OTHERS)
+                else:
+                    ask.server.delete(REPO, "f")
+                fault.release()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await fs.rename(ROOT, "g", ROOT, "f", 0)
+    assert ask.get(PATH).body == MINE
