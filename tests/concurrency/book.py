@@ -1,0 +1,68 @@
+"""What all who work in a round share: the plan, the numbers, and the record of what happened."""
+
+import itertools
+import os
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.concurrency.history import Record
+
+NAMES = ("a", "b", "c")
+SIZES = (8, 4096, 5000, 131_072, 700_000, 1_500_000, 5_000_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done.
+
+    Attributes:
+        ttls: times to live in seconds: of one mount each.
+        hands: in every mount.
+        steps: of each hand in a round.
+        kills: the share of rounds in which a mount is killed, or ended.
+        deadline_s: of every call; not a measure of speed, but of hanging.
+    """
+
+    ttls: tuple[float, ...] = (0.0, 10.0)
+    hands: int = 3
+    steps: int = 40
+    kills: float = 0.5
+    deadline_s: float = 60.0
+
+
+@dataclass
+class Folder:
+    """A folder of one round, ``REPO/NAME``, and what was done in it."""
+
+    place: str
+    records: list[Record] = field(default_factory=list)
+
+
+class Book:
+    """Any thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.counts: Counter[str] = Counter()
+        self.failed = threading.Event()  # somebody could not go on: everybody stops
+        self._numbers = itertools.count(1)
+
+    def fresh(self) -> int:
+        """Return a number that nobody else has."""
+        return next(self._numbers)
+
+    def note(self, folder: Folder, actor: str, kind: str, path: str, reply: Any, **of: Any) -> None:
+        """Put a call on record; see ``Record``."""
+        record = Record(self.fresh(), actor, kind, path, reply, **of)
+        folder.records.append(record)
+        what = f", {record.stage}: {os.strerror(record.errno)}" if record.errno else ""
+        self.counts[f"{kind}{what}"] += 1
+
+
+def size_at_random(choose: random.Random) -> int:
+    """Often one of few sizes, so that versions of one size follow each other; else any."""
+    size = choose.choice(SIZES)
+    return size if choose.random() < 0.5 else choose.randrange(1, size // 8 + 1) * 8

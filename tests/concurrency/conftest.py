@@ -1,0 +1,5 @@
+"""The mounts of ``tests/mount``."""
+
+from tests.mount.conftest import mounter
+
+__all__ = ["mounter"]

@@ -1,0 +1,267 @@
+"""Whether a history can be right. Pure; the cost is small: see ``timeline``.
+
+The rules, of which each ``Finding`` names one that was broken:
+
+- One descriptor shows one version, in every piece, size and end of file, that was current at some
+  moment between the start of its open and the end of that open.
+- A mount may believe for its time to live what another has changed since, and share an answer with
+  who asked before; but never what was changed in it itself, nor before a refresh that has
+  returned. What it renames is what it believed of it. It never goes back: after a version it shows
+  none that this one has replaced.
+- What is written in place is seen piece by piece inside its own mount until it is closed, as on a
+  local disk; every word must still be one that a version has there that was allowed.
+- Opening for a change without O_TRUNC, and O_EXCL, go by what the server has at that moment.
+- A change that was closed well has replaced the very version that it was based on.
+- ENOENT says that the name may have been missing, EEXIST that it may have been there, ESTALE that
+  somebody may have replaced what was opened. Nothing else fails, but in a mount that was killed.
+- At the end the server has of every name what may be current, and everything that was closed well,
+  unless a later event took its place. What was refused at close is in the journal.
+"""
+
+import errno
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.concurrency.content import Content, piece, size_of
+from tests.concurrency.history import ELSEWHERE, Record
+from tests.concurrency.timeline import SIGBUS, Timeline
+
+_STALE = {errno.ESTALE, SIGBUS}
+_CHANGES = {"put", "delete", "write", "patch", "rename", "unlink", "kill"}
+_SHOWN_BEFORE_S = 0.5
+FIXED, PRIVATE = "keep", "folder-"  # names that nobody judges
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that was broken, by whom, and what happened at the names concerned."""
+
+    rule: str
+    record: Record
+    text: str
+
+
+class Judge:
+    """Judge one folder.
+
+    Args:
+        ttl_s: of every mount.
+        records: all that concerns the folder, in any order.
+        kept: contents in the journal at the end.
+    """
+
+    def __init__(
+        self,
+        ttl_s: Mapping[str, float],
+        records: Sequence[Record],
+        kept: Collection[Content] = (),
+    ) -> None:
+        self._records = sorted(records, key=lambda record: record.start)
+        self._time = Timeline(ttl_s, self._records)
+        self._kept = kept
+        self._findings: list[Finding] = []
+
+    def verdict(self) -> list[Finding]:
+        """Return every rule that was broken, in order of time."""
+        for record in self._records:
+            self._judge(record)
+        self._judge_closes()
+        return self._findings
+
+    def _judge(self, record: Record) -> None:
+        match record.kind:
+            case "read":
+                self._judge_error(record, {"open", "fstat", "read"})
+                self._judge_read(record, record.actor)
+            case "patch":
+                self._judge_error(record, {"open", "fstat", "read", "write", "close"})
+                self._judge_read(record, ELSEWHERE)
+                self._judge_refusal(record)
+                self._judge_base(record)
+            case "write":
+                self._judge_error(record, {"open", "write", "close"})
+                self._judge_creation(record)
+                self._judge_refusal(record)
+            case "stat":
+                self._judge_error(record, {"open"})
+                self._judge_stat(record)
+            case "unlink" | "rename":
+                self._judge_error(record, {"open"})
+                self._judge_rename(record)
+            case "list":
+                self._judge_error(record, set())
+                self._judge_list(record)
+            case "server":
+                self._judge_server(record)
+            case _:
+                self._judge_error(record, set())
+
+    def _judge_error(self, record: Record, stages: set[str]) -> None:
+        """Whether a call may have failed as it did, at one of the *stages* that may."""
+        if not record.errno or self._time.killed(record):
+            return
+        if record.stage in stages:
+            allowed = self._time.allowed(record.path, record.actor, record.start, record.end)
+            disturbed = self._is_disturbed(record)
+            # Also of an open that creates: the name went between two of the kernel's questions.
+            if record.stage == "open" and record.errno == errno.ENOENT:
+                if None not in allowed and not disturbed:
+                    self._find("was there all the time", record, allowed)
+                return
+            if record.stage == "open" and record.errno == errno.EEXIST:
+                if record.mode != "exclusive" or (allowed == {None} and not disturbed):
+                    self._find("was not there", record)
+                return
+            # A name that changes hands is not stale: only what is open, or was just looked up.
+            opens = record.kind not in ("unlink", "rename")
+            # What is open keeps its size, unless its own mount wrote to it and was refused.
+            replaced = disturbed if record.stage == "fstat" else self._is_replaced(record)
+            if record.errno in _STALE and opens and replaced:
+                return
+        self._find("failed", record)
+
+    def _judge_read(self, record: Record, view: str) -> None:
+        """Hold every piece against every version that may have been opened."""
+        if not record.reply.get("sizes"):
+            return
+        allowed = self._time.allowed(record.path, view, record.start, record.opened)
+        sizes = set(record.reply["sizes"])
+        if any(
+            content is not None
+            and sizes == {size_of(content)}
+            and all(piece(content, at, asked) == runs for at, asked, runs in record.chunks)
+            for content in allowed
+        ):
+            return
+        writers = list(self._time.disturbers(record))
+        if not writers:
+            self._find("is not one version that was current", record, allowed)
+            return
+        allowed = self._time.allowed(record.path, view, record.start, record.end)
+        known = {0, *(run[0] for content in allowed for run in content or ())}
+        for writer in writers:
+            known |= {writer.write, *(run[0] for run in writer.base)}
+        strange = [run for _, _, runs in record.chunks for run in runs if run[0] not in known]
+        if strange:
+            self._find(f"has {strange}, which nobody was writing here", record, allowed)
+
+    def _judge_creation(self, record: Record) -> None:
+        if record.mode == "exclusive" and "opened" in record.reply:
+            allowed = self._time.allowed(record.path, ELSEWHERE, record.start, record.opened)
+            if None not in allowed:
+                self._find("was there all the time", record, allowed)
+
+    def _judge_refusal(self, record: Record) -> None:
+        if (
+            record.errno
+            and record.stage == "close"
+            and not self._time.killed(record)
+            and not self._time.moved_meanwhile(record)
+            and record.content not in self._kept
+        ):
+            self._find("was refused at close, and is not in the journal", record)
+
+    def _judge_base(self, record: Record) -> None:
+        """A change replaces what it is based on, never what came in between."""
+        if record.errno or not record.wrote_all:
+            return
+        if self._time.moved_meanwhile(record) or self._is_disturbed(record):
+            return
+        if not any(
+            span.content == record.base and span.meets(record.closing, record.end)
+            for span in self._time.spans(record.path, ELSEWHERE)
+        ):
+            self._find("overwrote what came to the server after it was opened", record)
+
+    def _judge_rename(self, record: Record) -> None:
+        if record.kind == "rename" and not record.errno:
+            moved = [e for e in self._time.events if e.number == record.number]
+            if not any(content for event in moved for content in event.contents):
+                self._find("was moved, and was not there", record)
+
+    def _judge_stat(self, record: Record) -> None:
+        if record.errno or self._is_disturbed(record):
+            return
+        allowed = self._time.allowed(record.path, record.actor, record.start, record.end)
+        if record.reply["size"] not in {size_of(c) for c in allowed if c is not None}:
+            self._find("has a size that no version had", record, allowed)
+
+    def _judge_list(self, record: Record) -> None:
+        names = set(record.reply.get("names", ()))
+        if record.errno:
+            return
+        for path in sorted({*self._time.of_path, *names} - {FIXED}):
+            if path.startswith(PRIVATE):
+                continue
+            if any(self._time.writing(record.actor, {path}, record.start, record.end)):
+                continue
+            allowed = self._time.allowed(path, record.actor, record.start, record.end)
+            if path in names and allowed == {None}:
+                self._find(f"shows {path}, which was not there", record, path=path)
+            if path not in names and None not in allowed:
+                self._find(f"lacks {path}", record, allowed, path=path)
+
+    def _judge_server(self, record: Record) -> None:
+        allowed = self._time.allowed(record.path, ELSEWHERE, record.start, record.end)
+        if (None if record.errno else record.base) not in allowed:
+            self._find("is wrong on the server", record, allowed)
+
+    def _judge_closes(self) -> None:
+        """What was closed well is on the server, under a name that it had, or was replaced."""
+        looks = [record for record in self._records if record.kind == "server"]
+        there = {record.path: record.base for record in looks if not record.errno}
+        for record in self._time.writers if looks else ():
+            if record.errno or not record.wrote_all:
+                continue
+            names, own = {record.path}, {record.number}
+            for rename in self._time.renames:
+                if (
+                    rename.actor == record.actor
+                    and rename.end >= record.start
+                    and rename.path in names
+                    and rename.to not in names
+                ):  # it went there; another file may have come to a name that it had before
+                    names.add(rename.to)
+                    own.add(rename.number)
+            if any(there.get(name) == record.content for name in names):
+                continue
+            # Its own mount can take the name from it, or the file, as long as it is open.
+            if not any(
+                event.number not in own
+                and event.end >= (record.start if event.mount == record.actor else record.closing)
+                for name in names
+                for event in self._time.of_path[name]
+            ):
+                self._find("was closed well, and is lost", record)
+
+    def _is_disturbed(self, record: Record) -> bool:
+        return any(self._time.disturbers(record))
+
+    def _is_replaced(self, record: Record) -> bool:
+        """Whether somebody may have replaced what a call meant."""
+        since = record.start - self._time.believed_s(record.actor)
+        return self._is_disturbed(record) or any(
+            event.begin <= record.end and event.end >= since and event.number != record.number
+            for name in self._time.names(record.actor, record.path, record.start, record.end)
+            for event in self._time.of_path[name]
+        )
+
+    def _find(
+        self, rule: str, record: Record, allowed: Iterable[Content | None] = (), path: str = ""
+    ) -> None:
+        names = {record.path, record.to, path} - {""}
+        for _ in range(2):
+            for rename in self._time.renames:
+                if names & {rename.path, rename.to}:
+                    names |= {rename.path, rename.to}
+        trail = [
+            str(each)
+            for each in self._records
+            if (names & {each.path, each.to} or each.kind in ("kill", "refresh"))
+            and each.start <= record.settled
+            and (each.kind in _CHANGES or each.end >= record.start - _SHOWN_BEFORE_S)
+        ]
+        lines = [f"{record.path} {rule}:", str(record)]
+        lines += [f"allowed: {content}" for content in allowed]
+        lines += ["what happened there:", *trail]
+        self._findings.append(Finding(rule, record, "\n  ".join(lines)))
