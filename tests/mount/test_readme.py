@@ -51,6 +51,7 @@ class Page:
     home: Path
     shell: subprocess.Popen[str]
     replaced: dict[str, str] = field(default_factory=dict)
+    namespace: str = ""
 
     def text(self, snippet: str) -> str:
         """Return a snippet with this test's places in it."""
@@ -115,7 +116,9 @@ def page(server: EmbeddedServer, tmp_path: Path) -> Iterator[Page]:
     with (home / "errors").open("w") as errors:
         shell = subprocess.Popen(
             [
-                *("unshare", "--mount", "--propagation", "private", "--", "sh", "-euc"),
+                *("unshare", "--mount", "--propagation", "unchanged", "--", "sh", "-euc"),
+                # In a chroot the root is no mount, and cannot be made private.
+                "mount --make-rprivate / 2>/dev/null || true;"
                 "for at in var/cache var/log usr/local/bin; do mount --bind $at /$at; done;"
                 "exec sh -eu",
             ],
@@ -138,19 +141,29 @@ def page(server: EmbeddedServer, tmp_path: Path) -> Iterator[Page]:
         "/training": str(home / "training"),
         "/models": str(home / "models"),
     }
-    page.run("true")
-    namespace = os.readlink(f"/proc/{shell.pid}/ns/mnt")
-    yield page
-    # Whatever was started lives in the namespace, and nobody else does; its mounts go with it.
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(entry / "ns/mnt") == namespace:
-                os.kill(int(entry.name), signal.SIGKILL)
-    shell.wait(30)
-    for pipe in (shell.stdin, shell.stdout):
-        assert pipe is not None
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
+    with started(page):
+        page.run("true")
+        page.namespace = os.readlink(f"/proc/{shell.pid}/ns/mnt")
+        yield page
+
+
+@contextlib.contextmanager
+def started(page: Page) -> Iterator[None]:
+    """End the shell, and all that was started in its namespace: its mounts go with it."""
+    shell = page.shell
+    try:
+        yield
+    finally:
+        shell.kill()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if page.namespace and os.readlink(entry / "ns/mnt") == page.namespace:
+                    os.kill(int(entry.name), signal.SIGKILL)
+        shell.wait(30)
+        for pipe in (shell.stdin, shell.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def secret(page: Page) -> None:
