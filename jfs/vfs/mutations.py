@@ -163,12 +163,12 @@ class Mutations:
                 raise IsADirectory(f"{inode.path} is a folder")
             file = self._files.find(inode)
             if inode.local and (file is None or file.replaces is None):
-                await self._gone(inode, writing)
+                await self._gone(inode, writing, (parent, name))
                 return
             self._require_deletable(inode)
             async with self._renaming.kept(inode):
-                await self._delete(inode, writing)
-            await self._gone(inode, writing)
+                await self._delete(inode, writing, (parent, name))
+            await self._gone(inode, writing, (parent, name))
 
     async def rmdir(self, parent: Inode, name: str) -> None:
         """Remove an empty folder.
@@ -186,8 +186,8 @@ class Mutations:
                 raise NotADirectory(f"{inode.path} is a file")
             await self._require_empty(inode)
             self._require_deletable(inode)
-            await self._delete(inode, writing)
-            await self._gone(inode, writing)
+            await self._delete(inode, writing, (parent, name))
+            await self._gone(inode, writing, (parent, name))
 
     async def rename(
         self, parent: Inode, name: str, new_parent: Inode, new_name: str, flags: int
@@ -327,19 +327,31 @@ class Mutations:
         if properties:
             await self._store.set_properties(path, properties)
 
-    async def _delete(self, inode: Inode, writing: Writing) -> None:
+    async def _delete(self, inode: Inode, writing: Writing, place: Place) -> None:
         try:
             await self._store.delete(inode.path)
         except NotFound:
-            await self._gone(inode, writing)
+            await self._gone(inode, writing, place)
             raise NoEntry(f"{inode.path}: was removed by somebody else") from None
 
-    async def _gone(self, inode: Inode, writing: Writing) -> None:
-        self._attributes_of_removed(inode, writing)
-        self._renaming.removed(inode)
-        self._tree.removed(inode)
+    async def _gone(self, inode: Inode, writing: Writing, place: Place) -> None:
+        """Note that a name is gone, whatever inode has it by now.
+
+        While the server was deleting, an answer may have given the name to another inode, of what
+        somebody had put there before: the server has removed that.
+        """
+        parent, name = place
+        gone = [inode]
+        if (successor := parent.dentries.get(name)) is not None and successor is not inode:
+            gone.append(successor)
+        for each in gone:
+            self._attributes_of_removed(each, writing)
+            self._renaming.removed(each)
+            self._tree.removed(each)
+        self._tree.vacated(parent, name)
         self._forget_queries()
-        await self._renaming.forget(inode)
+        for each in gone:
+            await self._renaming.forget(each)
 
     def _attributes_of_removed(self, inode: Inode, writing: Writing) -> None:
         file = self._files.find(inode)

@@ -212,6 +212,25 @@ async def test_a_name_that_is_removed_while_it_is_asked_for_stays_removed(
             await fs.lookup(folder, FILES[0])
 
 
+async def test_what_another_put_at_a_name_that_is_being_removed_is_gone_with_it(
+    models: EmbeddedServer,
+) -> None:
+    async with composed(models, REPO) as fs:
+        folder = await find(fs, "d")
+        await number(fs, folder, FILES[0])
+        hold = models.faults.add(Fault.hold(f"/{REPO}/d/{FILES[0]}", method="DELETE"))
+        async with outcomes(fs.unlink(folder, FILES[0])) as heard:
+            await until_hit(hold)
+            models.deploy(REPO, f"d/{FILES[0]}", b"put by another")
+            await fs.refresh(folder)
+            assert (await fs.lookup(folder, FILES[0])).size == len(b"put by another")
+            hold.release()
+        assert heard == [None]
+        with pytest.raises(NoEntry):
+            await fs.lookup(folder, FILES[0])
+        assert FILES[0] not in await shown(fs, folder)
+
+
 async def test_what_is_cached_is_answered_while_something_else_is_asked(
     models: EmbeddedServer,
 ) -> None:

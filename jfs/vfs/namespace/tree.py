@@ -175,10 +175,14 @@ class Tree:
         inode.stat.confirm()
         inode.local = False
         if parent is not None and inode.attached():
-            self._touch(parent, inode.name)
-            below_of(parent).name(inode.name).change(None)
-            self._local.names_changed(parent)
+            self.vacated(parent, inode.name)
         self.inodes.unlink(inode)
+
+    def vacated(self, parent: Inode, name: str) -> None:
+        """Note that a name is nobody's now: what was asked until now says nothing about it."""
+        self._touch(parent, name)
+        below_of(parent).name(name).change(None)
+        self._local.names_changed(parent)
 
     def moved(self, inode: Inode, old: tuple[Inode, str], new: tuple[Inode, str]) -> None:
         """Note that an entry has another place; what was at that place is gone.
