@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from jfs.server import EmbeddedServer
 from jfs.vfs.attributes.stat import Caller
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import ROOT
-from tests.component.composed import composed, find
+from tests.component.composed import TREE, composed, find
 from tests.component.server_requests import REPO
 
 ME = Caller(os.getuid(), os.getgid())
@@ -104,6 +105,24 @@ async def test_reads_and_other_files_do_not_wait_for_a_busy_kernel(
             assert bytes(await fs.read(handle, Extent(0, 1))) == b"x"
         kernel.busy = False
         await fs.release(handle)
+
+
+async def test_a_refresh_reaches_names_that_a_listing_had_no_more(
+    server: EmbeddedServer, kernel: Kernel
+) -> None:
+    """The kernel believes in a name that it was told of, also when we know that it is gone."""
+    for name in ("kept", "gone"):
+        server.deploy(REPO, f"d/{name}", b"x")
+    believed = replace(TREE, entry_ttl_s=0, attr_ttl_s=10)
+    async with composed(server, REPO, tree=believed, notifier=kernel) as fs:
+        folder = await find(fs, "d")
+        await fs.lookup(folder, "gone")
+        server.delete(REPO, "d/gone")
+        handle = await fs.opendir(folder)
+        assert [name for name, _, _ in fs.readdir(handle, 0)] == ["kept"]
+        fs.releasedir(handle)
+        await fs.refresh(folder)
+        assert (folder, "gone") in kernel.told
 
 
 async def test_notifications_of_one_inode_are_made_in_one(kernel: Kernel) -> None:

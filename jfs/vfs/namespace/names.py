@@ -258,6 +258,8 @@ class Names:
                 gone = inode.stat.asked.serial < asked.serial and not inode.is_ours
                 # An unlisted folder may be where somebody is: without a dentry he has no path.
                 if gone and inode.listed and inode.parent is folder and inode.attached():
+                    if inode.lookup_count:  # a refresh must find what the kernel believes in
+                        below.name(inode.name).put(None, asked)
                     self._inodes.unlink(inode)
             await trio.lowlevel.checkpoint()
 
