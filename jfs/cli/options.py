@@ -10,6 +10,8 @@ import click
 from jfs.errors import ConfigError
 from jfs.extents import GiB, KiB, MiB, TiB
 
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?)([smhd]?)")
 _UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 
 # Handed to the kernel as they are; see mount(8).
@@ -84,6 +86,22 @@ class Size(click.ParamType[int]):
         if size < 0:
             self.fail(f"{value!r} is not a size such as 512M or 64G", param, ctx)
         return size
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with a unit: ``90``, ``1.5h``, ``30m``, ``1d``; returned in seconds."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = _DURATION.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no time: write seconds, or such as 30m, 12h, 1d", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
 
 
 class Umask(click.ParamType[int]):

@@ -19,6 +19,8 @@ Trio thread only. No locks: nothing here is held while something else is waited 
 import itertools
 import logging
 import math
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -40,6 +42,9 @@ _STAND_IN_S = 5.0
 # 5 ms on a slow machine.
 PIECE = 1000
 
+# ``Asked.at`` of what another process asked: expired by time, and not because it was changed.
+_EXPIRED: Final = -sys.float_info.max
+
 _T = TypeVar("_T")
 _serials = itertools.count(1)
 
@@ -50,22 +55,49 @@ class Asked(NamedTuple):
     Attributes:
         serial: orders all of these moments; the later, the larger.
         at: ``trio.current_time()``; -inf: what was known then is not believed.
+        confirmed: when the answer was last the server's, or made true here, by ``boot_time``; -inf:
+            never. It says how long the answer may stand in, also when it is not believed.
     """
 
     serial: int
     at: float
+    confirmed: float = -math.inf
 
     @classmethod
     def now(cls) -> "Asked":
         """Return this moment."""
-        return cls(next(_serials), trio.current_time())
+        return cls(next(_serials), trio.current_time(), boot_time())
+
+    @classmethod
+    def restored(cls, confirmed_at: float) -> "Asked":
+        """Return a moment of an earlier process: expired, older than all of ours.
+
+        Args:
+            confirmed_at: what ``confirmed_at`` returned then. A wall clock that was ahead then, or
+                is behind now, makes the answer new at worst, never younger than that.
+        """
+        age_s = max(0.0, time.time() - confirmed_at)
+        return cls(0, _EXPIRED, boot_time() - age_s)
+
+    @property
+    def confirmed_at(self) -> float:
+        """When the answer was confirmed, as Unix time: for ``restored``, in another process.
+
+        It is counted back from now, so that it fits the wall clock of this moment.
+        """
+        return time.time() - max(0.0, boot_time() - self.confirmed)
 
     def as_hint(self) -> "Asked":
         """Return the same moment for an answer that shall not be believed."""
-        return self if self.at == -math.inf else Asked(self.serial, -math.inf)
+        return self if self.at == -math.inf else self._replace(at=-math.inf)
 
 
 NEVER: Final = Asked(0, -math.inf)
+
+
+def boot_time() -> float:
+    """Return seconds that a suspended machine counts too, and that nobody can set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Nothing:
@@ -158,7 +190,7 @@ class Cell(Generic[_T]):
         Args:
             value: the answer in other words, if it needs any.
         """
-        self.asked = Asked(next(_serials), self.asked.at)
+        self.asked = self.asked._replace(serial=next(_serials))
         if value is not _NOTHING:
             self._value = value
 
@@ -168,9 +200,9 @@ class Cell(Generic[_T]):
         Args:
             refreshed: or until then. What was asked for later is believed.
         """
-        now = refreshed.as_hint() if refreshed else Asked(next(_serials), -math.inf)
-        if now.serial > self.asked.serial:
-            self.asked = now
+        serial = refreshed.serial if refreshed else next(_serials)
+        if serial > self.asked.serial:
+            self.asked = Asked(serial, -math.inf, self.asked.confirmed)
             self._stands_until = -math.inf
 
     def drop(self) -> None:

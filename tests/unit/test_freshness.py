@@ -1,6 +1,7 @@
 """Cells and questions, with an asker that answers when the test says so."""
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jfs.errors import AccessDenied, MountEnding, Unavailable
-from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions
+from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions, boot_time
 
 
 @asynccontextmanager
@@ -203,6 +204,38 @@ async def test_what_was_known_stands_in_for_a_while(
     assert not cell.is_fresh(60)
     assert cell.stands_in(Unavailable("down"), "thing", 0)
     assert not cell.is_fresh(0)  # nothing is believed, not even then
+
+
+DAY = 86400.0
+
+
+async def test_an_answer_of_an_earlier_process_is_known_and_not_believed() -> None:
+    """It is as old as it was there, whatever the wall clock did; and never newer than now."""
+    before, cell = Asked.now(), Cell[int]()
+    for wall, age_s in [(time.time() - 3600, 3600.0), (time.time() + 10 * DAY, 0.0)]:
+        cell = Cell[int]()
+        assert cell.put(1, restored := Asked.restored(wall))
+        assert cell.is_known
+        assert not cell.is_answered(1000 * DAY)
+        assert restored.at > NEVER.at  # by its time alone
+        assert boot_time() - restored.confirmed == pytest.approx(age_s, abs=60)
+        assert time.time() - restored.confirmed_at == pytest.approx(age_s, abs=60)
+    cell.put(3, before)
+    assert not cell.put(4, Asked.restored(time.time()))  # what this process asked is newer
+    assert cell.value == 3
+
+
+async def test_how_old_an_answer_is_outlives_a_refresh() -> None:
+    cell = Cell[int]()
+    cell.put(1, Asked.restored(time.time() - DAY))
+    age = cell.asked.confirmed
+    cell.confirm()
+    cell.expire()
+    cell.expire(Asked.now())
+    assert cell.asked.confirmed == age
+    assert cell.asked.as_hint().confirmed == age
+    cell.change(2)
+    assert cell.asked.confirmed > age
 
 
 @settings(max_examples=50)

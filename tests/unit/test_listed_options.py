@@ -4,7 +4,7 @@ import click
 import pytest
 
 from jfs.cli.mount import command
-from jfs.cli.options import ListedOptions, parse_listed
+from jfs.cli.options import Duration, ListedOptions, parse_listed
 from jfs.errors import ConfigError
 
 
@@ -65,3 +65,16 @@ def test_long_flags_are_understood_with_hyphens_or_underscores() -> None:
 def test_what_cannot_be_done_is_named(option: str) -> None:
     with pytest.raises(ConfigError, match=f"^-o {option}: "):
         parsed(f"ro,{option}")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("90", 90), ("1.5h", 5400), ("30m", 1800), ("1d", 86400)]
+)
+def test_times_are_seconds_or_have_a_unit(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1w", "1 h", "inf", "nan", "h", "1e3", "٣"])
+def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time: write seconds, or such as"):
+        Duration().convert(text, None, None)
