@@ -51,6 +51,24 @@ async def close(fs: Filesystem, handle: int) -> None:
         await fs.release(handle)
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_APPEND])
+async def test_a_removed_file_that_is_open_is_not_opened_by_its_name_again(
+    ask: Requests, staging: Path, flags: int
+) -> None:
+    """Until UNLINK is answered the kernel opens the inode by the name that it believes in."""
+    ask.put(PATH, DATA)
+    async with writing(ask, staging) as fs:
+        inode = (await fs.lookup(ROOT, "f")).ino
+        first = (await fs.open(inode, os.O_RDONLY, 7)).handle
+        await fs.unlink(ROOT, "f")
+        with pytest.raises(Replaced):
+            await fs.open(inode, flags, 8)
+        again = (await fs.open(inode, flags, 8)).handle  # /proc/self/fd/N: no lookup in between
+        assert await fs.read(again, Extent(0, len(DATA))) == DATA
+        for handle in (first, again):
+            await close(fs, handle)
+
+
 @pytest.mark.parametrize("listed", [False, True])
 async def test_making_a_name_that_another_node_made_opens_it(
     ask: Requests, staging: Path, listed: bool

@@ -102,7 +102,9 @@ class Opening:
         """
         file = self._registry.find(inode)
         again = self.comes_again(inode, pid)
-        if file is not None and (file.is_ours or again):
+        # What has lost its name is for those alone who open it without one: until our answer to
+        # UNLINK is there the kernel opens it by its name still.
+        if file is not None and (file.dirty or again):
             return file, True
         if again and not writes and isinstance(inode.info, FileInfo):
             return await self._made(inode, inode.info, reads=True, named=False)
@@ -132,14 +134,14 @@ class Opening:
             await reader_of(fresh, self._plane)
         # no checkpoint from here to the handle
         file = self._registry.find(inode)
-        if file is not None and (file.is_ours or self._is_current(file, info)):
-            if fresh.reader is not None:
-                self._plane.nursery.start_soon(fresh.reader.close)
-            return file, True
         if named and not inode.attached():  # removed while we opened its reader
             if fresh.reader is not None:
                 self._plane.nursery.start_soon(fresh.reader.close)
             require_name(inode)
+        if file is not None and (file.is_ours or self._is_current(file, info)):
+            if fresh.reader is not None:
+                self._plane.nursery.start_soon(fresh.reader.close)
+            return file, True
         if file is not None:
             self._cut_off(file)
         self._registry.add(fresh)
