@@ -116,9 +116,10 @@ class Filesystem:
         Raises:
             NoEntry: there is no such name; believed for ``negative_ttl_s``.
         """
-        self._files.opening.looked_up(pid)
+        self._files.opening.looks_up(pid)
         inode = await self._resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
+        self._files.opening.looked_up(pid, inode)
         self._tree.inodes.remember(inode)
         return self._stat.of(inode)
 

@@ -115,8 +115,10 @@ class Mutations:
 
     async def _open(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         inode = await self._tree.lookup(parent, name)
-        self._files.opening.looked_up(pid)
-        return inode, await self._files.open(inode, flags, pid)
+        try:
+            return inode, await self._files.open(inode, flags, pid)
+        finally:
+            self._files.opening.goes_on(pid)  # a refusal is not the kernel's to hear
 
     async def mkdir(self, parent: Inode, name: str) -> Inode:
         """Make a folder. Raises AlreadyExists."""

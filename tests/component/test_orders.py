@@ -128,6 +128,44 @@ async def test_an_inode_that_lost_its_name_is_not_opened_again(
     assert ask.tree() == {}
 
 
+async def test_who_opens_a_name_does_not_get_what_lost_it_to_a_rename(
+    ask: Requests, staging: Path
+) -> None:
+    """Somebody has it open still: what is written there goes with it."""
+    ask.server.deploy(REPO, "f", b"old")
+    ask.server.deploy(REPO, "g", b"new")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "f", 7)).ino
+        reader = (await fs.open(ino, os.O_RDONLY, 8)).handle
+        await fs.rename(ROOT, "g", ROOT, "f", 0)
+        with pytest.raises(Replaced):
+            await fs.open(ino, os.O_WRONLY | os.O_TRUNC, 7)
+        await fs.release(reader)
+    assert ask.get(PATH).body == b"new"
+
+
+async def test_who_was_refused_for_good_does_not_come_again(ask: Requests, staging: Path) -> None:
+    """The kernel tries an open twice. What it opens after that, it opens by name once more."""
+    for text in (b"first", b"second", b"third"):
+        ask.server.deploy(REPO, text.decode(), text)
+    async with writing(ask, staging) as fs:
+
+        async def take_the_name(name: str) -> int:
+            ino = (await fs.lookup(ROOT, "f", 7)).ino
+            await fs.open(ino, os.O_RDONLY, 8)
+            await fs.rename(ROOT, name, ROOT, "f", 0)
+            return ino
+
+        await fs.rename(ROOT, "first", ROOT, "f", 0)
+        first = await take_the_name("second")
+        with pytest.raises(Replaced):
+            await fs.open(first, os.O_RDWR, 7)
+        second = await take_the_name("third")
+        for _ in range(2):
+            with pytest.raises(Replaced):
+                await fs.open(second, os.O_RDWR, 7)
+
+
 async def test_a_removal_that_is_refused_changes_nothing(
     ask: Requests, staging: Path, expected_logs: list[str]
 ) -> None:

@@ -4,7 +4,11 @@ The kernel opens an inode, not a name, and may have looked the name up a while a
 is another inode's by now, or nobody's, the open is refused (``Replaced``): the kernel looks every
 name up again, and opens what it finds. Who opens without a name (``/proc/self/fd/N``, a file that
 is bind-mounted) comes back with the same inode, and no lookup in between: it gets what it had,
-whatever the server has.
+whatever the server has. What was removed here and is open still is refused first, too: the name may
+have gone, or become another's, after it was looked up; what is written to the file goes with it.
+
+The kernel tries twice. Who was refused what it had looked up again has heard of it: what it opens
+next is another call, and begins anew.
 
 Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has the turn may wait
 for the server, and must not want the claims of a path meanwhile but to close again.
@@ -12,6 +16,7 @@ for the server, and must not want the claims of a path meanwhile but to close ag
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -29,6 +34,14 @@ from jfs.vfs.reading.reader import DataPlane
 _REFUSED_KEPT = 1024
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """Of a thread: the inode that it asked for; then, once it looks up, what it has found."""
+
+    inode: Inode | None
+    found: Inode | None = None
+
+
 class Opening:
     """See the module."""
 
@@ -40,7 +53,7 @@ class Opening:
         self._plane = plane
         self._kernel = kernel
         self._turns: dict[Inode, trio.Lock] = {}
-        self._refused: dict[int, Inode] = {}  # by the thread that asked for it
+        self._refused: dict[int, _Refusal] = {}  # by the thread that asked
 
     @asynccontextmanager
     async def turn(self, inode: Inode) -> AsyncIterator[None]:
@@ -53,36 +66,49 @@ class Opening:
             if not lock.locked():
                 self._turns.pop(inode, None)
 
-    def looked_up(self, pid: int) -> None:
-        """A thread looks names up: what it opens next, it opens by name."""
+    def looks_up(self, pid: int) -> None:
+        """A thread looks a name up: what it opens next, it opens by name."""
+        if (refusal := self._refused.get(pid)) is not None:
+            refusal.inode = refusal.found = None
+
+    def looked_up(self, pid: int, found: Inode) -> None:
+        """A thread has looked a name up."""
+        if (refusal := self._refused.get(pid)) is not None:
+            refusal.found = found
+
+    def goes_on(self, pid: int) -> None:
+        """A thread has an answer that is no refusal: what it asks next is another call."""
         self._refused.pop(pid, None)
 
-    def refuse(self, inode: Inode, pid: int) -> None:
-        """Note that a thread was refused an inode that has lost its name."""
+    def _refuse(self, inode: Inode, pid: int, before: _Refusal | None) -> None:
+        """Note that a thread is refused an inode, unless that was its second try by name."""
+        if before is not None and before.found is inode:
+            self.goes_on(pid)
+            return
         if len(self._refused) >= _REFUSED_KEPT:
             self._refused.clear()
-        self._refused[pid] = inode
+        self._refused[pid] = _Refusal(inode)
 
-    def comes_again(self, inode: Inode, pid: int) -> bool:
+    def _comes_again(self, inode: Inode, pid: int, before: _Refusal | None) -> bool:
         """Whether a thread was refused this inode a moment ago, and looked nothing up since.
 
         Threads of other PID namespaces are all 0, and cannot be told apart.
         """
-        again = self._refused.pop(pid, None) is inode
+        again = before is not None and before.inode is inode
         return again and (pid != 0 or self._registry.find(inode) is not None)
 
     async def refresh(self, inode: Inode, pid: int) -> None:
         """Make what is known of an inode fresh that is not open. Raises as ``current``."""
-        if self.comes_again(inode, pid):
+        before = self._refused.get(pid)
+        if self._comes_again(inode, pid, before):
             # The kernel may ask this before it opens, and repeats a call only once: the OPEN that
             # comes next is a part of that.
-            self.refuse(inode, pid)
             return
         try:
             require_name(inode)
             await self._tree.refresh(inode)
         except Replaced:
-            self.refuse(inode, pid)
+            self._refuse(inode, pid, before)
             raise
 
     async def current(
@@ -101,22 +127,26 @@ class Opening:
             RemoteError
         """
         file = self._registry.find(inode)
-        again = self.comes_again(inode, pid)
+        before = self._refused.pop(pid, None)
+        again = self._comes_again(inode, pid, before)
         # What has lost its name is for those alone who open it without one: until our answer to
-        # UNLINK is there the kernel opens it by its name still.
-        if file is not None and (file.dirty or again):
+        # UNLINK or RENAME is there the kernel opens it by its name still.
+        if file is not None and (again or (file.dirty and inode.attached())):
             return file, True
         if again and not writes and isinstance(inode.info, FileInfo):
             return await self._made(inode, inode.info, reads=True, named=False)
         try:
-            require_name(inode)
-            await self._tree.refresh(inode, anew=writes)
-            require_name(inode)
+            return await self._by_name(inode, reads=reads, writes=writes)
         except (Replaced, NoEntry, NotFound) as error:
-            self.refuse(inode, pid)
+            self._refuse(inode, pid, before)
             # Also where the server has nothing: open(…, O_CREAT) of a name that the kernel believes
             # in comes as a plain open. The kernel looks again, and then asks to make it.
             raise Replaced(f"{inode.path}: {error}") from None
+
+    async def _by_name(self, inode: Inode, *, reads: bool, writes: bool) -> tuple[OpenFile, bool]:
+        require_name(inode)
+        await self._tree.refresh(inode, anew=writes)
+        require_name(inode)
         info = inode.info
         if not isinstance(info, FileInfo):
             raise IsADirectory(f"{inode.path} is a folder")
