@@ -1,17 +1,15 @@
-"""Frozen settings of each subsystem, and where they come from: flags, environment, files.
+"""Frozen settings of each subsystem.
 
 Nothing here touches the network. Secrets are masked in every repr and never leave ``Secret``
 except through ``reveal()``, which only the authentication code calls.
 """
 
 import contextlib
-import json
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from jfs.errors import ConfigError
 from jfs.extents import GiB, KiB, MiB
@@ -42,16 +40,29 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptIn:
+    """The file that credentials come from (Kubernetes and ``jf`` rotate them in place).
+
+    Attributes:
+        read: reads it again; any thread. Raises ConfigError, which names it.
+    """
+
+    path: Path
+    read: "Callable[[], Credentials]"
+
+
+@dataclass(frozen=True, slots=True)
 class Credentials:
     """How to authenticate; all empty means anonymous. The first that is set wins, in this order.
 
-    A token file is read again whenever it changes (Kubernetes and ``jf`` rotate them in place).
+    Attributes:
+        kept_in: where newer ones are found.
     """
 
-    token_file: Path | None = None
     token: Secret | None = None
     user: str | None = None
     password: Secret | None = None
+    kept_in: KeptIn | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,8 @@ class Source:
     path: RepoPath
     credentials: Credentials
     server_id: str | None = None  # of the jf command's configuration, if it was named so
+    client_cert: Path | None = None  # named there
+    client_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,157 +250,3 @@ def user_directory(
             f"in the password database): {instead}"
         )
     return Path(home) / in_home
-
-
-def split_server_url(url: str) -> tuple[str, str]:
-    """Split a URL into the service base and the repository path below it, still encoded.
-
-    The base ends at the path segment ``artifactory``; a URL without one is a platform URL
-    (``JF_URL``, ``JFROG_URL``), whose service lives at ``/artifactory`` (artifactory-rest 14.2).
-
-    Raises:
-        ConfigError: not an http(s) URL, or one with credentials inside.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"not a usable URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"{parts.scheme or 'the source'}: only http:// and https:// URLs can be mounted"
-        )
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(
-            "the URL holds credentials, which every user could read in the process list: "
-            "use --token-file or the environment (JF_ACCESS_TOKEN) instead"
-        )
-    if parts.query or parts.fragment:
-        raise ConfigError("the URL has a query or a fragment; give the plain address of a folder")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    origin = f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
-    segments = [segment for segment in parts.path.split("/") if segment]
-    if "artifactory" in segments:
-        at = segments.index("artifactory") + 1
-        return "/".join([origin, *segments[:at]]), "/".join(segments[at:])
-    return f"{origin}/artifactory", "/".join(segments)
-
-
-def credentials_from(environ: Mapping[str, str], token_file: Path | None = None) -> Credentials:
-    """Take credentials from ``--token-file``, else from the environment.
-
-    The names are those of the ``jf`` command and of JFrog's integrations (artifactory-rest 14.2).
-
-    Raises:
-        ConfigError: the token file cannot be read or is empty.
-    """
-    if token_file is not None:
-        try:
-            text = token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text"
-            raise ConfigError(f"--token-file {token_file}: {reason}") from None
-        if not text:
-            raise ConfigError(f"--token-file {token_file}: the file is empty")
-        return Credentials(token_file=token_file.absolute())
-    for name in (
-        "JF_ACCESS_TOKEN",
-        "JFROG_ACCESS_TOKEN",
-        "JFROG_TOKEN",
-        "ARTIFACTORY_ACCESS_TOKEN",
-        "ARTIFACTORY_API_KEY",
-    ):
-        if environ.get(name):
-            return Credentials(token=Secret(environ[name].strip()))
-    for user_name, password_name in (
-        ("JF_USER", "JF_PASSWORD"),
-        ("ARTIFACTORY_USERNAME", "ARTIFACTORY_PASSWORD"),
-    ):
-        if environ.get(user_name) and environ.get(password_name):
-            return Credentials(user=environ[user_name], password=Secret(environ[password_name]))
-    return Credentials()
-
-
-def server_url_from(environ: Mapping[str, str]) -> str | None:
-    """Take the server's URL from the environment, if it is there."""
-    for name in ("JF_URL", "JFROG_URL", "ARTIFACTORY_URL"):
-        if environ.get(name):
-            return split_server_url(environ[name])[0]
-    return None
-
-
-def parse_source(
-    text: str, environ: Mapping[str, str], *, token_file: Path | None = None
-) -> Source:
-    """Understand SOURCE: a URL, ``SERVER_ID:repo/path`` of the ``jf`` command, or ``repo/path``.
-
-    The last form takes its server from the environment (``JF_URL`` and the like).
-
-    Raises:
-        ConfigError: what is wrong with which value, and what to do.
-    """
-    if "://" in text:
-        url, encoded = split_server_url(text)
-        return Source(url, RepoPath.parse(unquote(encoded)), credentials_from(environ, token_file))
-    server_id, colon, rest = text.partition(":")
-    if colon and "/" not in server_id:
-        url, stored = _jf_server(server_id, environ)
-        given = credentials_from(environ, token_file)
-        credentials = given if token_file is not None or stored == Credentials() else stored
-        return Source(url, RepoPath.parse(rest), credentials, server_id)
-    found = server_url_from(environ)
-    if found is None:
-        raise ConfigError(
-            f"{text}: no server: give a URL such as https://company.example/artifactory/{text}, "
-            "SERVER_ID:repo/path of the jf command, or set JF_URL"
-        )
-    return Source(found, RepoPath.parse(text), credentials_from(environ, token_file))
-
-
-def jf_configuration(environ: Mapping[str, str]) -> Path:
-    """Return where the ``jf`` command keeps its servers (artifactory-rest 14.1).
-
-    Raises:
-        ConfigError: the user has no home.
-    """
-    given = environ.get("JFROG_CLI_HOME_DIR")
-    home = (
-        Path(given)
-        if given
-        else user_directory(environ, "", ".jfrog", instead="set JFROG_CLI_HOME_DIR")
-    )
-    return home / "jfrog-cli.conf.v6"
-
-
-def _jf_server(server_id: str, environ: Mapping[str, str]) -> tuple[str, Credentials]:
-    """Look a server up in the configuration of the ``jf`` command (artifactory-rest 14.1)."""
-    path = jf_configuration(environ)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        servers = {
-            server["serverId"]: server
-            for server in document.get("servers", [])
-            if isinstance(server.get("serverId"), str)
-        }
-    except FileNotFoundError:
-        raise ConfigError(f"{server_id}: no configuration of the jf command at {path}") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read as the jf command's configuration") from error
-    if server_id not in servers:
-        known = ", ".join(sorted(servers)) or "none"
-        raise ConfigError(f"{server_id}: not a server of {path} (known: {known})")
-    server = servers[server_id]
-    url = server.get("artifactoryUrl") or server.get("url")
-    if not isinstance(url, str) or not url:
-        raise ConfigError(f"{server_id}: its entry in {path} has no URL")
-    has_secret = server.get("accessToken") or server.get("password")
-    if document.get("enc") and has_secret:
-        raise ConfigError(
-            f"{server_id}: the secrets in {path} are encrypted: give the token with --token-file"
-        )
-    credentials = Credentials()
-    if server.get("accessToken"):
-        credentials = Credentials(token=Secret(server["accessToken"]))
-    elif server.get("user") and server.get("password"):
-        credentials = Credentials(user=server["user"], password=Secret(server["password"]))
-    return split_server_url(url)[0], credentials

@@ -16,6 +16,7 @@ limiter                 what its threads wait for
 ``publishing``          the disk below the block cache; readers do not wait for it.
 ``hashing``             the CPU, a second for each GiB.
 ``computing``           the CPU: parsing of large answers.
+``looking``             files of credentials and certificates, for a second or two at most.
 ``asking(what, repo)``  the network, one limiter for each repository: one that hangs keeps only
                         its own requests waiting.
 ======================  =======================================================================
@@ -90,6 +91,15 @@ async def own_mount(call: Callable[..., _T], *args: object) -> _T:
     return await trio.to_thread.run_sync(
         call, *args, limiter=_limiter("own mount", 8), abandon_on_cancel=True
     )
+
+
+async def looking(call: Callable[..., _T], *args: object) -> _T:
+    """Look whether files of credentials or certificates have changed.
+
+    Apart from the disk: such a file may lie on a file system that hangs, and what is bounded by a
+    second itself would wait here for what is not.
+    """
+    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("looking", 16))
 
 
 def asking(what: str, repo: str, tokens: int) -> trio.CapacityLimiter:

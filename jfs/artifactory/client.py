@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jfs.artifactory import builds, locating, mutations, searching, uploads, wire
+from jfs.artifactory.auth import Authenticator
 from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.listings import Listings, describe
 from jfs.artifactory.repositories import Repositories
@@ -40,11 +41,20 @@ _T = TypeVar("_T")
 
 
 class ArtifactoryClient:
-    """``ArtifactStore`` over HTTP. Close it with ``aclose``."""
+    """``ArtifactStore`` over HTTP. Close it with ``aclose``.
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+    Args:
+        authenticator: shared with the data plane; by default one of the settings' credentials.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self._settings = settings
-        self._session = Session(settings, metrics)
+        self._session = Session(settings, metrics, authenticator)
         self._uploads = Uploads(self._session, metrics)
         self._hidden = Hidden()
         self._repositories = Repositories(self._session, self._hidden)
@@ -55,10 +65,6 @@ class ArtifactoryClient:
         """Close every connection."""
         self._uploads.close()
         await self._session.aclose()
-
-    def authenticate(self, credentials: Credentials) -> None:
-        """Use other credentials from the next request on. Any thread."""
-        self._session.authenticator.use(credentials)
 
     def cut_uploads(self) -> None:
         """Cut the uploads that are under way; they fail soon. Any thread."""

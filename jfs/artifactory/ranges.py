@@ -17,7 +17,7 @@ from jfs.artifactory.parallelism import Parallelism
 from jfs.artifactory.proxies import Proxies
 from jfs.artifactory.transport import BodyStream, BulkTransport
 from jfs.artifactory.whole import WholeBodies, WholeBody
-from jfs.config import Credentials, ServerSettings
+from jfs.config import ServerSettings
 from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
@@ -34,28 +34,37 @@ _FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
 
 
 class HttpRangeSource:
-    """``RangeSource`` over HTTP; see the protocol for the contract."""
+    """``RangeSource`` over HTTP; see the protocol for the contract.
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+    Args:
+        authenticator: shared with the control plane; by default one of the settings' credentials.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._authenticator = Authenticator(settings.credentials)
         self._transport = BulkTransport(
             tls_context(settings),
             Proxies(os.environ),
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
-        self._opener = Opener(settings.url, self._authenticator, self._transport, metrics)
+        self._opener = Opener(
+            settings.url,
+            authenticator or Authenticator(settings.credentials),
+            self._transport,
+            metrics,
+        )
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._rangeless: TTLCache[str, bool] = TTLCache(1024, _RANGELESS_LIFE_S)
         self._whole = WholeBodies(self._open_whole)
         self._parallelism: dict[str, Parallelism] = {}  # by repository
-
-    def authenticate(self, credentials: Credentials) -> None:
-        """Use other credentials from the next request on. Any thread."""
-        self._authenticator.use(credentials)
 
     def close(self) -> None:
         self._closed.set()

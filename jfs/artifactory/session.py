@@ -40,9 +40,14 @@ class Session:
         ConfigError: the CA file, or the proxy that leads to the server, cannot be used.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self.settings = settings
-        self.authenticator = Authenticator(settings.credentials)
+        self.authenticator = authenticator or Authenticator(settings.credentials)
         self.proxies = Proxies(os.environ)
         url = httpx.URL(settings.url)
         self.proxies.leading_to(url.scheme, url.host, url.port)
@@ -156,7 +161,7 @@ class Session:
         headers: dict[str, str],
         patience_s: float,
     ) -> _T:
-        headers = {**headers, **self.authenticator.headers()}
+        headers = {**headers, **await self.authenticator.current()}
         timeout = httpx.Timeout(
             max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
         )

@@ -16,10 +16,11 @@ from jfs.cli import connection as server
 from jfs.cli.connection import Connection, Place
 from jfs.cli.places import require, require_one_server
 from jfs.cli.tables import print_rows
-from jfs.config import Build, build_from, parse_source, server_url_from
+from jfs.config import Build, build_from
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.model import Criteria, FileInfo, Match, RepoPath
 from jfs.mount.table import mount_above
+from jfs.sources import parse_source, server_url_from
 
 _PUBLISHED = "-build-info"  # ends the names of the repositories that hold published builds
 

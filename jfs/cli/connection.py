@@ -16,11 +16,12 @@ import click
 
 from jfs import interrupts, threads
 from jfs.artifactory import ArtifactoryClient, explain
-from jfs.config import ServerSettings, Source, parse_source, server_url_from
+from jfs.config import ServerSettings, Source
 from jfs.errors import ConfigError, JfsError, Unavailable, Untrusted
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
 from jfs.mount.table import mount_above
+from jfs.sources import parse_source, server_url_from
 from jfs.vfs.filesystem import REFRESH
 
 _T = TypeVar("_T")

@@ -24,7 +24,8 @@ from rich.markup import escape
 from jfs import threads
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli import children, tour
-from jfs.config import Credentials, ServerSettings
+from jfs.config import ServerSettings
+from jfs.credentials import credentials_from
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, RepoPath
@@ -232,9 +233,7 @@ async def _clear(mountpoint: Path) -> None:
 
 async def _tour(places: _Places, running: _Running) -> list[tour.Step]:
     """Make the tour, with what the server says about its content."""
-    settings = ServerSettings(
-        url=running.url, credentials=Credentials(token_file=running.token_file)
-    )
+    settings = ServerSettings(url=running.url, credentials=credentials_from({}, running.token_file))
     async with contextlib.aclosing(ArtifactoryClient(settings, Metrics())) as client:
         try:
             info = await client.stat(RepoPath(REPOSITORY, tour.DIGITS))

@@ -25,12 +25,12 @@ from jfs.config import (
     WriteSettings,
     build_from,
     default_cache_directory,
-    jf_configuration,
-    parse_source,
 )
+from jfs.credentials import jf_configuration
 from jfs.errors import ConfigError
 from jfs.mount import serving
 from jfs.mount.mountpoint import refuse_inside
+from jfs.sources import parse_source
 
 _PATH = click.Path(path_type=Path)
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def command(
         name = str(settings.mountpoint).strip("/").replace("/", "-") or "root"
         log_file = daemon.default_log_file(name)
     target = log_file.absolute() if log_file else None
-    token_file = settings.server.credentials.token_file  # absolute: a daemon changes its directory
+    token_file = token_file.absolute() if token_file else None  # a daemon changes its directory
 
     def reload() -> Credentials | None:
         try:
@@ -237,7 +237,7 @@ def command(
             raise ConfigError(f"{source}: is {again.server_url} now: mount it anew")
         return again.credentials
 
-    refuse_inside(settings.mountpoint, _own_places(settings, target))
+    refuse_inside(settings.mountpoint, _own_places(settings, target, token_file))
     if target is not None and background:
         daemon.start(lambda ready: serving.serve(settings, ready, reload=reload), target, level)
         output.announce(f"jfs: {source} mounted at {settings.mountpoint}")
@@ -246,10 +246,11 @@ def command(
     serving.serve(settings, _announce(settings), reload=reload)
 
 
-def _own_places(settings: MountSettings, log_file: Path | None) -> dict[str, Path]:
+def _own_places(
+    settings: MountSettings, log_file: Path | None, token_file: Path | None
+) -> dict[str, Path]:
     """Return what the mount reads and writes itself, by the option that names it."""
     places = {
-        "--token-file": settings.server.credentials.token_file,
         "--ca-file": settings.server.ca_file,
         "--cache-dir": settings.cache.directory,
         "--staging-dir": settings.write.staging if settings.write else None,
@@ -257,6 +258,11 @@ def _own_places(settings: MountSettings, log_file: Path | None) -> dict[str, Pat
         "the program": Path(jfs.__file__),  # modules are imported while it runs
         "Python": Path(sys.prefix),
     }
+    kept_in = settings.server.credentials.kept_in
+    if token_file is not None:
+        places["--token-file"] = token_file
+    elif kept_in is not None and settings.source.server_id is None:
+        places["NETRC"] = kept_in.path
     if settings.source.server_id is not None:
         places["JFROG_CLI_HOME_DIR"] = jf_configuration(os.environ)
     return {option: path for option, path in places.items() if path is not None}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.cli.connection import Place
-from jfs.config import parse_source
 from jfs.errors import ConfigError, JfsError, NotFound
 from jfs.model import EntryInfo, RepoPath, problem_with_name
 from jfs.mount import table
+from jfs.sources import parse_source
 from jfs.vfs.filesystem import REFRESH
 
 # A mount that is stuck must not keep the command; what it shows is true again after its TTL.

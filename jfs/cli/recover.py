@@ -16,7 +16,8 @@ from jfs.cli import connection as server
 from jfs.cli.connection import Connection
 from jfs.cli.places import refresh_mounts
 from jfs.cli.tables import moment, print_rows
-from jfs.config import Source, credentials_from, default_cache_directory
+from jfs.config import Source, default_cache_directory
+from jfs.credentials import credentials_for
 from jfs.errors import ConfigError, JfsError
 from jfs.model import RepoPath
 from jfs.mount.table import mount_above
@@ -318,7 +319,8 @@ def _destination(record: Record, to: str | None, connection: Connection) -> Sour
     else:
         path = RepoPath.parse(to)
         _require_file(to, path)
-    return Source(record.server, path, credentials_from(os.environ, connection.token_file))
+    credentials = credentials_for(record.server, os.environ, connection.token_file)
+    return Source(record.server, path, credentials)
 
 
 def _is_whole_place(text: str) -> bool:

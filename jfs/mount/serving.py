@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import trio
 
 from jfs import threads
-from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.artifactory import ArtifactoryClient, Authenticator, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
@@ -118,9 +118,10 @@ async def _compose(
         contextlib.AsyncExitStack() as stack,
         trio.open_nursery() as nursery,
     ):
-        client = ArtifactoryClient(settings.server, metrics)
+        authenticator = Authenticator(settings.server.credentials)
+        client = ArtifactoryClient(settings.server, metrics, authenticator)
         stack.push_async_callback(_to_the_end, client.aclose)
-        source = HttpRangeSource(settings.server, metrics)
+        source = HttpRangeSource(settings.server, metrics, authenticator)
         stack.callback(source.close)
 
         async def reloaded() -> None:
@@ -130,8 +131,7 @@ async def _compose(
                 log.warning("credentials stay as they were: %s", error)
                 return
             if credentials is not None:
-                client.authenticate(credentials)
-                source.authenticate(credentials)
+                authenticator.use(credentials)
             log.info("SIGHUP: credentials were read again")
 
         listeners.start_soon(signals.listen, numbers, ending, reloaded)

@@ -11,6 +11,7 @@ import pytest
 
 from jfs.artifactory import HttpRangeSource
 from jfs.config import Credentials, Secret, ServerSettings
+from jfs.credentials import credentials_from
 from jfs.errors import AccessDenied, ProtocolViolation, RemoteError, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
@@ -252,7 +253,7 @@ def test_the_token_file_is_read_again(
 ) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("wrong")
-    settings = replace(settings_of(server), credentials=Credentials(token_file=token_file))
+    settings = replace(settings_of(server), credentials=credentials_from({}, token_file))
     source = HttpRangeSource(settings, Metrics())
     with pytest.raises(AccessDenied):
         source.fetch(version, Extent(0, 10), Collector(Extent(0, 10)))

@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jfs.config import (
-    Credentials,
-    Secret,
-    credentials_from,
-    parse_source,
-    split_server_url,
-)
+from jfs.config import Credentials, Secret
+from jfs.credentials import credentials_from
 from jfs.errors import ConfigError
 from jfs.model import RepoPath
+from jfs.sources import parse_source, server_url_from, split_server_url
 
 
 @pytest.mark.parametrize(
@@ -26,6 +22,21 @@ from jfs.model import RepoPath
         ("https://a.example/", "https://a.example/artifactory", ""),
         ("http://[::1]:80/artifactory/r", "http://[::1]:80/artifactory", "r"),
         ("http://h/artifactory/artifactory/x", "http://h/artifactory", "artifactory/x"),
+        ("HTTPS://A.Example//artifactory//r/", "https://a.example/artifactory", "r"),
+        ("https://a.example/tools/art#r/p/", "https://a.example/tools/art", "r/p"),
+        (
+            "https://a.example/tools/art/#/r/artifactory",
+            "https://a.example/tools/art",
+            "r/artifactory",
+        ),
+        ("https://a.example/#r", "https://a.example", "r"),
+        ("https://a.example#", "https://a.example", ""),
+        ("https://a.example/a%20b/artifactory/r%2B", "https://a.example/a%20b/artifactory", "r%2B"),
+        (
+            "https://a.example/x/artifactory#artifactory/p",
+            "https://a.example/x/artifactory",
+            "artifactory/p",
+        ),
     ],
 )
 def test_a_url_is_split_at_the_service(url: str, base: str, rest: str) -> None:
@@ -40,6 +51,12 @@ def test_a_url_is_split_at_the_service(url: str, base: str, rest: str) -> None:
         ("https://user:hunter2@a.example/artifactory/r", "--token-file"),
         ("https://a.example/artifactory/r?x=1", "query"),
         ("https://a.example:port/artifactory", "URL"),
+        ("https://a.example:70000/artifactory", "URL"),
+        ("https://[::1/artifactory", "URL"),
+        ("https://a b/artifactory", "'a b' is not the name of a host"),
+        ("https://[fe80::1%25eth0]/artifactory", "zone"),
+        ("https://a.example/artifactory/r/C#.md", "%23"),
+        ("https://user:hunter2@a.example#r", "--token-file"),
     ],
 )
 def test_a_bad_url_is_refused_with_the_reason(url: str, reason: str) -> None:
@@ -48,11 +65,31 @@ def test_a_bad_url_is_refused_with_the_reason(url: str, reason: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "url"),
+    [
+        ("JF_URL", "https://a.example", "https://a.example/artifactory"),
+        ("JF_URL", "https://a.example/tools/", "https://a.example/tools/artifactory"),
+        ("JF_URL", "https://a.example/tools#", "https://a.example/tools"),
+        ("JFROG_URL", "https://a.example/artifactory/", "https://a.example/artifactory"),
+        ("ARTIFACTORY_URL", "https://a.example/tools/art/", "https://a.example/tools/art"),
+        ("ARTIFACTORY_URL", "https://a.example", "https://a.example/artifactory"),
+    ],
+)
+def test_the_environment_names_a_platform_or_a_service(name: str, value: str, url: str) -> None:
+    assert server_url_from({name: value}) == url
+
+
+def test_a_bad_url_of_the_environment_is_named() -> None:
+    with pytest.raises(ConfigError, match="JF_URL: ftp"):
+        server_url_from({"JF_URL": "ftp://a.example"})
+
+
 def test_the_first_credential_wins(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("from-file\n")
     environ = {"JF_ACCESS_TOKEN": "jf", "JFROG_TOKEN": "jfrog", "JF_USER": "u", "JF_PASSWORD": "p"}
-    assert credentials_from(environ, token_file) == Credentials(token_file=token_file)
+    assert credentials_from(environ, token_file) == Credentials(token=Secret("from-file"))
     assert credentials_from(environ) == Credentials(token=Secret("jf"))
     del environ["JF_ACCESS_TOKEN"]
     assert credentials_from(environ) == Credentials(token=Secret("jfrog"))
@@ -86,12 +123,24 @@ def test_a_source_is_a_url_a_server_id_or_a_path(tmp_path: Path) -> None:
     assert (source.server_url, source.path) == ("https://a.example/artifactory", RepoPath("r", "p"))
     with pytest.raises(ConfigError, match="JF_URL"):
         parse_source("r/p", {})
+    source = parse_source("https://a.example/art#r/my%20model%23", {})
+    assert (source.server_url, source.path) == (
+        "https://a.example/art",
+        RepoPath("r", "my model#"),
+    )
 
     document = {
         "version": "6",
         "servers": [
             {"serverId": "prod", "url": "https://p.example/", "accessToken": "hunter2"},
             {"serverId": "old", "artifactoryUrl": "https://o.example/artifactory/", "user": "u"},
+            {
+                "serverId": "own",
+                "url": "https://p.example/",
+                "artifactoryUrl": "https://o.example/tools/art/",
+                "clientCertPath": "/c",
+                "clientCertKeyPath": "/k",
+            },
         ],
     }
     configuration = tmp_path / "jfrog-cli.conf.v6"
@@ -101,7 +150,10 @@ def test_a_source_is_a_url_a_server_id_or_a_path(tmp_path: Path) -> None:
     assert source.server_url == "https://p.example/artifactory"
     assert source.credentials == Credentials(token=Secret("hunter2"))
     assert parse_source("old:r", environ).credentials == Credentials()
-    with pytest.raises(ConfigError, match=r"stage.*old, prod"):
+    source = parse_source("own:r", environ)
+    assert source.server_url == "https://o.example/tools/art"
+    assert (source.client_cert, source.client_key) == (Path("/c"), Path("/k"))
+    with pytest.raises(ConfigError, match=r"stage.*old, own, prod"):
         parse_source("stage:r", environ)
 
     configuration.write_text(json.dumps({**document, "enc": True}))
