@@ -13,6 +13,7 @@ limiter                 what its threads wait for
                         therefore wait for it; it is abandoned when its caller is cancelled.
 ``own_mount``           the kernel too: looks at our own mount or at processes that use it.
 ``on_disk``             the local disk, for as long as the disk takes; never the network.
+``keeping``             the disk below kept metadata. Abandoned: a disk that hangs holds no answer.
 ``publishing``          the disk below the block cache; readers do not wait for it.
 ``hashing``             the CPU, a second for each GiB.
 ``computing``           the CPU: parsing of large answers.
@@ -54,6 +55,13 @@ def _limiter(name: str, tokens: int) -> trio.CapacityLimiter:
 async def on_disk(call: Callable[..., _T], *args: object) -> _T:
     """Run what touches the local disk: staging, journal, cache files."""
     return await trio.to_thread.run_sync(call, *args, limiter=_limiter("disk", 32))
+
+
+async def keeping(call: Callable[..., _T], *args: object) -> _T:
+    """Read and write kept metadata. Abandoned on cancellation: nothing depends on them."""
+    return await trio.to_thread.run_sync(
+        call, *args, limiter=_limiter("keeping", 2), abandon_on_cancel=True
+    )
 
 
 async def publishing(call: Callable[..., _T], *args: object) -> _T:

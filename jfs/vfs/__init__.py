@@ -7,6 +7,7 @@ Where to look, from the top; each room imports only rooms below it (import-linte
 - ``files``: what is open.
 - ``kernel``: what the kernel was told and may hold.
 - ``reading``, ``writing``, ``namespace``: bytes from the server, bytes to it, names and inodes.
+- ``kept``: what was learnt, beside the block cache: it outlives the mount.
 - ``freshness``: what the server said, how long it is believed, who waits for the next answer.
 
 Each package says which locks it has, and who may hold them while waiting for what.

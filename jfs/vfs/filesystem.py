@@ -9,8 +9,6 @@ import os
 import stat
 from collections.abc import Sequence
 
-import trio
-
 from jfs.config import TreeSettings
 from jfs.errors import (
     BadHandle,
@@ -31,7 +29,8 @@ from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_t
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
-from jfs.vfs.freshness import PIECE, Questions
+from jfs.vfs.freshness import Questions
+from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
 from jfs.vfs.namespace import queries, selectors
@@ -61,6 +60,7 @@ class Filesystem:
         address: URL of the service, for ``user.jfs.uri``.
         area: where files are written; None: nothing can be changed, properties neither.
         notifier: tells the kernel what to forget; None: there is none.
+        kept: what is learnt outlives the mount in it.
     """
 
     def __init__(
@@ -73,13 +73,14 @@ class Filesystem:
         address: str = "",
         area: StagingArea | None = None,
         notifier: Notifier | None = None,
+        kept: Forgetful = FORGETFUL,
     ) -> None:
         self._settings = settings
         self._store = store
         self._numbers = itertools.count(1)
         self._questions = questions = Questions(plane.nursery)
         local = LocalAttributeTable(lambda: self._files.inodes())
-        self._tree = Tree(store, settings, root, questions, local)
+        self._tree = Tree(store, settings, root, questions, local, kept)
         self._writing = None
         if area is not None:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
@@ -90,12 +91,12 @@ class Filesystem:
             self._tree, plane, self._numbers, self._writing, self._kernel, locks
         )
         self._stat = StatView(settings, self._files, self._writing)
-        self._properties = PropertyTable(store, settings, questions)
+        self._properties = PropertyTable(store, settings, questions, kept)
         self._extended = ExtendedAttributes(
             store, self._properties, self._files, address, read_only=area is None
         )
-        self._selectors = Selectors(store, self._tree, settings, questions)
-        self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions)
+        self._selectors = Selectors(store, self._tree, settings, questions, kept)
+        self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
         self._mutations = Mutations(
             store,
             self._tree,
@@ -204,20 +205,7 @@ class Filesystem:
         self._queries.forget()
         self._selectors.forget()
         await self._tree.forget_below(top)
-        entries: list[tuple[int, str]] = []
-        inodes: list[int] = []
-        waiting = [top]
-        while waiting:
-            for inode in [waiting.pop() for _ in range(min(PIECE, len(waiting)))]:
-                if inode.lookup_count:
-                    inodes.append(inode.ino)
-                if inode.parent is not None:
-                    entries.append((inode.parent.ino, inode.name))
-                if inode.below is not None:
-                    entries += [(inode.ino, name) for name in inode.below.names]
-                    waiting += inode.below.children.values()
-            await trio.lowlevel.checkpoint()
-        return await self._kernel.drop(Remembered(entries, inodes))
+        return await self._kernel.drop(Remembered(*await self._tree.remembered_below(top)))
 
     # changes of names; each raises ReadOnly or NotPermitted where nothing may change
 

@@ -15,6 +15,7 @@ from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted
 from jfs.model import Criteria, Properties
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import OUTAGES, PIECE, Asked, Cell, NotYet, Questions
+from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,17 @@ _TRIES = 3
 class PropertyTable:
     """See the module."""
 
-    def __init__(self, store: ArtifactStore, settings: TreeSettings, questions: Questions) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        settings: TreeSettings,
+        questions: Questions,
+        kept: Forgetful,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._questions = questions
+        self._kept = kept
 
     async def get(self, inode: Inode) -> Properties:
         """Return the properties of an item. Raises RemoteError."""
@@ -76,10 +84,11 @@ class PropertyTable:
         """
         if inode.computed is not None or not inode.path.repo:
             raise NotPermitted(f"{inode.name or 'the server'} has no properties of its own")
+        known: Properties | None
         if None in change.values():
-            known = await self.get(inode)
+            before = await self.get(inode)
             for key, values in change.items():
-                if values is None and key not in known:
+                if values is None and key not in before:
                     raise NoAttribute(f"{inode.path}: has no property {key}")
         if inode.local:
             inode.properties = _changed(inode.properties, change)
@@ -89,8 +98,12 @@ class PropertyTable:
         tags = inode.tags
         if tags is not None and tags.is_known and tags.is_fresh(self._settings.attr_ttl_s):
             tags.confirm(_changed(tags.value, change))
+            known = tags.value
         else:
             inode.doubt_properties()
+            known = None
+        self._kept.changed()
+        self._kept.tagged(inode.path.parent, {inode.path.name: known}, Asked.now())
         if inode.parent is not None and inode.parent.below is not None:
             inode.parent.below.tags.expire()
 
@@ -106,7 +119,11 @@ class PropertyTable:
 
     async def _ask_item(self, inode: Inode, tags: Cell[Properties]) -> Properties:
         async def ask(asked: Asked) -> Properties:
-            return await self._store.properties(inode.path)
+            path = inode.path
+            properties = await self._store.properties(path)
+            if inode.path == path:
+                self._kept.tagged(path.parent, {path.name: properties}, asked)
+            return properties
 
         for _ in range(_TRIES):
             try:
@@ -145,12 +162,16 @@ class PropertyTable:
             if folder.path != path:
                 return False  # it was moved: what came is about another place
             found = {match.info.path.name: match.properties for match in matches}
+            learnt: dict[str, Properties] = {}
             for count, child in enumerate(list(folder.dentries.values()), 1):
                 if not child.local and child.stat.asked.serial < asked.serial:
                     child.tags = child.tags or Cell()
-                    child.tags.put(found.get(child.name, {}), asked)
+                    learnt[child.name] = found.get(child.name, {})
+                    child.tags.put(learnt[child.name], asked)
                 if not count % PIECE:
                     await trio.lowlevel.checkpoint()
+            if folder.path == path:
+                self._kept.tagged(path, learnt, asked)
             return True
 
         answer = await self._questions.answer(below.tags, ask, patience_s=_QUERY_PATIENCE_S)

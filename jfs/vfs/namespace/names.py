@@ -17,6 +17,7 @@ from jfs.errors import JfsError, NoEntry, NotADirectory, NotFound
 from jfs.model import EntryInfo, FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, OUTAGES, Asked, NotYet, Questions, pieces
+from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
 from jfs.vfs.namespace.inodetable import InodeTable
@@ -57,8 +58,10 @@ class Names:
         settings: TreeSettings,
         inodes: InodeTable,
         questions: Questions,
+        kept: Forgetful,
     ) -> None:
         self._store = store
+        self._kept = kept
         self._settings = settings
         self._inodes = inodes
         self._questions = questions
@@ -149,6 +152,7 @@ class Names:
                     info = None
                 if parent.path.child(name) != path:
                     raise _Moved(f"{path}: has moved")
+                self._kept.named(path, info, asked)
                 inode = self.take(parent, name, info, asked)
                 if inode is not None:
                     _list_above(inode)
@@ -223,11 +227,14 @@ class Names:
             entries = await links.listed(self._store, path)
         except NotFound:
             if folder.path == path and folder.parent is not None and folder.attached():
+                self._kept.named(path, None, asked)
                 self.take(folder.parent, folder.name, None, asked)
             raise
         except JfsError:
             below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
             raise
+        if folder.path == path:
+            self._kept.listed(path, entries, asked)
         below.being_taken += 1  # no dentry is dropped until the listing is whole
         try:
             await self._take_listing(folder, path, entries, asked)

@@ -15,6 +15,7 @@ from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, Asked, Cell, Questions, pieces
+from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import parse_criterion
@@ -70,12 +71,18 @@ class Queries:
     """
 
     def __init__(
-        self, store: ArtifactStore, tree: Tree, ttl_s: float, questions: Questions
+        self,
+        store: ArtifactStore,
+        tree: Tree,
+        ttl_s: float,
+        questions: Questions,
+        kept: Forgetful,
     ) -> None:
         self._store = store
         self._tree = tree
         self._ttl_s = ttl_s
         self._questions = questions
+        self._kept = kept
         self._results: dict[tuple[tuple[str, str], ...], Cell[_Folder]] = {}  # latest used last
 
     def root(self) -> Inode:
@@ -154,23 +161,28 @@ class Queries:
             return _Result(cell.value, cell.asked)
 
         async def ask(asked: Asked) -> _Folder:
-            return await self._ask(criteria)
+            return await self._ask(criteria, asked)
 
         answer = await self._questions.answer(cell, ask)
         # What is not stored was overtaken by a change here: it is shown, and not believed.
         return _Result(answer.value, answer.asked if answer.stored else answer.asked.as_hint())
 
-    async def _ask(self, criteria: tuple[tuple[str, str], ...]) -> _Folder:
+    async def _ask(self, criteria: tuple[tuple[str, str], ...], asked: Asked) -> _Folder:
         scope = self._tree.inodes.root.path
         try:
             matches = await self._store.search(Criteria(scope, criteria, kind="any", plain=True))
             found = await self._links(criteria, matches)
         except InvalidName as error:
             raise NoEntry(str(error)) from None
-        result = _Folder()
-        for piece in pieces(matches):
-            for match in piece:
-                info = found.get(match.info.path, match.info)
+        entries = [found.get(match.info.path, match.info) for match in matches]
+        self._kept.searched(QueryFolder(criteria).key, entries, asked)
+        return await self._folder(entries)
+
+    async def _folder(self, entries: Sequence[EntryInfo]) -> _Folder:
+        """Put what was found into its folders."""
+        scope, result = self._tree.inodes.root.path, _Folder()
+        for piece in pieces(entries):
+            for info in piece:
                 _insert(result, below(scope, info.path), info)
             await trio.lowlevel.checkpoint()
         return result

@@ -16,6 +16,7 @@ from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath, problem_with_key
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, pieces
+from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.namespace.versions import version_key
@@ -64,12 +65,18 @@ class Selectors:
     """Resolve selectors of one mount."""
 
     def __init__(
-        self, store: ArtifactStore, tree: Tree, settings: TreeSettings, questions: Questions
+        self,
+        store: ArtifactStore,
+        tree: Tree,
+        settings: TreeSettings,
+        questions: Questions,
+        kept: Forgetful,
     ) -> None:
         self._store = store
         self._tree = tree
         self._settings = settings
         self._questions = questions
+        self._kept = kept
         self._as_of = 0
         # Names in a folder that carry a property; latest used last.
         self._carriers: dict[tuple[int, str], Cell[frozenset[str]]] = {}
@@ -144,7 +151,10 @@ class Selectors:
             except InvalidName as error:
                 raise NoEntry(str(error)) from None
             found = (below(folder.path, match.info.path) for match in matches)
-            return frozenset(parts[0] for parts in found if parts)
+            names = frozenset(parts[0] for parts in found if parts)
+            carriers = [FolderInfo(folder.path.child(name), 0) for name in names]
+            self._kept.searched(f"{folder.path}//{key[1]}", carriers, asked)
+            return names
 
         answer = await self._questions.answer(cell, ask)
         return answer.value, answer.asked

@@ -13,6 +13,7 @@ from jfs.errors import NameTooLong, NoEntry, NotFound, Replaced
 from jfs.model import PARENT_MAX, EntryInfo, FolderInfo, RepoPath, is_too_long, problem_with_name
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
+from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
 from jfs.vfs.namespace.inodetable import InodeTable
@@ -25,6 +26,7 @@ class Tree:
 
     Args:
         local: told when names of a folder change, which changes its times.
+        kept: told what is learnt, and what is changed here.
 
     Attributes:
         changes: made by this mount, of names, content and properties.
@@ -37,15 +39,17 @@ class Tree:
         root: FolderInfo,
         questions: Questions,
         local: LocalAttributeTable,
+        kept: Forgetful = FORGETFUL,
     ) -> None:
         self._store = store
         self._settings = settings
         self._questions = questions
         self._local = local
+        self._kept = kept
         self._tidying = False
         self.changes = 0
         self.inodes = InodeTable(root)
-        self._names = Names(store, settings, self.inodes, questions)
+        self._names = Names(store, settings, self.inodes, questions, kept)
 
     def find(self, ino: int) -> Inode:
         """Return a living inode. Raises NoEntry."""
@@ -165,8 +169,11 @@ class Tree:
         inode = self.inodes.link(parent, name, info, Asked.now())
         inode.local = local
         inode.doubt_properties()
+        if not local:
+            self._kept.named(info.path, info, inode.stat.asked)
         if inode.below is not None:  # a new folder is empty: no need to ask
             inode.below.listing.change(True)
+            self._kept.listed(info.path, [], inode.below.listing.asked)
         return inode
 
     def removed(self, inode: Inode) -> None:
@@ -182,6 +189,7 @@ class Tree:
         """Note that a name is nobody's now: what was asked until now says nothing about it."""
         self._touch(parent, name)
         below_of(parent).name(name).change(None)
+        self._kept.named(parent.path.child(name), None, Asked.now())
         self._local.names_changed(parent)
 
     def moved(self, inode: Inode, old: tuple[Inode, str], new: tuple[Inode, str]) -> None:
@@ -197,7 +205,10 @@ class Tree:
         self._touch(parent, name)
         below_of(before).name(old_name).change(None)
         below_of(before).asked_singly = 0
+        source = inode.path
         self.inodes.move(inode, parent, name)
+        if not inode.local:
+            self._kept.moved(source, inode.info)
         self._local.names_changed(before)
         self._local.names_changed(parent)
 
@@ -206,6 +217,8 @@ class Tree:
         inode.local = False
         self.inodes.attach_again(inode)
         inode.stat.change(info)
+        self._kept.named(info.path, info, inode.stat.asked)
+        self._kept.tagged(info.path.parent, {info.path.name: None}, inode.stat.asked)
         if inode.parent is not None:
             self._touch(inode.parent, inode.name)
 
@@ -260,6 +273,23 @@ class Tree:
             if not count % PIECE:
                 await trio.lowlevel.checkpoint()
 
+    async def remembered_below(self, top: Inode) -> tuple[list[tuple[int, str]], list[int]]:
+        """Return what the kernel may hold at or below an inode: names in folders, and inodes."""
+        entries: list[tuple[int, str]] = []
+        inodes: list[int] = []
+        waiting = [top]
+        while waiting:
+            for inode in [waiting.pop() for _ in range(min(PIECE, len(waiting)))]:
+                if inode.lookup_count:
+                    inodes.append(inode.ino)
+                if inode.parent is not None:
+                    entries.append((inode.parent.ino, inode.name))
+                if inode.below is not None:
+                    entries += [(inode.ino, name) for name in inode.below.names]
+                    waiting += inode.below.children.values()
+            await trio.lowlevel.checkpoint()
+        return entries, inodes
+
     async def is_there(self, parent: Inode, name: str) -> bool:
         """Ask the server itself whether a name is taken, whatever was believed. RemoteError."""
         known = parent.dentries.get(name)
@@ -271,11 +301,13 @@ class Tree:
             info = await links.described(self._store, parent.path.child(name))
         except NotFound:
             info = None
+        self._kept.named(parent.path.child(name), info, asked)
         return self._names.take(parent, name, info, asked) is not None
 
     def _touch(self, parent: Inode, name: str) -> None:
         """What is known or being asked of a name was true before a change."""
         self.changes += 1
+        self._kept.changed()
         below = below_of(parent)
         cell = below.names.get(name)
         if cell is not None and cell.is_idle:
