@@ -6,10 +6,10 @@
     ├── ConfigError               no errno: raised before the mount exists, one line for a person
     ├── RemoteError               the server's answer or its absence
     │   ├── NotFound              ENOENT     404, and only a real 404
-    │   ├── AccessDenied          EACCES     401, 403
+    │   ├── AccessDenied          EACCES     401, 403, 451
     │   ├── ReadOnly              EROFS      405, no local repository there, a read-only mount
     │   ├── QuotaExceeded         ENOSPC     413, 507
-    │   ├── Conflict              EBUSY      409
+    │   ├── Conflict              EBUSY      409, 423
     │   ├── Stale                 ESTALE     the artifact was replaced since it was opened
     │   │   ├── Replaced          ESTALE     its name is gone: the kernel looks it up again
     │   │   └── ChangedElsewhere  ESTALE     what was written is not uploaded over what others wrote
@@ -89,7 +89,7 @@ class AccessDenied(RemoteError):
 
 class ReadOnly(RemoteError):
     errno = errno.EROFS
-    log_level = logging.DEBUG
+    log_level = logging.INFO
 
 
 class QuotaExceeded(RemoteError):
@@ -200,7 +200,10 @@ class AlreadyExists(NamespaceError):
 
 
 class InvalidName(NamespaceError):
+    """A name that cannot be made; logged, since EINVAL alone does not say why."""
+
     errno = errno.EINVAL
+    log_level = logging.INFO
 
 
 class InvalidProperty(NamespaceError):
@@ -239,6 +242,7 @@ class InvalidArgument(NamespaceError):
 
 class FileTooLarge(NamespaceError):
     errno = errno.EFBIG
+    log_level = logging.INFO
 
 
 _OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -18,23 +18,19 @@ import functools
 import logging
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
-from jfs import descriptors
 from jfs.errors import (
     InvalidName,
-    JfsError,
     MountEnding,
     NameTooLong,
     NoEntry,
     NotPermitted,
     Unsupported,
     errno_of,
-    is_of_descriptors,
-    is_of_the_disk,
 )
 from jfs.extents import Extent, MiB, PiB
 from jfs.vfs.filesystem import (
@@ -60,7 +56,7 @@ _R = TypeVar("_R")
 def _boundary(
     handler: Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _R]],
 ) -> Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _R]]:
-    """Turn every exception into an errno: ours at its level, any other with a traceback.
+    """Turn every exception into an errno, and have it noted why; see ``jfs.vfs.boundary``.
 
     A handler that is cancelled, because the mount ends, answers ENOTCONN. Without an answer the
     kernel would wait for ever, and with it whoever holds a lock that a notification of ours waits
@@ -72,17 +68,21 @@ def _boundary(
         if self.ended:
             raise pyfuse3.FUSEError(_ENDING)
         try:
-            return await handler(self, *args, **kwargs)
+            answer = await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            _refuse(handler.__name__, error)
+            number = self._filesystem.boundary.refused(handler.__name__, args, error)
+            raise pyfuse3.FUSEError(number) from error
         except trio.Cancelled:
             raise pyfuse3.FUSEError(_ENDING) from None
         except BaseExceptionGroup as group:  # of a nursery within the handler
             if group.split(trio.Cancelled)[1] is not None:
                 raise
             raise pyfuse3.FUSEError(_ENDING) from None
+        if self._filesystem.boundary.expects:
+            self._filesystem.boundary.answered(handler.__name__, args)
+        return answer
 
     return guarded
 
@@ -102,18 +102,6 @@ def _silent(
             log.exception("%s failed", handler.__name__)
 
     return guarded
-
-
-def _refuse(request: str, error: Exception) -> NoReturn:
-    if isinstance(error, JfsError):
-        log.log(error.log_level, "%s: %s: %s", request, type(error).__name__, error)
-    elif isinstance(error, OSError) and is_of_descriptors(error):
-        descriptors.complain(error)
-    elif is_of_the_disk(error):
-        log.warning("%s: the staging directory's disk: %s", request, error)
-    else:
-        log.error("%s: unexpected error", request, exc_info=error)
-    raise pyfuse3.FUSEError(errno_of(error)) from error
 
 
 class Operations(pyfuse3.Operations):

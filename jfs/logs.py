@@ -2,7 +2,7 @@
 
 Nothing that happens to the output reaches whoever logs: a disk that is full and a reader that has
 gone cost messages, which are counted and reported as soon as one can be written again; a reader
-that stands still keeps nobody waiting.
+that stands still keeps nobody waiting. Repeats are counted (``folding``), secrets are masked.
 """
 
 import contextlib
@@ -13,8 +13,11 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from jfs.errors import ConfigError
+from jfs.folding import Folding
+from jfs.words import masked
 
 _BACKLOG = 1000  # messages that wait for a slow reader
 _FLUSH_S = 1.0  # how long the end waits for one
@@ -41,6 +44,7 @@ class Output(logging.Handler):
         self._lost, self._reason = 0, ""
         self._torn = False  # the last line was written in part
         self._skipped = 0  # as the backlog was full
+        self._folding = Folding()
         self._backlog: deque[str] = deque()
         self._changed = threading.Condition()
         self._writer: threading.Thread | None = None
@@ -69,31 +73,50 @@ class Output(logging.Handler):
                 os.dup2(self._out, self._also)
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record)
-        except Exception as error:  # a wrong call of the logger: no reason to fail, nor to be mute
-            text = f"{record.pathname}:{record.lineno}: cannot be formatted: {error!r}"
         with self._changed:
-            if self._direct:
-                self._write(text)
-            elif len(self._backlog) >= _BACKLOG:
-                self._skipped += 1
-            else:
-                if self._skipped:
-                    text = f"{_lost(self._skipped, 'nobody read them')}\n{text}"
-                    self._skipped = 0
-                self._backlog.append(text)
-                self._changed.notify_all()
-                if self._writer is None:
-                    self._writer = threading.Thread(
-                        target=self._write_backlog, name="jfs-log", daemon=True
-                    )
-                    self._writer.start()
+            takes = self._folding.takes(record)
+            self._say_repeats()
+            if takes:
+                self._put(self._text(record))
+
+    def settle(self) -> None:
+        """Say what was counted in the minute before, if nobody has logged since. Any thread."""
+        with self._changed:
+            self._say_repeats()
+
+    def _say_repeats(self, *, now: bool = False) -> None:
+        for last, count, seconds in self._folding.due(now=now):
+            times = "once more" if count == 1 else f"{count} times"
+            self._put(f"{self._text(last)} (… {times} in {max(1, round(seconds))} s)")
+
+    def _text(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record)
+        except Exception as error:  # a wrong call of the logger: no reason to fail, nor to be mute
+            return f"{record.pathname}:{record.lineno}: cannot be formatted: {error!r}"
+
+    def _put(self, text: str) -> None:
+        if self._direct:
+            self._write(text)
+        elif len(self._backlog) >= _BACKLOG:
+            self._skipped += 1
+        else:
+            if self._skipped:
+                text = f"{_lost(self._skipped, 'nobody read them')}\n{text}"
+                self._skipped = 0
+            self._backlog.append(text)
+            self._changed.notify_all()
+            if self._writer is None:
+                writer = threading.Thread(target=self._write_backlog, name="jfs-log", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no thread is left: tried again
+                    writer.start()
+                    self._writer = writer
 
     def flush(self) -> None:
-        """Wait a moment for what was logged to be written."""
+        """Say what was counted so far, and wait a moment for what was logged to be written."""
         deadline = time.monotonic() + _FLUSH_S
         with self._changed:
+            self._say_repeats(now=True)
             while self._backlog and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
 
@@ -138,7 +161,10 @@ class _Lines(logging.Formatter):
     """Keeps a message in its line, whatever the names in it hold. A traceback follows in others."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_CONTROLS)
+        return masked(super().formatMessage(record)).translate(_CONTROLS)
+
+    def formatException(self, ei: Any) -> str:
+        return masked(super().formatException(ei))
 
 
 # Newlines that would forge a record, and escapes that would speak to a terminal.
@@ -184,6 +210,13 @@ def reopen() -> None:
                 handler.reopen()
             except OSError as error:
                 raise ConfigError(f"the log file cannot be opened: {error.strerror}") from None
+
+
+def settle() -> None:
+    """Say what was counted and not said yet; call it now and then. Any thread; does not block."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Output):
+            handler.settle()
 
 
 def no_gaps() -> None:

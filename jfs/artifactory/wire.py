@@ -4,13 +4,16 @@ JSON is typed here, and in ``rows`` and ``builds``, and nowhere else: what does 
 ProtocolViolation that names the field.
 """
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
+from jfs import words
 from jfs.errors import (
     AccessDenied,
     Conflict,
@@ -34,16 +37,21 @@ from jfs.model import (
 
 _HEX_DIGITS = {"sha256": 64, "sha1": 40, "md5": 32}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_LOOKED_AT = 16384  # bytes of an answer that is no JSON
+_MESSAGES_SHOWN = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STATUSES: dict[int, type[RemoteError]] = {
     401: AccessDenied,
+    402: AccessDenied,  # its licence or subscription has ended
     403: AccessDenied,
     404: NotFound,
     405: ReadOnly,
     409: Conflict,
     413: QuotaExceeded,
+    423: Conflict,  # locked: it is being changed
     429: RateLimited,
+    451: AccessDenied,  # withheld: by a policy of Xray or Curation, or by law
     507: QuotaExceeded,
 }
 
@@ -66,18 +74,33 @@ def error_of(status: int, body: bytes, *, method: str, url: str) -> RemoteError:
 
 
 def error_message(status: int, body: bytes) -> str:
-    """Find the server's own words; gateways send HTML, some answers are empty or plain text."""
-    text = body[:4096].decode("utf-8", "replace").strip()
-    for shape in ("errors", "messages"):  # copy and move answer in the second (8)
-        try:
-            message = json.loads(body)[shape][0]["message"]
-            if isinstance(message, str):
-                return _one_line(message)
-        except (ValueError, KeyError, IndexError, TypeError):
-            pass
-    if not text or text.startswith("<"):
-        return f"the server answered {status}"
-    return _one_line(text)
+    """Find the server's own words: of JSON, plain text, or a page that a gateway sends instead."""
+    said = ""
+    with contextlib.suppress(ValueError, RecursionError):
+        said = words.clean("; ".join(dict.fromkeys(_said(json.loads(body)))))
+    if not said:
+        text = body[:_LOOKED_AT].decode("utf-8", "replace").strip()
+        said = words.of_page(text) if text.startswith("<") else words.clean(text)
+    return said or f"the server answered {status}"
+
+
+def _said(document: Any) -> Iterator[str]:
+    """Return the messages of a JSON error.
+
+    ``errors`` is Artifactory's shape, ``messages`` that of copy and move (8); the others are those
+    of proxies and of JFrog's other services.
+    """
+    if isinstance(document, str):
+        yield document
+    if not isinstance(document, dict):
+        return
+    for shape in ("errors", "messages"):
+        rows = document.get(shape)
+        for row in rows[:_MESSAGES_SHOWN] if isinstance(rows, list) else ():
+            yield from _said(row)
+    for shape in ("error", "message", "error_description", "detail"):
+        if (value := document.get(shape)) and isinstance(value, str | dict):
+            yield from _said(value)
 
 
 def parse_json(body: bytes, what: str) -> Any:
@@ -220,7 +243,3 @@ def time_of(row: Any, field: str, *, default: int | None) -> int | None:
     """Read a time as ns since 1970; *default* if it is absent."""
     value = row.get(field)
     return default if value is None else parse_time_ns(str(value))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]

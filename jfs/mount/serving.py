@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
-from jfs import threads
+from jfs import logs, threads
 from jfs.artifactory import ArtifactoryClient, Authenticator, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
@@ -30,6 +30,7 @@ from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
 from jfs.mount import session, signals
 from jfs.mount.mountpoint import claim
+from jfs.mount.reports import Stats, config
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
 from jfs.protocols import BlockStore
@@ -41,6 +42,7 @@ from jfs.vfs.writing.staging import StagingArea
 log = logging.getLogger(__name__)
 
 _END_S = 20.0  # unmounting, notifications and what is on the disk: each far below that
+_SETTLE_S = 15.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -143,7 +145,8 @@ async def _compose(
         store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
-        reads = fit_to_memory(settings.read, await threads.on_disk(memory_limit))
+        limit = await threads.on_disk(memory_limit)
+        reads = fit_to_memory(settings.read, limit)
         budget = Budget(reads.memory_bytes)
         plane = DataPlane(
             source,
@@ -169,6 +172,12 @@ async def _compose(
             area=area,
             notifier=KernelNotifier(),
         )
+        stats = Stats(settings, metrics, budget, limit)
+        stats.add("names", filesystem.figures)
+        filesystem.add_report("stats", stats.text)
+        filesystem.add_report("stats.json", stats.json)
+        filesystem.add_report("config", lambda: config(settings))
+        nursery.start_soon(_settle_logs)
         try:
             async with session.mounted(settings, Operations(filesystem)) as mount:
                 ending.mounted()
@@ -179,6 +188,13 @@ async def _compose(
         finally:
             await _to_the_end(_close, filesystem)
         nursery.cancel_scope.cancel()
+
+
+async def _settle_logs() -> None:
+    """Have repeats said that were counted, also if nothing more is logged."""
+    while True:
+        await trio.sleep(_SETTLE_S)
+        logs.settle()
 
 
 async def _to_the_end(close: Callable[..., Awaitable[object]], *args: object) -> None:

@@ -7,15 +7,12 @@ Names are ``str``; inodes and handles are numbers, as the kernel speaks them.
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jfs.config import TreeSettings
 from jfs.errors import (
-    BadHandle,
     InvalidArgument,
     JfsError,
-    NameTooLong,
-    NoEntry,
     NotPermitted,
     ReadOnly,
     Replaced,
@@ -26,6 +23,7 @@ from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.extended import ExtendedAttributes
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
+from jfs.vfs.boundary import Boundary
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
@@ -33,15 +31,16 @@ from jfs.vfs.freshness import Questions
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
-from jfs.vfs.namespace import queries, selectors
-from jfs.vfs.namespace.inodes import ROOT, Inode
-from jfs.vfs.namespace.listings import Listing, released
+from jfs.vfs.namespace.folders import Folders
+from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
-from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
+from jfs.vfs.namespace.queries import Queries
+from jfs.vfs.namespace.reports import Report, Reports
 from jfs.vfs.namespace.selectors import Link, Selectors
 from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.refusals import Refusals
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
 
@@ -61,6 +60,9 @@ class Filesystem:
         area: where files are written; None: nothing can be changed, properties neither.
         notifier: tells the kernel what to forget; None: there is none.
         kept: what is learnt outlives the mount in it.
+
+    Attributes:
+        boundary: is told what is refused, and what is answered after that.
     """
 
     def __init__(
@@ -86,14 +88,16 @@ class Filesystem:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
             self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier)
+        refusals = Refusals()
         locks = PathLocks()
         self._files = OpenFiles(
-            self._tree, plane, self._numbers, self._writing, self._kernel, locks
+            self._tree, plane, self._numbers, self._writing, self._kernel, locks, refusals
         )
+        self.boundary = Boundary(self._tree, self._files, refusals)
         self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings, questions, kept)
         self._extended = ExtendedAttributes(
-            store, self._properties, self._files, address, read_only=area is None
+            store, self._properties, self._files, refusals, address, read_only=area is None
         )
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
@@ -106,7 +110,11 @@ class Filesystem:
             locks,
             self._queries.forget,
         )
-        self._listings: dict[int, Listing | QueryListing] = {}
+        self._reports = Reports(self._tree.inodes)
+        self.add_report("errors", refusals.text)
+        self._folders = Folders(
+            self._tree, self._queries, self._selectors, self._reports, questions, self._numbers
+        )
         self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names
@@ -118,7 +126,7 @@ class Filesystem:
             NoEntry: there is no such name; believed for ``negative_ttl_s``.
         """
         self._files.opening.looks_up(pid)
-        inode = await self._resolve(self._tree.find(parent), name)
+        inode = await self._folders.resolve(self._tree.find(parent), name)
         # no checkpoint: a computed inode that nobody holds would be lost
         self._files.opening.looked_up(pid, inode)
         self._tree.inodes.remember(inode)
@@ -138,6 +146,7 @@ class Filesystem:
     async def getattr(self, ino: int, pid: int = 0) -> Attributes:
         """Describe an inode. While it is open that is the version that was opened."""
         inode = self._tree.find(ino)
+        self._reports.refresh(inode)
         if self._files.find(inode) is None:
             try:
                 await self._files.opening.refresh(inode, pid)
@@ -162,16 +171,7 @@ class Filesystem:
 
     async def opendir(self, ino: int) -> int:
         """Take a snapshot of a folder, so that a reader sees every entry exactly once."""
-        folder = self._tree.find(ino)
-        listing: Listing | QueryListing
-        if isinstance(folder.computed, QueryFolder):
-            listing = await self._queries.listing(folder.computed)
-        else:
-            entries = await self._tree.children(folder)
-            listing = Listing(self._tree.inodes, folder, entries)
-        handle = next(self._numbers)
-        self._listings[handle] = listing
-        return handle
+        return await self._folders.open(self._tree.find(ino))
 
     def readdir(self, handle: int, start: int) -> list[tuple[str, Attributes, int]]:
         """Return entries from position *start* of the snapshot: name, attributes, next position.
@@ -179,20 +179,14 @@ class Filesystem:
         The caller counts a lookup (``remember``) for every entry that it passes to the kernel.
         Entries that vanished since the snapshot are left out.
         """
-        try:
-            listing = self._listings[handle]
-        except KeyError:
-            raise BadHandle(f"handle {handle} is not an open folder") from None
         return [
             (name, self._stat.of(inode), position)
-            for name, inode, position in listing.read(start, _ENTRIES_AT_A_TIME)
+            for name, inode, position in self._folders.read(handle, start, _ENTRIES_AT_A_TIME)
         ]
 
     def releasedir(self, handle: int) -> None:
         """Drop a snapshot."""
-        listing = self._listings.pop(handle, None)
-        if listing is not None and listing.release():
-            self._questions.run(released, listing)
+        self._folders.release(handle)
 
     async def refresh(self, ino: int) -> int:
         """Believe nothing at or below an inode any more; nor does the kernel.
@@ -289,7 +283,11 @@ class Filesystem:
             ProtocolViolation: the server names no checksum, so versions cannot be told apart.
         """
         inode = self._tree.find(ino)
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if isinstance(inode.computed, Report):
+            self._reports.open(inode, handle := next(self._numbers), writes=writes)
+            return Opened(handle, keep_cache=False, direct=True)
+        if writes:
             if self._writing is None:
                 raise ReadOnly(f"{inode.path}: the mount is read-only")
             if not self._store.is_writable(inode.path.repo):
@@ -309,6 +307,8 @@ class Filesystem:
             Stale: the artifact was replaced since the handle was opened.
             IntegrityError, RemoteError, BadHandle
         """
+        if handle in self._reports:
+            return self._reports.read(handle, extent.start, extent.stop)
         return await self._files.read(handle, extent)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
@@ -324,14 +324,19 @@ class Filesystem:
 
     async def flush(self, handle: int) -> None:
         """Upload what was written: ``close`` returns this verdict; see ``OpenFiles.flush``."""
-        await self._files.flush(handle)
+        if handle not in self._reports:
+            await self._files.flush(handle)
 
     async def fsync(self, handle: int) -> None:
         """Upload what was written."""
-        await self._files.fsync(handle)
+        if handle not in self._reports:
+            await self._files.fsync(handle)
 
     async def release(self, handle: int) -> None:
         """Close a handle."""
+        if handle in self._reports:
+            self._reports.release(handle)
+            return
         self._of_users.discard(handle)
         await self._files.release(handle)
 
@@ -379,6 +384,15 @@ class Filesystem:
         self._tree.changes += 1
         self._stat.touch(inode)
 
+    def add_report(self, name: str, write: Callable[[], str]) -> None:
+        """Show one more text in ``.jfs/``; *write* returns it at once, whatever is down."""
+        self._reports.add(name, write)
+
+    def figures(self) -> dict[str, int]:
+        """Return how much is known, and open, for ``.jfs/stats``."""
+        opened = len(list(self._files.inodes()))
+        return {"inodes": len(self._tree.inodes), "open_files": opened}
+
     async def drain(self) -> None:
         """Return when no upload is under way."""
         if self._writing is not None:
@@ -422,16 +436,3 @@ class Filesystem:
         if self._files.find(inode) is None:
             require_name(inode)
         return inode
-
-    async def _resolve(self, parent: Inode, name: str) -> Inode:
-        """Resolve a name: a real entry, else a computed one."""
-        try:
-            if isinstance(parent.computed, QueryFolder):
-                return await self._queries.lookup(parent.computed, name)
-            return await self._tree.lookup(parent, name)
-        except (NoEntry, NameTooLong):  # the value of a property may be long
-            if name == queries.NAME and parent.ino == ROOT:
-                return self._queries.root()
-            if not name.startswith(selectors.MARK) or parent.computed is not None:
-                raise
-        return await self._selectors.inode(parent, name)

@@ -381,7 +381,7 @@ class Mutations:
         if self._writing is None:
             raise ReadOnly(f"{parent.path}: the mount is read-only")
         if parent.computed is not None:
-            raise ReadOnly(f"{parent.path}: is the answer to a query: change the real place")
+            raise ReadOnly(f"{parent.path}: is computed: change the real place")
         if not parent.path.repo:
             raise NotPermitted("repositories are made and removed by Artifactory's administrator")
         if not self._store.is_writable(parent.path.repo):

@@ -10,6 +10,7 @@ from jfs.vfs.freshness import Asked
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import Link
 from jfs.vfs.namespace.tree import require_name
+from jfs.vfs.refusals import Refusals
 
 
 class ExtendedAttributes:
@@ -20,6 +21,7 @@ class ExtendedAttributes:
         store: ArtifactStore,
         properties: PropertyTable,
         files: OpenFiles,
+        refusals: Refusals,
         address: str,
         *,
         read_only: bool,
@@ -27,6 +29,7 @@ class ExtendedAttributes:
         self._store = store
         self._properties = properties
         self._files = files
+        self._refusals = refusals
         self._address = address
         self._read_only = read_only
 
@@ -80,9 +83,11 @@ class ExtendedAttributes:
                 await self._files.renaming.note_properties(inode)
 
     async def _fact(self, inode: Inode, name: str) -> bytes:
+        fact = name.removeprefix(xattrs.FACTS)
+        if fact == "last_error" and (said := self._refusals.last(inode.path)) is not None:
+            return said.encode()
         if inode.computed is not None or not inode.path.repo:
             raise NoAttribute(f"{name}: only of what is on the server")
-        fact = name.removeprefix(xattrs.FACTS)
         info = inode.info
         value = xattrs.fact(info, fact)
         if fact == "uri":
@@ -91,7 +96,7 @@ class ExtendedAttributes:
             file = self._files.find(inode)
             value = "dirty" if file is not None and file.dirty else "clean"
         elif fact == "last_error":
-            value = self._files.last_error(inode.path)
+            raise NoAttribute(f"{name}: nothing was refused")
         elif value is None and not inode.local:
             value = await self._asked(inode, fact)
         if value is None:

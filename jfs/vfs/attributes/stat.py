@@ -84,6 +84,8 @@ class StatView:
         elif isinstance(info, FileInfo):
             size = file.size if file is not None else info.size
             mode, nlink = stat.S_IFREG | 0o666 & ~settings.umask, 1
+            if inode.computed is not None:
+                mode &= ~0o222  # a report
         elif inode.below is not None:
             nlink += inode.below.folders  # those that are known
         if local.mode is not None:

@@ -111,10 +111,8 @@ def fact(info: EntryInfo, name: str) -> str | None:
     return None
 
 
-_FACTS_OF_FOLDERS = frozenset(["created", "modified", "uri", "state"])
-_FACTS_OF_FILES = frozenset(
-    [*("sha256", "sha1", "md5", "created_by", "modified_by", "downloads"), "last_error"]
-)
+_FACTS_OF_FOLDERS = frozenset(["created", "modified", "uri", "state", "last_error"])
+_FACTS_OF_FILES = frozenset(["sha256", "sha1", "md5", "created_by", "modified_by", "downloads"])
 
 
 def _is_file(info: EntryInfo) -> bool:

@@ -36,11 +36,11 @@ from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.refusals import Refusals
 from jfs.vfs.writing.staging import StagingFile
 
 log = logging.getLogger(__name__)
 
-_ERRORS_KEPT = 1024
 _READS_BESIDE_WRITES = 100  # tries of one READ to see no write pass by
 
 
@@ -72,6 +72,7 @@ class OpenFiles:
         writing: Writing | None,
         kernel: KernelView,
         locks: PathLocks,
+        refusals: Refusals,
     ) -> None:
         self._tree = tree
         self._plane = plane
@@ -86,7 +87,7 @@ class OpenFiles:
         self._opening = Opening(self._registry, tree, plane, kernel)
         self.renaming = Renaming(self._registry, locks, self._writer)
         self._handles: dict[int, _Handle] = {}
-        self._errors: dict[RepoPath, str] = {}
+        self._refusals = refusals
         self.device: str | None = None
 
     def find(self, inode: Inode) -> OpenFile | None:
@@ -106,9 +107,9 @@ class OpenFiles:
         """Who may open which inode."""
         return self._opening
 
-    def last_error(self, path: RepoPath) -> str | None:
-        """Say why the last upload to a place failed that no ``close`` could tell about."""
-        return self._errors.get(path)
+    def writes(self, handle: int) -> bool:
+        """Whether closing a handle may upload something. Raises BadHandle."""
+        return self._handle(handle).writes
 
     # opening and closing
 
@@ -181,7 +182,7 @@ class OpenFiles:
             except (JfsError, OSError) as error:
                 # close() has returned: the log, jfs recover and user.jfs.last_error tell.
                 log.error("%s: not uploaded: %s", file.inode.path, error)
-                self._note_error(file.inode.path, str(error))
+                self._refusals.keep("close", file.inode.path, error)
         del self._handles[handle]
         file.writers -= opened.writes
         try:
@@ -319,8 +320,3 @@ class OpenFiles:
         self._kernel.forget(inode.ino)
         parent = inode.parent.ino if inode.parent is not None else ROOT
         self._kernel.drop_soon(Remembered([(parent, inode.name)], [inode.ino]))
-
-    def _note_error(self, path: RepoPath, error: str) -> None:
-        if len(self._errors) >= _ERRORS_KEPT:
-            del self._errors[next(iter(self._errors))]
-        self._errors[path] = error

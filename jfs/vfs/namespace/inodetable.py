@@ -100,6 +100,10 @@ class InodeTable:
         inode.computed = computed
         return inode
 
+    def computed(self, key: str) -> Inode | None:
+        """Return the living inode of an entry that is computed, if there is one."""
+        return self._computed.get(key)
+
     def lives(self, inode: Inode) -> bool:
         """Whether the inode can still be found by its number."""
         return self._inodes.get(inode.ino) is inode

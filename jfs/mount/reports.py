@@ -1,0 +1,128 @@
+"""The texts of ``.jfs/``: figures of this mount as lines and as JSON, and its settings.
+
+They are made while somebody waits, by the event loop: only from what the process knows, and from
+``/proc/self``, which waits for nobody. A part that cannot be told never hides the others.
+``stats.json`` keeps the names that it has: programs read it.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jfs import descriptors, words
+from jfs.config import MountSettings, Secret
+from jfs.memory import Budget
+from jfs.metrics import Metrics
+from jfs.model import RepoPath
+from jfs.vfs.namespace.reports import shown_lines
+
+log = logging.getLogger(__name__)
+
+Figures = Mapping[str, object]
+
+
+class Stats:
+    """Figures in sections, each by who owns them.
+
+    Args:
+        limit: bytes of memory that the process may have; None: no limit.
+    """
+
+    def __init__(
+        self, settings: MountSettings, metrics: Metrics, budget: Budget, limit: int | None
+    ) -> None:
+        self._settings = settings
+        self._since = time.time()
+        self._sections: dict[str, Callable[[], Figures]] = {
+            "mount": self._mount,
+            "memory": lambda: _memory(budget, limit),
+            "descriptors": _descriptors,
+            "threads": lambda: {"running": threading.active_count()},
+            "counters": lambda: dict(sorted(metrics.snapshot().items())),
+        }
+
+    def add(self, section: str, figures: Callable[[], Figures]) -> None:
+        """Add a section; *figures* is called by the event loop, and must return at once."""
+        self._sections[section] = figures
+
+    def figures(self) -> dict[str, Figures]:
+        """Return everything."""
+        return {name: _told(name, figures) for name, figures in self._sections.items()}
+
+    def text(self) -> str:
+        """Return lines of a name and a value."""
+        return shown_lines(self.figures())
+
+    def json(self) -> str:
+        """Return the same as JSON."""
+        return json.dumps(self.figures(), indent=1, default=str) + "\n"
+
+    def _mount(self) -> Figures:
+        settings = self._settings
+        return {
+            "source": settings.shown_source,
+            "server": settings.server.url,
+            "mountpoint": str(settings.mountpoint),
+            "pid": os.getpid(),
+            "since": round(self._since, 3),
+            "read_only": settings.write is None,
+        }
+
+
+def config(settings: MountSettings) -> str:
+    """Return what counts, options, environment and files taken together; no secret."""
+    return shown_lines(_plain(settings))
+
+
+def _plain(value: object) -> dict[str, object]:
+    assert dataclasses.is_dataclass(value)
+    return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, Secret):
+        return "***"
+    if dataclasses.is_dataclass(value) and not isinstance(value, RepoPath):
+        return _plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _shown(each) for key, each in value.items()}
+    if isinstance(value, frozenset | set | tuple | list):
+        return " ".join(sorted(str(_shown(each)) for each in value))
+    return None if value is None else words.clean(str(value), 1024)
+
+
+def _told(name: str, figures: Callable[[], Figures]) -> Figures:
+    try:
+        return figures()
+    except Exception as error:
+        log.warning("%s: cannot be told", name, exc_info=error)
+        return {"error": type(error).__name__}
+
+
+def _memory(budget: Budget, limit: int | None) -> Figures:
+    return {
+        "resident_bytes": _status("VmRSS"),
+        "peak_bytes": _status("VmHWM"),
+        "limit_bytes": limit,
+        "buffers_bytes": budget.held,
+        "buffers_most_bytes": budget.most,
+        "buffers_bound_bytes": budget.bound,
+    }
+
+
+def _status(field: str) -> int | None:
+    """Read a size of ``/proc/self/status``, which has it in KiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split("\n"):
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _descriptors() -> Figures:
+    return {"open": len(os.listdir("/proc/self/fd")), "limit": descriptors.limit()}
