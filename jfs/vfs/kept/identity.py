@@ -2,8 +2,8 @@
 
 What one user was told is never shown to another, who may have fewer rights. The user is, in this
 order: the subject of the token, if it is a JWT (its signature is not looked at: the subject is only
-a name, and whoever can reach the directory can read what is in it anyway); the path of the token
-file, whose content is rotated; a keyed hash of the token; the user's name; else nobody.
+a name, and whoever can reach the directory can read what is in it anyway); the user's name; the
+path of the file that holds the token, whose content is rotated; a keyed hash of the token; nobody.
 
 All of it goes through HMAC with a key that never leaves the directory: names of databases say
 nothing about tokens. Blocking; any thread.
@@ -20,30 +20,27 @@ import secrets
 from pathlib import Path
 
 from jfs.config import Credentials
+from jfs.errors import JfsError
 from jfs.model import RepoPath
 
 _KEY_FILE = "key"
 _KEY_BYTES = 32
-_LONGEST_TOKEN = 64 * 1024
 
 
 def user_of(credentials: Credentials) -> str:
     """Say who authenticates so. It may hold a token: it is for ``name_of`` alone."""
-    if credentials.token_file is not None:
-        subject = None
-        with (
-            contextlib.suppress(OSError, UnicodeDecodeError),
-            credentials.token_file.open(encoding="utf-8") as file,
-        ):
-            subject = _subject(file.read(_LONGEST_TOKEN).strip())
-        return f"subject {subject}" if subject else f"file {credentials.token_file}"
-    if credentials.token is not None:
-        token = credentials.token.reveal()
-        subject = _subject(token)
-        return f"subject {subject}" if subject else f"token {token}"
+    kept = credentials.kept_in
+    if kept is not None:
+        with contextlib.suppress(JfsError):  # for a moment there may be nothing in it
+            credentials = kept.read()
+    token = credentials.token.reveal() if credentials.token is not None else ""
+    if subject := _subject(token):
+        return f"subject {subject}"
     if credentials.user is not None:
         return f"user {credentials.user}"
-    return "nobody"
+    if kept is not None:
+        return f"file {kept.path}"
+    return f"token {token}" if token else "nobody"
 
 
 def name_of(key: bytes, server: str, source: RepoPath, user: str) -> str:
