@@ -198,6 +198,16 @@ def test_a_kill_is_a_reason(history: History) -> None:
     assert history.rules() == ["failed"]
 
 
+def test_an_upload_that_was_killed_is_taken_up_behind_the_next_start(history: History) -> None:
+    history.add(B, "kill", "", 5, 6)
+    history.store(B, "a", 2, 4, 5.1, errno=errno.ECONNABORTED)
+    history.put("a", 1, 5.1, 5.2).add(X, "delete", "a", 5.3, 6).put("a", 1, 6.1, 6.2)
+    history.read(A, "a", 8, 9, V2)
+    assert history.rules() == []
+    history.put("a", 3, 20, 21).read(A, "a", 30, 31, V2)
+    assert history.rules() == [NOT_CURRENT]
+
+
 def test_a_change_replaces_what_it_is_based_on(history: History) -> None:
     history.put("a", 1, 1, 2).patch(B, "a", 9, 5, 8, V1)
     assert history.rules() == []

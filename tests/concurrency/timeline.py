@@ -18,7 +18,8 @@ from itertools import accumulate
 from tests.concurrency.content import Content, whole
 from tests.concurrency.history import ELSEWHERE, Record
 
-# The kernel counts a time to live from when it gets the answer: on a busy machine that is late.
+# The kernel counts a time to live from when it gets the answer: on a busy machine that is late. A
+# mount takes up interrupted uploads as late after it was started.
 LATE_S = 5.0
 SIGBUS = -7  # in place of an errno: a page fault failed
 ENDED = "ended"  # the mode of a kill that is no kill: the mount leaves the bare directory behind
@@ -75,6 +76,7 @@ class Timeline:
         # Also those that found nothing on the server: they may have taken what was staged.
         self._changes = [r for r in records if r.kind in ("rename", "unlink")]
         self._kills = [r for r in records if r.kind == "kill"]
+        self._records = records
         self._fresh = {
             mount: [
                 r
@@ -168,7 +170,10 @@ class Timeline:
         if kill := self.killed(record):
             # The server may still have done it. An upload is taken up by the next mount, but
             # only over what it was to replace: in the order of events it counts as done before.
+            # Unless others came and went: the name is as free as it was, behind the start too.
             end, certain = kill.end, False
+            if record.kind in ("write", "patch") and self._is_left(record):
+                end += LATE_S
         elif record.errno:
             if record.kind != "rename" or record.errno == errno.ENOENT:
                 return
@@ -210,6 +215,15 @@ class Timeline:
                             end=last,
                             certain=False,
                         )
+
+    def _is_left(self, record: Record) -> bool:
+        """Whether a name may have been missing at some moment after a call began."""
+        return any(
+            each.kind in ("delete", "unlink", "rename")
+            and each.path == record.path
+            and each.end >= record.start
+            for each in self._records
+        )
 
     def _resolve_renames(self) -> None:
         """Find what each rename may have moved: what its source may have had meanwhile.
