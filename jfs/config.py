@@ -100,6 +100,8 @@ class TreeSettings:
     entry_ttl_s: float = 10.0
     attr_ttl_s: float = 10.0
     negative_ttl_s: float = 5.0
+    stale_if_error_s: float = 86400.0  # what is known may stand in while the server is down
+    patience_s: float = 2.0  # for an answer, where something can stand in: see vfs.standing
 
 
 @dataclass(frozen=True, slots=True)

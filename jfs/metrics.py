@@ -5,7 +5,7 @@ from collections import Counter
 
 
 class Metrics:
-    """Named monotonic counters, such as ``requests`` or ``received_bytes``."""
+    """Named numbers: monotonic counters, such as ``received_bytes``, and gauges (``set``)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -14,6 +14,11 @@ class Metrics:
     def count(self, name: str, amount: int = 1) -> None:
         with self._lock:
             self._counters[name] += amount
+
+    def set(self, name: str, value: int) -> None:
+        """Say what a gauge shows from now on."""
+        with self._lock:
+            self._counters[name] = value
 
     def snapshot(self) -> dict[str, int]:
         with self._lock:

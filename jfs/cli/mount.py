@@ -13,7 +13,7 @@ import click
 import jfs
 from jfs import logs
 from jfs.cli import daemon, output
-from jfs.cli.options import ListedOptions, Size, Umask, parse_listed
+from jfs.cli.options import Duration, ListedOptions, Size, Umask, parse_listed
 from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
@@ -115,6 +115,13 @@ log = logging.getLogger(__name__)
     help="How long a missing name is believed to be missing.",
 )
 @click.option(
+    "--stale-if-error",
+    type=Duration(),
+    default="1d",
+    show_default=True,
+    help="How long what is known is served while the server cannot be asked; 0: never.",
+)
+@click.option(
     "--connections",
     type=click.IntRange(1, 64),
     default=4,
@@ -160,6 +167,7 @@ def command(
     attr_ttl: float,
     entry_ttl: float | None,
     negative_ttl: float,
+    stale_if_error: float,
     connections: int,
     read_ahead: int,
     timeout: float,
@@ -214,6 +222,7 @@ def command(
             entry_ttl_s=attr_ttl if entry_ttl is None else entry_ttl,
             attr_ttl_s=attr_ttl,
             negative_ttl_s=negative_ttl,
+            stale_if_error_s=stale_if_error,
         ),
         read=ReadSettings(window_bytes=read_ahead),
         write=None if read_only or "ro" in listed.kernel else writing,

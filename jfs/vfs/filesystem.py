@@ -20,7 +20,7 @@ from jfs.errors import (
 from jfs.extents import Extent
 from jfs.model import FolderInfo, RepoPath, problem_with_name
 from jfs.protocols import ArtifactStore
-from jfs.vfs.attributes.extended import ExtendedAttributes
+from jfs.vfs.attributes.extended import ExtendedAttributes, StaleView
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
 from jfs.vfs.boundary import Boundary
@@ -41,6 +41,7 @@ from jfs.vfs.namespace.selectors import Link, Selectors
 from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
+from jfs.vfs.standing import Standing
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
 
@@ -80,7 +81,8 @@ class Filesystem:
         self._settings = settings
         self._store = store
         self._numbers = itertools.count(1)
-        self._questions = questions = Questions(plane.nursery)
+        standing = Standing(settings.stale_if_error_s, settings.patience_s, plane.metrics)
+        self._questions = questions = Questions(plane.nursery, standing)
         local = LocalAttributeTable(lambda: self._files.inodes())
         self._tree = Tree(store, settings, root, questions, local, kept)
         self._writing = None
@@ -96,8 +98,9 @@ class Filesystem:
         self.boundary = Boundary(self._tree, self._files, refusals)
         self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings, questions, kept)
+        stale = StaleView(settings, standing)
         self._extended = ExtendedAttributes(
-            store, self._properties, self._files, refusals, address, read_only=area is None
+            store, self._properties, self._files, refusals, address, stale, read_only=area is None
         )
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
@@ -406,6 +409,14 @@ class Filesystem:
         """
         self._questions.close()
         return await self._files.close()
+
+    def up(self, subject: str) -> None:
+        """Ask anew for what stands in, at its next use: it can be asked again.
+
+        Args:
+            subject: a repository, or what else is asked; "": the server.
+        """
+        self._questions.standing.up("" if subject.startswith("/") else subject)
 
     def mounted(self, device: str) -> None:
         """Say on which device it is mounted, ``major:minor``."""

@@ -11,7 +11,7 @@ asks anew. The rules, for names, listings, attributes, properties and queries al
   here since the question was asked, or got the answer to a later question. Who waited for it gets
   it all the same. After a refresh or a change nobody joins a question that was asked before it.
 - A question runs in a task of its own: a caller that is cancelled takes it from nobody.
-- While the server cannot be asked, what was known before may stand in for a while (``stands_in``).
+- While the server cannot be asked, what was known before may stand in: see ``standing``.
 
 Trio thread only. No locks: nothing here is held while something else is waited for.
 """
@@ -22,21 +22,18 @@ import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import trio
 
 from jfs.errors import JfsError, MountEnding, ProtocolViolation, RateLimited, Unavailable
+from jfs.vfs.standing import KERNEL_S, Stand, Standing, Subject
 
 log = logging.getLogger(__name__)
 
 # Failures that say nothing about the item: nobody there, too busy, or somebody else answers (the
 # login page of a network, a proxy's error page).
 OUTAGES: Final = (Unavailable, RateLimited, ProtocolViolation)
-
-# While the server is down an expired answer stands in for this long before the next try, so that
-# `ls` of a cached folder does not wait for a deadline at every call.
-_STAND_IN_S = 5.0
 
 # Work on large answers is done in pieces of this many entries, with a checkpoint after each: about
 # 5 ms on a slow machine.
@@ -114,12 +111,12 @@ class Cell(Generic[_T]):
         asked: of the answer; or when it was changed here or refreshed since.
     """
 
-    __slots__ = ("_question", "_stands_until", "_value", "asked")
+    __slots__ = ("_question", "_stand", "_value", "asked")
 
     def __init__(self) -> None:
         self._value: _T | _Nothing = _NOTHING
         self.asked = NEVER
-        self._stands_until = -math.inf
+        self._stand: Stand | None = None
         self._question: Question[_T] | None = None
 
     @property
@@ -150,18 +147,24 @@ class Cell(Generic[_T]):
         return self.is_known and trio.current_time() < self.asked.at + ttl_s
 
     def is_fresh(self, ttl_s: float) -> bool:
-        """As ``is_answered``, or it stands in during an outage."""
-        now = trio.current_time()
-        fresh = now < self.asked.at + ttl_s or now < self._stands_until
-        return fresh and self._value is not _NOTHING
+        """As ``is_answered``, or it stands in and is not yet to be asked for again."""
+        if trio.current_time() < self.asked.at + ttl_s:
+            return self._value is not _NOTHING
+        stand = self._stand
+        return stand is not None and ttl_s > 0 and stand.left_s > 0
+
+    def is_stale(self, ttl_s: float) -> bool:
+        """Whether the answer stands in for one that could not be had."""
+        stand = self._stand
+        return stand is not None and not stand.is_over and not self.is_answered(ttl_s)
 
     def left_s(self, *ttls_s: float) -> list[float]:
         """Return for how long the answer may still be used, for each time to live; 0: not at all"""
-        now = trio.current_time()
         if self._value is _NOTHING:
             return [0.0 for _ in ttls_s]
-        at, stands = self.asked.at - now, max(0.0, self._stands_until - now)
-        return [max(stands, at + ttl_s) for ttl_s in ttls_s]
+        at = self.asked.at - trio.current_time()
+        stands = min(KERNEL_S, self._stand.left_s) if self._stand is not None else 0.0
+        return [max(0.0, at + ttl_s, min(stands, ttl_s)) for ttl_s in ttls_s]
 
     def accepts(self, asked: Asked) -> bool:
         """Whether an answer to a question of this moment would be stored."""
@@ -177,7 +180,7 @@ class Cell(Generic[_T]):
             return False
         self._value = value
         self.asked = asked
-        self._stands_until = -math.inf
+        self._stand = None
         return True
 
     def change(self, value: _T) -> None:
@@ -203,32 +206,16 @@ class Cell(Generic[_T]):
         serial = refreshed.serial if refreshed else next(_serials)
         if serial > self.asked.serial:
             self.asked = Asked(serial, -math.inf, self.asked.confirmed)
-            self._stands_until = -math.inf
+            self._stand = None
 
     def drop(self) -> None:
         """As ``expire``, and forget the answer."""
         self.expire()
         self._value = _NOTHING
 
-    def stand(self, seconds: float) -> None:
-        """Let an expired answer stand in for a while."""
-        self._stands_until = trio.current_time() + seconds
-
-    def stands_in(self, error: JfsError, what: object, ttl_s: float) -> bool:
-        """Whether the answer known before stands in for one that could not be had.
-
-        Logs a warning. The answer stands in no longer than its time to live.
-
-        Args:
-            error: why; one of ``OUTAGES``.
-            what: the item, for the log.
-        """
-        if not self.is_known:
-            return False
-        if trio.current_time() >= self._stands_until:
-            log.warning("%s: serving what was known before: %s", what, error)
-            self.stand(min(_STAND_IN_S, ttl_s))
-        return True
+    def stand_in(self, stand: Stand) -> None:
+        """Let an expired answer stand in; it was asked for in vain."""
+        self._stand = stand
 
 
 class Answer(NamedTuple, Generic[_T]):
@@ -244,11 +231,18 @@ class Answer(NamedTuple, Generic[_T]):
 
 
 class Question(Generic[_T]):
-    """A question that is under way, and how it ends."""
+    """A question that is under way, and how it ends.
 
-    __slots__ = ("answer", "asked", "done", "error", "waiting")
+    Attributes:
+        given_up: ``Subject.answers`` when somebody gave it up; None: nobody did.
+        ups: ``Standing.ups`` when it began.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("answer", "asked", "done", "error", "given_up", "ups", "waiting")
+
+    def __init__(self, ups: int) -> None:
+        self.given_up: int | None = None
+        self.ups = ups
         self.asked = Asked.now()
         self.done = trio.Event()
         self.waiting = 0
@@ -260,14 +254,28 @@ class NotYet(Exception):
     """The caller's patience has ended; the question is still under way."""
 
 
+class StandsIn(Exception):
+    """The server cannot be asked, and something is known that may stand in.
+
+    Attributes:
+        stand: for the cell of what is used instead.
+    """
+
+    def __init__(self, stand: Stand) -> None:
+        super().__init__("what is known stands in")
+        self.stand = stand
+
+
 class Questions:
     """Every question of one mount that is under way.
 
     Args:
         nursery: where questions run; cancelled with the mount at the latest.
+        standing: what stands in while the server cannot be asked.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, standing: Standing) -> None:
+        self.standing = standing
         self._nursery = nursery
         self._running: set[trio.CancelScope] = set()
         self._closed = False
@@ -279,28 +287,51 @@ class Questions:
         self,
         cell: Cell[_T],
         ask: Callable[[Asked], Awaitable[_T]],
+        subject: str,
         *,
+        stands: Cell[Any] | None = None,
         patience_s: float = math.inf,
+        anew: bool = False,
     ) -> Answer[_T]:
         """Ask the server, or wait with those who do; whether it is necessary is the caller's.
 
         Args:
             ask: asks and returns the answer, which is stored if nothing newer is known by then.
                 It is called only if nobody asks yet.
+            subject: what is asked, as far as it may fail by itself: see ``standing``.
+            stands: what may be used instead while the server cannot be asked, for as long as it
+                may stand in; None: nothing.
             patience_s: how old the question may become before the caller waits no longer.
+            anew: what the server says now is wanted: no patience ends before it has failed.
         Raises:
             NotYet: it was not answered in that time.
+            StandsIn: *stands* is to be used; the question may be under way still.
             Exception: what *ask* raised, for everybody who waited.
         """
         if self._closed:
             raise MountEnding("the mount is ending")
+        standing = self.standing
+        known = standing.subject(subject)
+        may = hurried = False
+        if stands is not None:
+            may = self.may_stand_in(stands)
+            # What was refreshed, or changed here, is waited for; but not where nothing answers.
+            is_expired = stands.asked.at > -math.inf
+            hurried = may and not anew and (is_expired or known.is_silent)
         question = cell._question
-        if question is None or not cell.accepts(question.asked):
-            question = cell._question = Question()
-            self._nursery.start_soon(self._run, cell, question, ask)
+        if question is None or not cell.accepts(question.asked) or self._is_vain(question, known):
+            if (hurried or patience_s < math.inf) and not known.may_ask():
+                await trio.lowlevel.checkpoint()
+                if hurried:
+                    raise StandsIn(standing.stand(subject, None))
+                raise NotYet
+            question = cell._question = Question(standing.ups)
+            self._nursery.start_soon(self._run, cell, question, ask, subject)
         question.waiting += 1
         try:
-            if patience_s == math.inf:
+            if hurried:
+                await self._heard(question, known)
+            elif patience_s == math.inf:
                 await question.done.wait()
             else:
                 with trio.move_on_at(question.asked.at + patience_s):
@@ -309,13 +340,36 @@ class Questions:
             question.waiting -= 1
         answer, error = question.answer, question.error
         try:
-            if error is not None:
-                raise error
-            if answer is None:
-                raise NotYet
-            return answer
+            if answer is not None:
+                return answer
+            if error is None:
+                if not hurried:
+                    raise NotYet
+                raise StandsIn(standing.stand(subject, None))
+            if may and isinstance(error, OUTAGES):
+                raise StandsIn(standing.stand(subject, error)) from None
+            raise error
         finally:
             del question, error  # the traceback of an error that is kept must not hold this frame
+
+    def may_stand_in(self, cell: Cell[Any]) -> bool:
+        """Whether what a cell knows was confirmed so lately that it may stand in."""
+        window_s = self.standing.window_s
+        return cell.is_known and window_s > 0 and boot_time() < cell.asked.confirmed + window_s
+
+    async def _heard(self, question: Question[Any], subject: Subject) -> None:
+        """Wait as long as it makes sense for somebody who can do without."""
+        if question.given_up == subject.answers:
+            await trio.lowlevel.checkpoint()
+        elif not await subject.heard(question.done, self.standing.patience_s):
+            if question.given_up is None:
+                subject.in_vain += 1
+            question.given_up = subject.answers
+
+    def _is_vain(self, question: Question[Any], subject: Subject) -> bool:
+        """Whether nobody need join a question: its connection is dead, and the server is not."""
+        given_up = question.given_up
+        return question.ups != self.standing.ups or given_up not in (None, subject.answers)
 
     def run(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
         """Start *work* in the background, until ``close``. It raises nothing."""
@@ -341,15 +395,19 @@ class Questions:
         cell: Cell[_T],
         question: Question[_T],
         ask: Callable[[Asked], Awaitable[_T]],
+        subject: str,
     ) -> None:
-        with trio.CancelScope() as scope:
+        with trio.CancelScope() as scope, self.standing.asking(subject) as known:
             self._running.add(scope)
             try:
                 value = await ask(question.asked)
                 # no checkpoint until it is stored and those who wait are told
                 stored = cell.put(value, question.asked)
                 question.answer = Answer(value, question.asked, stored)
+                self.standing.answered(known)
             except Exception as error:
+                if isinstance(error, JfsError) and not isinstance(error, OUTAGES):
+                    self.standing.answered(known)
                 question.error = error.with_traceback(None) if _is_expected(error) else error
                 if not question.waiting and not _is_expected(error):
                     log.error("a question that nobody waited for failed", exc_info=error)

@@ -29,7 +29,8 @@ from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingArea
 
-TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5)
+# Patience longer than any test: what a loaded machine is slow at does not stand in.
+TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5, patience_s=600)
 
 
 def server_settings(
@@ -51,6 +52,7 @@ async def composed(
     read_only: bool = False,
     token: str | None = None,
     notifier: Notifier | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
@@ -69,7 +71,13 @@ async def composed(
         await client.check()
         await client.repositories()
         plane = DataPlane(
-            ranges, store, ReadSettings(), Metrics(), nursery, fetches=2, locate=client.locate
+            ranges,
+            store,
+            ReadSettings(),
+            metrics or Metrics(),
+            nursery,
+            fetches=2,
+            locate=client.locate,
         )
         root = FolderInfo(RepoPath.parse(source), 0)
         filesystem = Filesystem(

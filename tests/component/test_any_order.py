@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, NoEntry, NotFound, Replaced
+from jfs.metrics import Metrics
 from jfs.model import Checksums, Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.vfs.freshness import Questions
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.standing import Standing
 
 NAMES = ("a", "b")
 FOLDER = RepoPath("r", "folder")
@@ -108,7 +110,7 @@ class _Run:
     def __init__(self, ttl_s: float, nursery: trio.Nursery) -> None:
         self.server = SlowServer()
         self.nursery = nursery
-        self.questions = Questions(nursery)
+        self.questions = Questions(nursery, Standing(86400, 600, Metrics()))
         tree = TreeSettings(0, 0, entry_ttl_s=ttl_s, attr_ttl_s=ttl_s, negative_ttl_s=ttl_s)
         local = LocalAttributeTable(lambda: ())
         self.tree = Tree(self.server, tree, FolderInfo(FOLDER.parent, 0), self.questions, local)  # type: ignore[arg-type]  # what the tree asks

@@ -267,7 +267,7 @@ async def test_a_name_that_is_in_no_listing_is_missing_no_longer_than_that(
 async def test_an_outage_is_not_a_missing_file(
     mock_clock: trio.testing.MockClock, expected_logs: list[str]
 ) -> None:
-    expected_logs.append("known before: connection refused")
+    expected_logs.append("known before, up to 86400 s old: connection refused")
     server = MemoryServer(a=b"1", d__e=b"1")
     async with filesystem(server) as fs:
         d = (await listing(fs, ROOT))["d"]

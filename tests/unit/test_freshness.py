@@ -1,5 +1,6 @@
 """Cells and questions, with an asker that answers when the test says so."""
 
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,14 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jfs.errors import AccessDenied, MountEnding, Unavailable
-from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions, boot_time
+from jfs.errors import AccessDenied, JfsError, MountEnding, NotFound, Unavailable
+from jfs.metrics import Metrics
+from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions, StandsIn, boot_time
+from jfs.vfs.standing import Standing
+
+DAY = 86400.0
+SERVING = "r cannot be asked, serving what was known before"
 
 
 @asynccontextmanager
-async def questions() -> AsyncIterator[Questions]:
+async def questions(window_s: float = DAY) -> AsyncIterator[Questions]:
     async with trio.open_nursery() as nursery:
-        asked = Questions(nursery)
+        asked = Questions(nursery, Standing(window_s, 2.0, Metrics()))
         yield asked
         asked.close()
 
@@ -54,7 +60,7 @@ Outcomes = list[Answer[int] | Exception]
 
 async def listen(asked: Questions, cell: Cell[int], server: Server, outcomes: Outcomes) -> None:
     try:
-        outcomes.append(await asked.answer(cell, server.ask))
+        outcomes.append(await asked.answer(cell, server.ask, "r"))
     except Exception as error:
         outcomes.append(error)
 
@@ -146,7 +152,7 @@ async def test_a_time_to_live_counts_from_the_question(
 async def test_a_caller_that_is_cancelled_takes_the_question_from_nobody() -> None:
     server, cell = Server(), Cell[int]()
     async with questions() as asked, trio.open_nursery() as impatient:
-        impatient.start_soon(asked.answer, cell, server.ask)
+        impatient.start_soon(asked.answer, cell, server.ask, "r")
         await trio.testing.wait_all_tasks_blocked()
         async with askers(asked, cell, server, 1) as outcomes:
             impatient.cancel_scope.cancel()
@@ -160,7 +166,7 @@ async def test_the_answer_is_stored_even_if_nobody_waits_any_more() -> None:
     server, cell = Server(), Cell[int]()
     async with questions() as asked:
         with pytest.raises(NotYet):
-            await asked.answer(cell, server.ask, patience_s=0.0)
+            await asked.answer(cell, server.ask, "r", patience_s=0.0)
         await trio.testing.wait_all_tasks_blocked()
         server.answer()
         await trio.testing.wait_all_tasks_blocked()
@@ -173,7 +179,7 @@ async def test_patience_counts_from_the_question(mock_clock: trio.testing.MockCl
         mock_clock.jump(2)
         before = trio.current_time()
         with pytest.raises(NotYet):
-            await asked.answer(cell, server.ask, patience_s=1.5)
+            await asked.answer(cell, server.ask, "r", patience_s=1.5)
         assert trio.current_time() == before
         server.answer()
 
@@ -185,28 +191,194 @@ async def test_a_closed_mount_asks_nothing_and_answers_whoever_waits() -> None:
             asked.close()
         assert [type(outcome) for outcome in outcomes] == [MountEnding] * 2
         with pytest.raises(MountEnding):
-            await asked.answer(cell, server.ask)
+            await asked.answer(cell, server.ask, "r")
         assert len(asked) == 0
 
 
-async def test_what_was_known_stands_in_for_a_while(
+async def known(asked: Questions, cell: Cell[int], server: Server) -> str | int:
+    """Use a cell as the filesystem does: its answer, "stale" if it stands in, or the error."""
+    if cell.is_fresh(60):
+        return "still stale" if cell.is_stale(60) else cell.value
+    try:
+        return (await asked.answer(cell, server.ask, "r", stands=cell)).value
+    except StandsIn as stands:
+        cell.stand_in(stands.stand)
+        return "stale"
+    except JfsError as error:
+        return str(error)
+
+
+@asynccontextmanager
+async def using(
+    asked: Questions, cell: Cell[int], server: Server
+) -> AsyncIterator[list[str | int]]:
+    """Use a cell; what came of it is there at the end."""
+    outcomes: list[str | int] = []
+
+    async def use() -> None:
+        outcomes.append(await known(asked, cell, server))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use)
+        await trio.testing.wait_all_tasks_blocked()
+        yield outcomes
+
+
+def expired(value: int = 100) -> Cell[int]:
+    cell = Cell[int]()
+    cell.put(value, Asked.restored(time.time() - 3600))
+    return cell
+
+
+async def test_what_was_known_stands_in_when_its_question_fails(
     mock_clock: trio.testing.MockClock, expected_logs: list[str]
 ) -> None:
-    expected_logs.append("thing: serving what was known before: down")
-    cell = Cell[int]()
-    assert not cell.stands_in(Unavailable("down"), "thing", 60)
-    cell.put(1, Asked.now())
-    mock_clock.jump(61)
-    assert cell.stands_in(Unavailable("down"), "thing", 60)
-    assert cell.is_fresh(60)
-    assert not cell.is_answered(60)
-    mock_clock.jump(6)
-    assert not cell.is_fresh(60)
-    assert cell.stands_in(Unavailable("down"), "thing", 0)
-    assert not cell.is_fresh(0)  # nothing is believed, not even then
+    expected_logs.append(f"{SERVING}, up to 86400 s old: down")
+    server, cell, nothing = Server(), expired(), Cell[int]()
+    async with questions() as asked:
+        for each, outcome in [(cell, "stale"), (nothing, "down")]:
+            async with using(asked, each, server) as outcomes:
+                server.fail(Unavailable("down"))
+            assert outcomes == [outcome]
+        assert await known(asked, cell, server) == "still stale"
+        assert not cell.is_fresh(0)  # nothing is believed, not even then
+        assert cell.left_s(60, 0.5, 0) == [1.0, 0.5, 0.0]  # what the kernel is told
+        mock_clock.jump(5.1)
+        async with using(asked, cell, server) as outcomes:  # asked again
+            server.answer()
+        assert outcomes == [3]
+        assert not cell.is_stale(60)
 
 
-DAY = 86400.0
+@pytest.mark.parametrize("how", ["never", "too old", "refused", "a real answer"])
+async def test_what_must_not_stand_in(how: str) -> None:
+    server, cell = Server(), expired()
+    errors: dict[str, Exception] = {"refused": AccessDenied("no"), "a real answer": NotFound("404")}
+    error = errors.get(how, Unavailable("down"))
+    async with questions({"never": 0, "too old": 3599}.get(how, DAY)) as asked:
+        async with using(asked, cell, server) as outcomes:
+            server.fail(error)
+        assert outcomes == [str(error)]
+        assert asked.standing.since is None
+
+
+async def test_who_can_do_without_waits_for_a_moment_and_the_question_goes_on(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append(f"{SERVING}, up to 86400 s old: no answer for 2 s")
+    server, cell, other, nothing = Server(), expired(), expired(), Cell[int]()
+    mock_clock.autojump_threshold = 0.01
+    async with questions() as asked:
+        began = trio.current_time()
+        assert await known(asked, cell, server) == "stale"
+        assert trio.current_time() - began == pytest.approx(2)
+        assert await known(asked, other, server) == "stale"  # nobody knows of the other yet
+        assert trio.current_time() - began == pytest.approx(4)
+        for _ in range(100):  # it is silent, and hardly asked
+            assert await known(asked, expired(), server) == "stale"
+        assert trio.current_time() - began == pytest.approx(4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.asked == 3
+        mock_clock.autojump_threshold = math.inf
+        async with using(asked, nothing, server) as outcomes:  # who has nothing waits
+            server.answer()
+            await trio.testing.wait_all_tasks_blocked()
+            assert cell.value == 1
+            server.answer(2)
+        assert outcomes == [4]
+        # What answers is waited for again.
+        async with using(asked, expired(), server) as outcomes:
+            mock_clock.jump(1.9)
+            server.answer(2)
+        assert outcomes == [5]
+
+
+async def test_a_slow_answer_is_waited_for_while_others_come(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """A large listing takes long on a server that is well: nothing stands in for it."""
+    server, large = Server(), expired()
+    async with questions() as asked, using(asked, large, server) as outcomes:
+        for _ in range(10):
+            async with using(asked, expired(), server) as others:
+                server.answer(1)
+            assert len(others) == 1
+            mock_clock.jump(1.4)
+            await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == []
+        server.answer()
+    assert outcomes == [1]
+
+
+async def test_a_process_that_slept_does_not_take_it_for_the_servers(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    server, cell = Server(), expired()
+    async with questions() as asked, using(asked, cell, server) as outcomes:
+        mock_clock.jump(1000)
+        await trio.testing.wait_all_tasks_blocked()
+        server.answer()
+    assert outcomes == [1]
+
+
+async def test_what_was_refreshed_is_waited_for(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append(SERVING)
+    server, cell = Server(), expired()
+    cell.expire()
+    async with questions() as asked:
+        async with using(asked, cell, server) as outcomes:
+            for _ in range(4):
+                mock_clock.jump(10)
+                await trio.testing.wait_all_tasks_blocked()
+            assert outcomes == []
+            server.fail(Unavailable("down"))
+        assert outcomes == ["stale"]
+
+
+@pytest.mark.parametrize("subject", ["r", "", "another"])
+async def test_once_it_is_up_everything_is_asked_anew(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str], subject: str
+) -> None:
+    """Also where a question of before still waits, on a connection that is dead."""
+    expected_logs.append(SERVING)
+    server, cell, hanging = Server(), expired(), expired()
+    mock_clock.autojump_threshold = 0.01
+    async with questions() as asked:
+        for each in (hanging, cell):
+            assert await known(asked, each, server) == "stale"
+        mock_clock.autojump_threshold = math.inf
+        asked.standing.up(subject)
+        if subject == "another":
+            assert await known(asked, cell, server) == "still stale"
+            assert asked.standing.since is not None
+            return
+        assert asked.standing.since is None
+        for each in (hanging, cell):
+            assert not each.is_stale(60)
+            async with using(asked, each, server) as outcomes:
+                server.answer(2)
+            assert outcomes == [server.asked]
+
+
+async def test_one_path_that_fails_on_a_server_that_is_well_fills_no_log(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected_logs.append(SERVING)
+    caplog.set_level(logging.INFO, "jfs")
+    server, cell = Server(), expired()
+    async with questions() as asked:
+        for number in range(20):
+            async with using(asked, cell if number % 2 else expired(), server):
+                server.fail(Unavailable("down")) if number % 2 else server.answer()
+            mock_clock.jump(2.6)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        mock_clock.jump(6)
+        async with using(asked, expired(), server):
+            server.answer()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "can be asked again: for" in caplog.text
 
 
 async def test_an_answer_of_an_earlier_process_is_known_and_not_believed() -> None:

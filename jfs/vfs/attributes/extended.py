@@ -1,5 +1,6 @@
 """Extended attributes of entries: properties, and facts about the artifact. Trio thread only."""
 
+from jfs.config import TreeSettings
 from jfs.errors import NoAttribute, NotPermitted, Unsupported
 from jfs.model import SYMLINK_TARGET, FileInfo, kind_of
 from jfs.protocols import ArtifactStore
@@ -11,6 +12,25 @@ from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import Link
 from jfs.vfs.namespace.tree import require_name
 from jfs.vfs.refusals import Refusals
+from jfs.vfs.standing import Standing
+
+
+class StaleView:
+    """Whether what is shown of an entry stands in while the server cannot be asked."""
+
+    def __init__(self, settings: TreeSettings, standing: Standing) -> None:
+        self._ttl_s = settings.attr_ttl_s
+        self._standing = standing
+
+    def covers(self, inode: Inode) -> bool:
+        """Whether it was asked for in vain, or is too old and its repository cannot be asked."""
+        if inode.is_ours:
+            return False
+        cells = (inode.stat, inode.tags, inode.below.listing if inode.below is not None else None)
+        if any(cell is not None and cell.is_stale(self._ttl_s) for cell in cells):
+            return True
+        troubled = self._standing.is_troubled(inode.path.repo)
+        return troubled and not inode.stat.is_answered(self._ttl_s)
 
 
 class ExtendedAttributes:
@@ -23,6 +43,7 @@ class ExtendedAttributes:
         files: OpenFiles,
         refusals: Refusals,
         address: str,
+        stale: StaleView,
         *,
         read_only: bool,
     ) -> None:
@@ -31,6 +52,7 @@ class ExtendedAttributes:
         self._files = files
         self._refusals = refusals
         self._address = address
+        self._stale = stale
         self._read_only = read_only
 
     async def get(self, inode: Inode, name: bytes) -> bytes:
@@ -94,7 +116,10 @@ class ExtendedAttributes:
             value = f"{self._address}/{inode.path}"
         elif fact == "state":
             file = self._files.find(inode)
-            value = "dirty" if file is not None and file.dirty else "clean"
+            if file is not None and file.dirty:
+                value = "dirty"
+            else:
+                value = "stale" if self._stale.covers(inode) else "clean"
         elif fact == "last_error":
             raise NoAttribute(f"{name}: nothing was refused")
         elif value is None and not inode.local:

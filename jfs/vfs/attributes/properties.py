@@ -14,7 +14,7 @@ from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted
 from jfs.model import Criteria, Properties
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import OUTAGES, PIECE, Asked, Cell, NotYet, Questions
+from jfs.vfs.freshness import PIECE, Asked, Cell, NotYet, Questions, StandsIn
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 
@@ -127,10 +127,9 @@ class PropertyTable:
 
         for _ in range(_TRIES):
             try:
-                answer = await self._questions.answer(tags, ask)
-            except OUTAGES as error:
-                if not tags.stands_in(error, inode.path, self._settings.attr_ttl_s):
-                    raise
+                answer = await self._questions.answer(tags, ask, inode.path.repo, stands=tags)
+            except StandsIn as stands:
+                tags.stand_in(stands.stand)
                 return tags.value
             if answer.stored:
                 break
@@ -174,7 +173,9 @@ class PropertyTable:
                 self._kept.tagged(path, learnt, asked)
             return True
 
-        answer = await self._questions.answer(below.tags, ask, patience_s=_QUERY_PATIENCE_S)
+        answer = await self._questions.answer(
+            below.tags, ask, folder.path.repo, patience_s=_QUERY_PATIENCE_S
+        )
         return answer.asked
 
 

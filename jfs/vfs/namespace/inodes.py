@@ -185,9 +185,12 @@ class Inode:
         self.tags.change(properties)
 
     def doubt_properties(self) -> None:
-        """Believe the properties no more, nor an answer about them that is on its way."""
+        """Forget the properties, and believe no answer about them that is on its way.
+
+        They were changed here, nobody knows to what: they must not stand in, either.
+        """
         self.tags = self.tags or Cell()
-        self.tags.expire()
+        self.tags.drop()
 
     def attached(self) -> bool:
         """Whether the inode still has its dentry (or is the root)."""

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import trio
 
@@ -16,7 +17,7 @@ from jfs.config import TreeSettings
 from jfs.errors import JfsError, NoEntry, NotADirectory, NotFound
 from jfs.model import EntryInfo, FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import NEVER, OUTAGES, Asked, NotYet, Questions, pieces
+from jfs.vfs.freshness import Asked, Cell, NotYet, Questions, StandsIn, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
@@ -32,9 +33,6 @@ _LOOKUPS_AFTER_A_BAD_LISTING = 64
 # A lookup waits this long for the listing; then it asks for its name alone, and the listing of a
 # folder of a million entries, which takes a minute, goes on beside it.
 _LISTING_PATIENCE_S = 1.0
-# The root of the mount shows what is known of it if the server takes longer than this: whoever
-# looks at the mount from outside (df, a shell's completion, a supervisor) shall not hang with it.
-_ROOT_PATIENCE_S = 1.0
 # Times that a question is repeated whose answer was overtaken by a refresh or a rename.
 _TRIES = 3
 
@@ -111,7 +109,13 @@ class Names:
         below = below_of(parent)
         if not parent.path.repo:
             # Repositories are known by their list alone: one that hangs is not asked.
-            await self.list_or_stand_in(parent, is_enough=name in below.children)
+            repository = below.children.get(name)
+            known = repository.stat if repository is not None else self._denying(parent)
+            try:
+                await self._list(parent, stands=known)
+            except StandsIn as stands:
+                if repository is not None:
+                    repository.stat.stand_in(stands.stand)
             return self._listed(parent, name)
         cell = below.names.get(name)
         if cell is not None and not cell.is_idle:
@@ -120,7 +124,7 @@ class Names:
         is_walked = below.asked_singly >= _LOOKUPS_BEFORE_LISTING
         if is_walked and self._store.lists_all(parent.path.repo) and self._pays_to_list(below):
             try:
-                await self._list(parent, _LISTING_PATIENCE_S)
+                await self._list(parent, patience_s=_LISTING_PATIENCE_S)
             except NotFound:
                 raise NoEntry(f"{parent.path}: is gone") from None
             except (NotYet, JfsError) as error:
@@ -132,7 +136,15 @@ class Names:
         return await self.ask_name(parent, name)
 
     async def ask_name(self, parent: Inode, name: str, *, anew: bool = False) -> Inode:
-        """Ask the server about one name alone. Raises NoEntry, RemoteError.
+        """Ask the server about one name alone.
+
+        While it cannot be asked, what was known of the name stands in, where something had it.
+        That it was missing does not: a failure must not become ENOENT. Only a listing of the whole
+        folder that stands in says so still, as its ``ls`` does: programs look for files that are
+        optional, and would fail.
+
+        Raises:
+            NoEntry, RemoteError
 
         Args:
             anew: do not wait with those who asked before.
@@ -158,16 +170,22 @@ class Names:
                     _list_above(inode)
                 return info
 
+            known = parent.dentries.get(name)
             try:
-                answer = await self._questions.answer(below.name(name), ask)
+                answer = await self._questions.answer(
+                    below.name(name),
+                    ask,
+                    path.repo,
+                    stands=known.stat if known is not None else self._denying(parent),
+                    anew=anew,
+                )
             except _Moved:
                 continue
-            except OUTAGES as error:
+            except StandsIn as stands:
                 known = parent.dentries.get(name)
-                if known is None or not known.stat.stands_in(
-                    error, path, self._settings.attr_ttl_s
-                ):
-                    raise
+                if known is None:
+                    raise NoEntry(f"{path}: not in the listing, which stands in") from None
+                known.stat.stand_in(stands.stand)
                 return known
             finally:
                 below.settle(name)
@@ -182,29 +200,36 @@ class Names:
             raise NoEntry(f"{parent.path.child(name)}: is not there")
         return inode
 
-    async def list_or_stand_in(self, folder: Inode, *, is_enough: bool) -> None:
-        """Bring the listing up to date; during an outage what was known stands in.
+    async def list_or_stand_in(self, folder: Inode) -> None:
+        """Bring the listing up to date; while that cannot be, what was known stands in.
 
-        Args:
-            is_enough: what is known would do for the caller.
         Raises:
             NotFound, RemoteError
         """
         listing = below_of(folder).listing
-        expired = is_enough and listing.asked.at > NEVER.at  # by its time alone
-        patient = folder is not self._inodes.root or not expired
         try:
-            await self._list(folder, math.inf if patient else _ROOT_PATIENCE_S)
-        except NotYet:
-            pass
-        except OUTAGES as error:
-            if not is_enough or not listing.stands_in(
-                error, folder.path, self._settings.entry_ttl_s
-            ):
-                raise
+            await self._list(folder, stands=listing)
+        except StandsIn as stands:
+            listing.stand_in(stands.stand)
 
-    async def _list(self, folder: Inode, patience_s: float) -> None:
-        """Bring the listing of a folder up to date. Raises NotYet, NotFound, RemoteError."""
+    def _denying(self, folder: Inode) -> Cell[bool] | None:
+        """Return the listing, if by it a name is missing that is not in it.
+
+        Not after a refresh, nor after something here whose outcome nobody knows.
+        """
+        listing = below_of(folder).listing
+        is_whole = listing.asked.at > -math.inf and self._store.lists_all(folder.path.repo)
+        return listing if is_whole else None
+
+    async def _list(
+        self, folder: Inode, *, patience_s: float = math.inf, stands: Cell[Any] | None = None
+    ) -> None:
+        """Bring the listing of a folder up to date.
+
+        Raises:
+            NotYet, StandsIn: see ``Questions.answer``.
+            NotFound, RemoteError
+        """
         for _ in range(_TRIES):
 
             async def ask(asked: Asked) -> bool:
@@ -212,7 +237,11 @@ class Names:
 
             try:
                 answer = await self._questions.answer(
-                    below_of(folder).listing, ask, patience_s=patience_s
+                    below_of(folder).listing,
+                    ask,
+                    folder.path.repo,
+                    stands=stands,
+                    patience_s=patience_s,
                 )
             except _Moved:
                 continue
@@ -284,7 +313,7 @@ class Names:
             return inode
         cell = below.names.get(name)
         if inode is None and cell is not None and not cell.accepts(asked):
-            if cell.asked.at == NEVER.at or not cell.is_known:
+            if cell.asked.at == -math.inf or not cell.is_known:
                 asked = asked.as_hint()  # refreshed since: not believed
             elif cell.value is None:
                 return None  # removed since

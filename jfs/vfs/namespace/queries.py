@@ -14,7 +14,7 @@ import trio
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import NEVER, Asked, Cell, Questions, pieces
+from jfs.vfs.freshness import NEVER, Asked, Cell, Questions, StandsIn, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Inode
@@ -111,9 +111,9 @@ class Queries:
         return QueryListing(self, list(entries.items()), asked)
 
     def forget(self) -> None:
-        """Believe no result any more, nor one that is on its way."""
+        """Believe no result any more, nor one that is on its way; each may stand in."""
         for cell in self._results.values():
-            cell.drop()
+            cell.expire()
 
     async def _entries(self, folder: QueryFolder) -> tuple[Mapping[str, _Shown], Asked]:
         """Return what a folder shows, and when that was asked for."""
@@ -163,7 +163,12 @@ class Queries:
         async def ask(asked: Asked) -> _Folder:
             return await self._ask(criteria, asked)
 
-        answer = await self._questions.answer(cell, ask)
+        subject = self._tree.inodes.root.path.repo
+        try:
+            answer = await self._questions.answer(cell, ask, subject, stands=cell)
+        except StandsIn as stands:
+            cell.stand_in(stands.stand)
+            return _Result(cell.value, cell.asked)
         # What is not stored was overtaken by a change here: it is shown, and not believed.
         return _Result(answer.value, answer.asked if answer.stored else answer.asked.as_hint())
 

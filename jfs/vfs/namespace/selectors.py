@@ -15,7 +15,7 @@ from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath, problem_with_key
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, pieces
+from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, StandsIn, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
@@ -141,7 +141,7 @@ class Selectors:
             del self._carriers[next(iter(self._carriers))]
         settings = self._settings
         some = cell.is_known and bool(cell.value)
-        if cell.is_answered(settings.entry_ttl_s if some else settings.negative_ttl_s):
+        if cell.is_fresh(settings.entry_ttl_s if some else settings.negative_ttl_s):
             return cell.value, cell.asked
 
         async def ask(asked: Asked) -> frozenset[str]:
@@ -156,5 +156,11 @@ class Selectors:
             self._kept.searched(f"{folder.path}//{key[1]}", carriers, asked)
             return names
 
-        answer = await self._questions.answer(cell, ask)
+        # That nothing carried it does not stand in: a failure must not become ENOENT.
+        known = cell if some else None
+        try:
+            answer = await self._questions.answer(cell, ask, folder.path.repo, stands=known)
+        except StandsIn as stands:
+            cell.stand_in(stands.stand)
+            return cell.value, cell.asked
         return answer.value, answer.asked

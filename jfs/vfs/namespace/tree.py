@@ -126,7 +126,7 @@ class Tree:
         """
         listing = below_of(folder).listing
         if not listing.is_fresh(self._settings.entry_ttl_s):
-            await self._names.list_or_stand_in(folder, is_enough=listing.is_known)
+            await self._names.list_or_stand_in(folder)
         return list(folder.dentries.values())
 
     def adopt(self, info: EntryInfo, asked: Asked) -> Inode | None:
@@ -147,7 +147,9 @@ class Tree:
             child = parent.dentries.get(part)
             if child is None:
                 folder = FolderInfo(parent.path.child(part), 0)
-                child = self.inodes.link(parent, part, folder, NEVER)
+                # Not believed, and older than every answer; but it was there.
+                there = NEVER._replace(confirmed=asked.confirmed)
+                child = self.inodes.link(parent, part, folder, there)
             if not child.is_folder:
                 return None
             parent = child
