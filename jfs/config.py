@@ -71,7 +71,9 @@ class ServerSettings:
 
     url: str  # base of the Artifactory service, without a slash at the end
     credentials: Credentials = field(default_factory=Credentials)
-    ca_file: Path | None = None
+    ca_file: Path | None = None  # or a directory
+    client_cert: Path | None = None  # with its key, unless that is in client_key
+    client_key: Path | None = None
     verify_tls: bool = True
     connect_timeout_s: float = 10.0  # a SYN that is dropped: three retransmissions (1, 2, 4 s)
     idle_timeout_s: float = 30.0  # nothing received for this long: the connection is dead

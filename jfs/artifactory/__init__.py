@@ -2,9 +2,9 @@
 
 Where to look:
 
-- both planes: ``exchange`` (TLS, httpx's errors, redirects), ``auth``, ``watched`` (files that
-  are replaced), ``proxies``, ``retry``, ``pace``, ``wire`` (addresses, JSON, errors),
-  ``statements`` (checksums in heads);
+- both planes: ``access`` is what they share: ``auth``, ``trust`` (TLS) and ``proxies``, with
+  ``watched`` (files that are replaced); ``exchange`` (httpx's errors, redirects), ``retry``,
+  ``pace``, ``wire`` (addresses, JSON, errors), ``statements`` (checksums in heads);
 - control plane, trio thread: ``client`` is the ``ArtifactStore``; it asks by ``session``.
   ``repositories``, ``listings``, ``heads`` and ``upstream`` tell what there is; ``searching`` and
   ``locating`` query, in the language of ``aql``; ``mutations``, ``uploads`` and ``builds`` change.
@@ -17,8 +17,8 @@ Imports ``protocols`` and below. A request of the control plane holds a place in
 repository while it waits for the server, and no lock.
 """
 
-from jfs.artifactory.auth import Authenticator
+from jfs.artifactory.access import Access
 from jfs.artifactory.client import ArtifactoryClient, explain
 from jfs.artifactory.ranges import HttpRangeSource
 
-__all__ = ["ArtifactoryClient", "Authenticator", "HttpRangeSource", "explain"]
+__all__ = ["Access", "ArtifactoryClient", "HttpRangeSource", "explain"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jfs.artifactory import builds, locating, mutations, searching, uploads, wire
-from jfs.artifactory.auth import Authenticator
+from jfs.artifactory.access import Access
 from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.listings import Listings, describe
 from jfs.artifactory.repositories import Repositories
@@ -44,17 +44,17 @@ class ArtifactoryClient:
     """``ArtifactStore`` over HTTP. Close it with ``aclose``.
 
     Args:
-        authenticator: shared with the data plane; by default one of the settings' credentials.
+        access: shared with the data plane; by default what the settings and environment say.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
         metrics: Metrics,
-        authenticator: Authenticator | None = None,
+        access: Access | None = None,
     ) -> None:
         self._settings = settings
-        self._session = Session(settings, metrics, authenticator)
+        self._session = Session(settings, metrics, access)
         self._uploads = Uploads(self._session, metrics)
         self._hidden = Hidden()
         self._repositories = Repositories(self._session, self._hidden)

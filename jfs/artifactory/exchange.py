@@ -1,20 +1,19 @@
 """What both planes share: TLS, the one place that knows httpx's exceptions, redirect rules."""
 
 import contextlib
-import os
 import socket
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import httpx
 
 from jfs.artifactory import wire
 from jfs.artifactory.auth import SECRET_HEADERS
-from jfs.config import ServerSettings
 from jfs.errors import (
     AccessDenied,
-    ConfigError,
     DeadlineExceeded,
     ProtocolViolation,
     RateLimited,
@@ -41,6 +40,22 @@ _PLAIN_ON_TLS = (
     b"plain HTTP request was sent to HTTPS port",
     b"Client sent an HTTP request to an HTTPS server",
 )
+# What servers do to a client whose certificate they do not accept: alerts, as openssl has them, and
+# words of nginx.
+_WANTS_CERTIFICATE = (
+    "CERTIFICATE_REQUIRED",
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_CERTIFICATE_",
+    "ALERT_ACCESS_DENIED",
+    "ALERT_HANDSHAKE_FAILURE",
+)
+_NO_CERTIFICATE = (b"No required SSL certificate was sent", b"The SSL certificate error")
+_WANTS_ANOTHER = (
+    "the server wants a client certificate, or another one: "
+    "give one that it accepts with --client-cert"
+)
+_ONE_DAY = timedelta(days=1)
 # How openssl reads an answer that is not TLS at all, by its first bytes.
 _NOT_TLS = (
     "WRONG_VERSION_NUMBER",
@@ -48,23 +63,6 @@ _NOT_TLS = (
     "RECORD_LAYER_FAILURE",
     "PACKET_LENGTH_TOO_LONG",
 )
-
-
-def tls_context(settings: ServerSettings) -> ssl.SSLContext:
-    """Make the TLS context of both planes. Raises ConfigError for an unusable file."""
-    ca_file = settings.ca_file or os.environ.get("SSL_CERT_FILE") or None
-    try:
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-        if ca_file is None and not context.get_ca_certs():
-            import certifi
-
-            context.load_verify_locations(certifi.where())
-    except (OSError, ssl.SSLError):
-        raise ConfigError(f"--ca-file {ca_file}: not a file of PEM certificates") from None
-    if not settings.verify_tls:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def redacted(url: httpx.URL) -> str:
@@ -100,6 +98,8 @@ def _explained(error: Exception) -> tuple[type[RemoteError], str]:
             return Untrusted, _certificate(cause)
         if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
             return Untrusted, f"TLS failed ({cause.reason}): is it an http:// server?"
+        if isinstance(cause, ssl.SSLError) and _is_about_us(cause):
+            return Untrusted, f"TLS failed ({cause.reason}): {_WANTS_ANOTHER}"
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return kind, f"TLS failed ({cause.reason})"
         if isinstance(cause, socket.gaierror):
@@ -107,6 +107,10 @@ def _explained(error: Exception) -> tuple[type[RemoteError], str]:
         if isinstance(cause, ConnectionRefusedError):
             return kind, "nothing listens there (connection refused): is the server running?"
     return kind, f"cannot be reached: {text}" if isinstance(error, httpx.ConnectError) else text
+
+
+def _is_about_us(error: ssl.SSLError) -> bool:
+    return any(word in (error.reason or "") for word in _WANTS_CERTIFICATE)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -121,15 +125,27 @@ def _certificate(error: ssl.SSLCertVerificationError) -> str:
     """Return what is wrong with a certificate; the codes are those of openssl's x509_vfy.h."""
     match error.verify_code:
         case 9:
-            return "its certificate is not valid yet: is the clock of this machine right?"
+            return f"its certificate is not valid yet {_by_our_clock()}"
         case 10:
-            return "its certificate has expired: the server needs a new one"
+            return f"its certificate has expired {_by_our_clock()}: the server needs a new one"
         case 62 | 64:
             return (
                 f"its certificate is for another name ({error.verify_message.rstrip('.')}): "
                 "is the address right?"
             )
     return f"its certificate is not trusted ({error.verify_message}): give the CA's with --ca-file"
+
+
+def _by_our_clock() -> str:
+    """Say what a certificate's dates were held against, and what is wrong with that if it is."""
+    now = datetime.now(UTC)
+    said = f"by the clock of this machine ({now:%Y-%m-%d %H:%M} UTC)"
+    try:
+        written = datetime.fromtimestamp(Path(__file__).stat().st_mtime, UTC)
+    except (OSError, ValueError):
+        return said
+    behind = now < written - _ONE_DAY
+    return f"{said}, which is wrong: jfs was installed on {written:%Y-%m-%d}" if behind else said
 
 
 def _class_for(error: Exception) -> type[RemoteError]:
@@ -150,6 +166,8 @@ def failure(response: httpx.Response, body: bytes) -> RemoteError:
         return AccessDenied(_WANTS_CREDENTIALS, status=status, method=request.method, url=url)
     if status == 400 and any(words in body for words in _PLAIN_ON_TLS):
         return Untrusted(_IS_TLS, status=status, method=request.method, url=url)
+    if status == 400 and any(words in body for words in _NO_CERTIFICATE):
+        return Untrusted(_WANTS_ANOTHER, status=status, method=request.method, url=url)
     error = wire.error_of(status, body, method=request.method, url=url)
     if isinstance(error, RateLimited):
         error.retry_after_s = _retry_after(response.headers)

@@ -10,11 +10,10 @@ import httpx
 from cachetools import TTLCache
 
 from jfs.artifactory import retry, wire
-from jfs.artifactory.auth import Authenticator
-from jfs.artifactory.exchange import failure, mapped, redacted, tls_context
+from jfs.artifactory.access import Access
+from jfs.artifactory.exchange import failure, mapped, redacted
 from jfs.artifactory.opening import Opener
 from jfs.artifactory.parallelism import Parallelism
-from jfs.artifactory.proxies import Proxies
 from jfs.artifactory.transport import BodyStream, BulkTransport
 from jfs.artifactory.whole import WholeBodies, WholeBody
 from jfs.config import ServerSettings
@@ -37,26 +36,26 @@ class HttpRangeSource:
     """``RangeSource`` over HTTP; see the protocol for the contract.
 
     Args:
-        authenticator: shared with the control plane; by default one of the settings' credentials.
+        access: shared with the control plane; by default what the settings and environment say.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
         metrics: Metrics,
-        authenticator: Authenticator | None = None,
+        access: Access | None = None,
     ) -> None:
+        access = access or Access(settings, os.environ)
         self._settings = settings
         self._metrics = metrics
         self._transport = BulkTransport(
-            tls_context(settings),
-            Proxies(os.environ),
+            access,
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
         self._opener = Opener(
             settings.url,
-            authenticator or Authenticator(settings.credentials),
+            access.authenticator,
             self._transport,
             metrics,
         )

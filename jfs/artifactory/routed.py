@@ -1,45 +1,112 @@
 """Send what the control plane asks by the proxy that leads to the server. Trio thread only."""
 
 import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
+import trio
 
-from jfs.artifactory.proxies import Proxies, Proxy
+from jfs.artifactory.access import Access
+from jfs.artifactory.proxies import Proxy
 
 _IDLE_CONNECTIONS = 16
+# For how long a connection is used again: a name leads elsewhere one day, and the old server may go
+# on answering (a load balancer that is being replaced).
+LIFE_S = 600.0
 
 
 class Routed(httpx.AsyncBaseTransport):
-    """An httpx transport for each way to a server: a proxy, or none."""
+    """An httpx transport for each way to a server.
 
-    def __init__(self, context: ssl.SSLContext, proxies: Proxies) -> None:
-        self._context = context
-        self._proxies = proxies
-        self._ways: dict[Proxy | None, httpx.AsyncHTTPTransport] = {}
+    A way is given up when its certificates are replaced, and after ten minutes; requests that are
+    under way on it end first.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        # By proxy, and whether it is for the server itself: only that sees our certificate.
+        self._ways: dict[tuple[Proxy | None, bool], _Way] = {}
+        self._retired: set[_Way] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
-        proxy = self._proxies.leading_to(url.scheme, url.host, url.port)
-        way = self._ways.get(proxy)
-        if way is None:
-            way = self._ways[proxy] = httpx.AsyncHTTPTransport(
-                verify=self._context,
-                trust_env=False,
-                limits=httpx.Limits(
-                    max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS
-                ),
-                proxy=None if proxy is None else _as_httpx_has_it(proxy),
-            )
+        trust = self._access.trust
+        proxy = self._access.proxies.leading_to(url.scheme, url.host, url.port)
+        context = None
+        if url.scheme == "https":
+            context = await trust.current(url.host, url.port)
+        key = (proxy, url.scheme == "https" and trust.is_of_server(url.host, url.port))
+        way = self._ways.get(key)
+        if way is None or way.is_over(context):
+            retired, way = way, _Way(proxy, context)
+            self._ways[key] = way
+            if retired is not None:
+                self._retired.add(retired)
+                await self._close_if_unused(retired)
+        way.requests += 1
         try:
-            return await way.handle_async_request(request)
-        except httpx.ConnectError as error:
-            if proxy is None or _is_of_tls(error):
+            response = await way.transport.handle_async_request(request)
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+        except BaseException as error:
+            await self._done(way)
+            unreachable = isinstance(error, httpx.ConnectError) and not _is_of_tls(error)
+            if proxy is None or not unreachable:
                 raise
             raise httpx.ProxyError(f"{proxy.url} cannot be reached") from error
+        response.stream = _Counted(response.stream, lambda: self._done(way))
+        return response
 
     async def aclose(self) -> None:
-        for way in self._ways.values():
-            await way.aclose()
+        for way in [*self._ways.values(), *self._retired]:
+            await way.transport.aclose()
+
+    async def _done(self, way: "_Way") -> None:
+        way.requests -= 1
+        with trio.CancelScope(shield=True):
+            await self._close_if_unused(way)
+
+    async def _close_if_unused(self, way: "_Way") -> None:
+        if way in self._retired and not way.requests:
+            self._retired.discard(way)
+            await way.transport.aclose()
+
+
+class _Way:
+    def __init__(self, proxy: Proxy | None, context: ssl.SSLContext | None) -> None:
+        self.requests = 0
+        self._context = context
+        self._over = trio.current_time() + LIFE_S
+        self.transport = httpx.AsyncHTTPTransport(
+            # Without one, what is asked is plain HTTP: httpx would spend 0.1 s on making another.
+            verify=context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
+            proxy=None if proxy is None else _as_httpx_has_it(proxy),
+        )
+
+    def is_over(self, context: ssl.SSLContext | None) -> bool:
+        """Whether new requests need another one."""
+        replaced = context is not None and context is not self._context
+        return replaced or trio.current_time() > self._over
+
+
+class _Counted(httpx.AsyncByteStream):
+    """A body that says when it was closed."""
+
+    def __init__(
+        self, stream: httpx.AsyncByteStream, closed: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._closed = closed
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._stream.__aiter__()
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            await self._closed()
 
 
 def _as_httpx_has_it(proxy: Proxy) -> httpx.Proxy:

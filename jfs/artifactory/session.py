@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from jfs.artifactory import retry
-from jfs.artifactory.auth import Authenticator
+from jfs.artifactory.access import Access
 from jfs.artifactory.exchange import (
     MAX_HOPS,
     REDIRECTS,
@@ -16,9 +16,7 @@ from jfs.artifactory.exchange import (
     failure,
     mapped,
     next_hop,
-    tls_context,
 )
-from jfs.artifactory.proxies import Proxies
 from jfs.artifactory.routed import Routed
 from jfs.config import ServerSettings
 from jfs.errors import DeadlineExceeded, JfsError, ProtocolViolation
@@ -37,23 +35,20 @@ class Session:
     """One server, asked over httpx. Close it with ``aclose``.
 
     Raises:
-        ConfigError: the CA file, or the proxy that leads to the server, cannot be used.
+        ConfigError: of ``Access``.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
         metrics: Metrics,
-        authenticator: Authenticator | None = None,
+        access: Access | None = None,
     ) -> None:
         self.settings = settings
-        self.authenticator = authenticator or Authenticator(settings.credentials)
-        self.proxies = Proxies(os.environ)
-        url = httpx.URL(settings.url)
-        self.proxies.leading_to(url.scheme, url.host, url.port)
+        self.access = access or Access(settings, os.environ)
         self._metrics = metrics
         self._client = httpx.AsyncClient(
-            transport=Routed(tls_context(settings), self.proxies),
+            transport=Routed(self.access),
             timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
             follow_redirects=False,
             trust_env=False,  # httpx reads NO_PROXY its own way, and fails at what it cannot read
@@ -161,7 +156,7 @@ class Session:
         headers: dict[str, str],
         patience_s: float,
     ) -> _T:
-        headers = {**headers, **await self.authenticator.current()}
+        headers = {**headers, **await self.access.authenticator.current()}
         timeout = httpx.Timeout(
             max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
         )

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 import h11
 import httpx
 
+from jfs.artifactory.access import Access
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.pace import Pace
-from jfs.artifactory.proxies import Proxies, Proxy
+from jfs.artifactory.proxies import Proxy
 from jfs.extents import KiB
 
 _HEAD_CHUNK = 16 * KiB
@@ -159,21 +160,19 @@ class BulkTransport(httpx.BaseTransport):
     """See the module. Any thread.
 
     Args:
-        context: TLS context for https.
-        proxies: which proxy leads where.
+        access: TLS, and which proxy leads where.
         connect_timeout_s, idle_timeout_s: of one connection attempt; of one receive.
     """
 
     def __init__(
         self,
-        context: ssl.SSLContext,
-        proxies: Proxies,
+        access: Access,
         *,
         connect_timeout_s: float,
         idle_timeout_s: float,
     ) -> None:
-        self._context = context
-        self._proxies = proxies
+        self._trust = access.trust
+        self._proxies = access.proxies
         self._connect_timeout_s = connect_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
@@ -268,7 +267,8 @@ class BulkTransport(httpx.BaseTransport):
                 if scheme == "https":
                     if proxy is not None:
                         _tunnel(sock, host, port, proxy, self._connect_timeout_s)
-                    sock = self._context.wrap_socket(sock, server_hostname=host)
+                    context = self._trust.context(host, port)
+                    sock = context.wrap_socket(sock, server_hostname=host)
                 # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
                 # and costs a poll for every receive; the kernel's does neither.
                 sock.settimeout(None)

@@ -19,7 +19,7 @@ import trio
 
 from jfs import threads
 from jfs.artifactory import retry, wire
-from jfs.artifactory.exchange import USER_AGENT, failure, mapped, tls_context
+from jfs.artifactory.exchange import USER_AGENT, failure, mapped
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
@@ -51,8 +51,7 @@ class Uploads:
         self._session = session
         self._metrics = metrics
         self._transport = BulkTransport(
-            tls_context(settings),
-            session.proxies,
+            session.access,
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
@@ -142,7 +141,7 @@ class Uploads:
             "Content-Length": str(body.size),
             "User-Agent": USER_AGENT,
             "Accept": "*/*",
-            **self._session.authenticator.headers(),
+            **self._session.access.authenticator.headers(),
         }
         self._metrics.count("requests")
         with mapped("PUT", url):

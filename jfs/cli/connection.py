@@ -6,7 +6,7 @@ A PATH is a file or folder inside a mount of jfs, or a place on a server as ``jf
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,26 @@ _PATH = click.Path(path_type=Path)
 _WILDCARDS = re.compile(r"[*?]")
 
 
+# Options of `jfs mount`, too. All of these files are read again when they change.
+FILES: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--token-file",
+        type=_PATH,
+        help="Access token.  [default: JF_ACCESS_TOKEN …, JF_USER and JF_PASSWORD; netrc]",
+    ),
+    click.option(
+        "--ca-file",
+        type=_PATH,
+        help="Certificates to trust, PEM, in a file or directory.  "
+        "[default: REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE and SSL_CERT_DIR, the system]",
+    ),
+    click.option("--client-cert", type=_PATH, help="Certificate to show to the server, PEM."),
+    click.option(
+        "--client-key", type=_PATH, help="Its key, PEM, not encrypted.  [default: --client-cert]"
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A place on a server, and how its user wrote it: below *shown* is what lies below it."""
@@ -54,6 +74,8 @@ class Connection:
 
     token_file: Path | None
     ca_file: Path | None
+    client_cert: Path | None
+    client_key: Path | None
     insecure: bool
 
     def place(self, text: str) -> Place:
@@ -93,10 +115,13 @@ class Connection:
         return Place(source, text)
 
     def settings(self, source: Source, *, connections: int = 4) -> ServerSettings:
+        client_cert, client_key = client_certificate(source, self.client_cert, self.client_key)
         return ServerSettings(
             url=source.server_url,
             credentials=source.credentials,
-            ca_file=self.ca_file.absolute() if self.ca_file else None,
+            ca_file=_absolute(self.ca_file),
+            client_cert=client_cert,
+            client_key=client_key,
             verify_tls=not self.insecure,
             connections=connections,
             retries_s=_RETRIES_S,
@@ -124,6 +149,25 @@ class Connection:
             raise kind(f"{source.server_url}: {explain(error)}") from None
 
 
+def client_certificate(
+    source: Source, certificate: Path | None, key: Path | None
+) -> tuple[Path | None, Path | None]:
+    """Return the files of a certificate and its key, of options or as the jf command knows them.
+
+    Raises:
+        ConfigError: a key without its certificate.
+    """
+    if certificate is None:
+        if key is not None:
+            raise ConfigError(f"--client-key {key}: give its certificate with --client-cert")
+        certificate, key = source.client_cert, source.client_key
+    return _absolute(certificate), _absolute(key)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path is not None else None
+
+
 def _require_no_wildcards(place: Place) -> None:
     """Artifactory's names hold no wildcards: they are for `jfs find`."""
     path = place.source.path
@@ -142,16 +186,13 @@ def options(command: _F) -> _F:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        ca_file = kwargs.pop("ca_file")
-        if ca_file is not None and not ca_file.is_file():
-            raise ConfigError(f"--ca-file {ca_file}: no such file")
-        connection = Connection(kwargs.pop("token_file"), ca_file, kwargs.pop("insecure"))
+        names = ("token_file", "ca_file", "client_cert", "client_key", "insecure")
+        connection = Connection(**{name: kwargs.pop(name) for name in names})
         return command(*args, connection=connection, **kwargs)
 
     for option in (
         click.option("--insecure", is_flag=True, help="Do not verify the server's certificate."),
-        click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM."),
-        click.option("--token-file", type=_PATH, help="Access token; read again when it changes."),
+        *reversed(FILES),
     ):
         option(wrapped)
     return wrapped  # type: ignore[return-value]  # the same command, with other parameters

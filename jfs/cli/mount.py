@@ -12,7 +12,9 @@ import click
 
 import jfs
 from jfs import logs
+from jfs.artifactory import trust
 from jfs.cli import daemon, output
+from jfs.cli.connection import FILES, client_certificate
 from jfs.cli.options import Duration, ListedOptions, Size, Umask, parse_listed
 from jfs.cli.properties import properties_of
 from jfs.config import (
@@ -36,11 +38,16 @@ _PATH = click.Path(path_type=Path)
 log = logging.getLogger(__name__)
 
 
+def _files(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(FILES):
+        command = option(command)
+    return command
+
+
 @click.command("mount")
 @click.argument("source")
 @click.argument("mountpoint", type=_PATH)
-@click.option("--token-file", type=_PATH, help="Access token; read again when it changes.")
-@click.option("--ca-file", type=_PATH, help="Certificates to trust, PEM.")
+@_files
 @click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
 @click.option("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who mounts]")
 @click.option("--gid", type=click.IntRange(0), help="Group of everything.  [default: who mounts]")
@@ -144,6 +151,8 @@ def command(
     mountpoint: Path,
     token_file: Path | None,
     ca_file: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
     insecure: bool,
     uid: int | None,
     gid: int | None,
@@ -175,8 +184,11 @@ def command(
     """Mount SOURCE on the directory MOUNTPOINT.
 
     SOURCE is the URL of an Artifactory server, a repository or a folder in it; SERVER_ID:repo/path
-    as the jf command knows servers; or repo/path on the server in JF_URL. Credentials come from
-    --token-file, JF_ACCESS_TOKEN (JFROG_TOKEN …), or JF_USER and JF_PASSWORD.
+    as the jf command knows servers; or repo/path on the server in JF_URL. A service whose address
+    does not end in /artifactory is told from the place in it by a #, as in
+    https://company.example/tools/art#repo/path. Credentials come from --token-file,
+    JF_ACCESS_TOKEN (JFROG_TOKEN …), JF_USER and JF_PASSWORD, or netrc (NETRC, ~/.netrc). Files of
+    credentials and certificates are read again when they change.
 
     \b
     Example:
@@ -187,8 +199,10 @@ def command(
     2 nothing was mounted, and the message says what to do.
     """
     parsed = parse_source(source, os.environ, token_file=token_file)
-    if ca_file is not None and not ca_file.is_file():
-        raise ConfigError(f"--ca-file {ca_file}: no such file")
+    client_cert, client_key = client_certificate(parsed, client_cert, client_key)
+    for variable in (*trust.VARIABLES, "NETRC"):  # a daemon changes its directory
+        if os.environ.get(variable):
+            os.environ[variable] = os.path.abspath(os.environ[variable])
     cache_directory = (cache_dir or default_cache_directory(os.environ)).absolute()
     build = build_from(build_name, build_number, os.environ, time.time_ns() // 1_000_000)
     writing = WriteSettings(
@@ -207,6 +221,8 @@ def command(
             url=parsed.server_url,
             credentials=parsed.credentials,
             ca_file=ca_file.absolute() if ca_file else None,
+            client_cert=client_cert,
+            client_key=client_key,
             verify_tls=not insecure,
             idle_timeout_s=timeout,
             connections=connections,
@@ -261,6 +277,8 @@ def _own_places(
     """Return what the mount reads and writes itself, by the option that names it."""
     places = {
         "--ca-file": settings.server.ca_file,
+        "--client-cert": settings.server.client_cert,
+        "--client-key": settings.server.client_key,
         "--cache-dir": settings.cache.directory,
         "--staging-dir": settings.write.staging if settings.write else None,
         "--log-file": log_file,

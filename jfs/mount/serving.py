@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import trio
 
 from jfs import logs, threads
-from jfs.artifactory import ArtifactoryClient, Authenticator, HttpRangeSource
+from jfs.artifactory import Access, ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
@@ -120,10 +120,10 @@ async def _compose(
         contextlib.AsyncExitStack() as stack,
         trio.open_nursery() as nursery,
     ):
-        authenticator = Authenticator(settings.server.credentials)
-        client = ArtifactoryClient(settings.server, metrics, authenticator)
+        access = Access(settings.server, os.environ)
+        client = ArtifactoryClient(settings.server, metrics, access)
         stack.push_async_callback(_to_the_end, client.aclose)
-        source = HttpRangeSource(settings.server, metrics, authenticator)
+        source = HttpRangeSource(settings.server, metrics, access)
         stack.callback(source.close)
 
         async def reloaded() -> None:
@@ -133,7 +133,7 @@ async def _compose(
                 log.warning("credentials stay as they were: %s", error)
                 return
             if credentials is not None:
-                authenticator.use(credentials)
+                access.authenticator.use(credentials)
             log.info("SIGHUP: credentials were read again")
 
         listeners.start_soon(signals.listen, numbers, ending, reloaded)

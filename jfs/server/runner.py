@@ -48,10 +48,15 @@ _SEED_BYTES = 4 * MiB
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Certificate chain and key, PEM."""
+    """Certificate chain and key, PEM.
+
+    Attributes:
+        clients: who signs the certificates of clients; others are not let in. None: all are.
+    """
 
     certificate: Path
     key: Path
+    clients: Path | None = None
 
 
 class EmbeddedServer:
@@ -356,6 +361,9 @@ def _tls_context(tls: TlsFiles | None) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(tls.certificate, tls.key)
+        if tls.clients is not None:
+            context.load_verify_locations(tls.clients)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"--tls-cert {tls.certificate}, --tls-key {tls.key}: {error.strerror or error}"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from jfs.artifactory import ArtifactoryClient, Authenticator, HttpRangeSource
+from jfs.artifactory import Access, ArtifactoryClient, HttpRangeSource
+from jfs.artifactory.auth import Authenticator
 from jfs.config import Credentials, KeptIn, Secret
 from jfs.credentials import credentials_for, credentials_from
 from jfs.errors import AccessDenied, ConfigError
@@ -65,9 +66,9 @@ async def test_the_last_good_one_serves_on(
     file.write_text(server.token + "\n")
     server.deploy(REPO, "f", b"content")
     settings = replace(server_settings(server), credentials=credentials_from({}, file))
-    authenticator = Authenticator(settings.credentials)
-    client = ArtifactoryClient(settings, Metrics(), authenticator)
-    source = HttpRangeSource(settings, Metrics(), authenticator)
+    access = Access(settings, {})
+    client = ArtifactoryClient(settings, Metrics(), access)
+    source = HttpRangeSource(settings, Metrics(), access)
     info = await client.stat(RepoPath(REPO, "f"))
     assert isinstance(info, FileInfo)
     key = ContentKey(f"sha256:{info.checksums.sha256}", info.size)
