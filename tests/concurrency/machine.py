@@ -37,7 +37,7 @@ PLAIN, SIGNED = "plain-local", "signed-local"
 _STEP_S = 0.03  # how long a step takes about: a kill comes in the middle of a round
 # What a mount says rightly when others replace what is open, when it was killed, and at its end.
 _LOG = re.compile(
-    r" (INFO|DEBUG) | jfs\.fuse: (read|open|flush): (Stale|ChangedElsewhere)"
+    r" (INFO|DEBUG) | jfs\.vfs\.refusals: [a-z]+ \S+: (Stale|ChangedElsewhere)"
     "|that crashed$|was not closed, so not uploaded"
 )
 
