@@ -219,7 +219,6 @@ class Filesystem:
         inode, opened = await self._mutations.create(folder, name, flags, caller.pid)
         if inode.local:
             self._stat.own(inode, mode, caller, folder)
-        self._tree.inodes.remember(inode)
         self._note_user(opened, flags, caller.uid)
         return opened, self._stat.of(inode)
 

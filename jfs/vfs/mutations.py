@@ -92,6 +92,8 @@ class Mutations:
     async def create(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         """Make a file and open it; without O_EXCL one that is there is opened.
 
+        Returns:
+            Its inode, which the kernel holds once more.
         Raises:
             AlreadyExists: O_EXCL, and the server has the name, whatever was believed.
         """
@@ -108,6 +110,7 @@ class Mutations:
                     # no checkpoint until it is open
                     info = FileInfo(path, 0, Checksums(), time.time_ns())
                     inode = self._tree.made(parent, name, info, local=True)
+                    self._tree.inodes.remember(inode)
                     return inode, self._files.create(inode, info, staged, flags, pid)
             if flags & os.O_EXCL:
                 raise AlreadyExists(f"{parent.path.child(name)}: is there already")
@@ -115,8 +118,12 @@ class Mutations:
 
     async def _open(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         inode = await self._tree.lookup(parent, name)
+        self._tree.inodes.remember(inode)  # the kernel may forget what others had looked up
         try:
             return inode, await self._files.open(inode, flags, pid)
+        except BaseException:
+            self._tree.forget(inode.ino, 1)
+            raise
         finally:
             self._files.opening.goes_on(pid)  # a refusal is not the kernel's to hear
 

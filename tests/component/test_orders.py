@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from jfs import threads
 from jfs.errors import AccessDenied, JfsError, NoEntry, Replaced
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
@@ -164,6 +166,37 @@ async def test_who_was_refused_for_good_does_not_come_again(ask: Requests, stagi
         for _ in range(2):
             with pytest.raises(Replaced):
                 await fs.open(second, os.O_RDWR, 7)
+
+
+async def test_a_name_that_the_kernel_forgets_while_it_is_made_is_known(
+    ask: Requests, staging: Path
+) -> None:
+    """It had looked the name up, by another thread: it is opened, and emptied on this disk."""
+    ask.server.deploy(REPO, "f", b"old")
+    made: list[int] = []
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        ino = (await fs.lookup(ROOT, "f")).ino
+        ask.server.stats.reset()
+
+        async def make() -> None:
+            opened, attributes = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
+            made.append(attributes.ino)
+            await close(fs, opened.handle)
+
+        free = threading.Event()
+        for _ in range(32):  # as many as touch the disk at a time
+            nursery.start_soon(threads.on_disk, free.wait)
+        nursery.start_soon(make)
+        while not ask.server.stats.requests:
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        fs.forget(ino, 1)
+        free.set()
+        while not made:
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        assert (await fs.getattr(made[0])).size == 0
+        assert (await fs.lookup(ROOT, "f")).ino == made[0]
+    assert ask.get(PATH).body == b""
 
 
 async def test_a_removal_that_is_refused_changes_nothing(
