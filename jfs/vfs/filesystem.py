@@ -154,8 +154,9 @@ class Filesystem:
             try:
                 await self._files.opening.refresh(inode, pid)
             except Replaced:
-                if self._files.find(inode) is None:  # or it was opened meanwhile
+                if self._files.shown(inode) is None:  # or it was opened meanwhile
                     raise
+                self._files.opening.goes_on(pid)
         return self._stat.of(inode)
 
     async def readlink(self, ino: int) -> str:

@@ -32,6 +32,8 @@ from jfs.errors import (
     NotPermitted,
     QuotaExceeded,
     ReadOnly,
+    Replaced,
+    Stale,
 )
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
@@ -703,10 +705,17 @@ async def test_the_old_readers_of_a_failed_overwrite_are_told(ask: Requests, sta
         reader = await fs.open(ino, os.O_RDONLY)
         ask.server.faults.add(Fault.status(413, PATH, method="PUT"))
         with pytest.raises(QuotaExceeded):
-            await put(fs, "f", b"new")
-        with pytest.raises(JfsError):
+            await put(fs, "f", b"newer")
+        with pytest.raises(Stale):
             await fs.read(reader.handle, Extent(0, 3))
+        for _ in range(2):  # fstat goes on
+            was = await fs.getattr(ino, 7)
+            assert (was.size, was.nlink) == (5, 0)
+        with pytest.raises(Replaced):  # a name that the kernel believes in still
+            await fs.open(ino, os.O_RDONLY, 7)
         await fs.release(reader.handle)
+        with pytest.raises(Replaced):
+            await fs.getattr(ino, 8)
         assert await content(fs, "f") == b"old"
 
 

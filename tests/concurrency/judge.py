@@ -12,8 +12,9 @@ The rules, of which each ``Finding`` names one that was broken:
   local disk; every word must still be one that a version has there that was allowed.
 - Opening for a change without O_TRUNC, and O_EXCL, go by what the server has at that moment.
 - A change that was closed well has replaced the very version that it was based on.
-- ENOENT says that the name may have been missing, EEXIST that it may have been there, ESTALE that
-  somebody may have replaced what was opened. Nothing else fails, but in a mount that was killed.
+- ENOENT says that the name may have been missing, to whoever does not make it; EEXIST that it may
+  have been there, ESTALE that somebody may have replaced what was opened; what is open has
+  attributes for as long. Nothing else fails, but in a mount that was killed.
 - At the end the server has of every name what may be current, and everything that was closed well,
   unless a later event took its place. What was refused at close is in the journal.
 """
@@ -71,10 +72,10 @@ class Judge:
     def _judge(self, record: Record) -> None:
         match record.kind:
             case "read":
-                self._judge_error(record, {"open", "fstat", "read"})
+                self._judge_error(record, {"open", "read"})
                 self._judge_read(record, record.actor)
             case "patch":
-                self._judge_error(record, {"open", "fstat", "read", "write", "close"})
+                self._judge_error(record, {"open", "read", "write", "close"})
                 self._judge_read(record, ELSEWHERE)
                 self._judge_refusal(record)
                 self._judge_base(record)
@@ -103,9 +104,10 @@ class Judge:
         if record.stage in stages:
             allowed = self._time.allowed(record.path, record.actor, record.start, record.end)
             disturbed = self._is_disturbed(record)
-            # Also of an open that creates: the name went between two of the kernel's questions.
             if record.stage == "open" and record.errno == errno.ENOENT:
-                if None not in allowed and not disturbed:
+                if record.kind == "write":
+                    self._find("was to be made, and is not there", record)
+                elif None not in allowed and not disturbed:
                     self._find("was there all the time", record, allowed)
                 return
             if record.stage == "open" and record.errno == errno.EEXIST:
@@ -114,9 +116,7 @@ class Judge:
                 return
             # A name that changes hands is not stale: only what is open, or was just looked up.
             opens = record.kind not in ("unlink", "rename")
-            # What is open keeps its size, unless its own mount wrote to it and was refused.
-            replaced = disturbed if record.stage == "fstat" else self._is_replaced(record)
-            if record.errno in _STALE and opens and replaced:
+            if record.errno in _STALE and opens and self._is_replaced(record):
                 return
         self._find("failed", record)
 

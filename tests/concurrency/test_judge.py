@@ -187,6 +187,8 @@ def test_errors_have_a_reason(history: History) -> None:
     history.add(X, "delete", "a", 5, 6).add(A, "unlink", "a", 5, 6, errno=errno.ENOENT)
     history.add(A, "read", "a", 3, 5.5, errno=errno.ESTALE, stage="read")
     assert history.rules() == []
+    history.add(A, "write", "a", 5, 6, errno=errno.ENOENT, write=2, mode="store")
+    assert history.rules() == ["was to be made, and is not there"]
 
 
 def test_a_kill_is_a_reason(history: History) -> None:

@@ -68,7 +68,7 @@ class StatView:
     def of(self, inode: Inode) -> Attributes:
         """Describe an inode as of now."""
         settings = self._settings
-        file = self._files.find(inode)
+        file = self._files.shown(inode)
         info = file.info if file is not None else inode.info
         is_attached = inode.attached()
         local = self._set_here(inode)

@@ -213,6 +213,7 @@ class Opening:
     def _cut_off(self, file: OpenFile) -> None:
         """End the handles of another content; their next READ is ESTALE."""
         file.replaced = True
+        self._registry.end(file)
         reader, file.reader = file.reader, None
         if reader is not None:
             self._plane.nursery.start_soon(reader.close)

@@ -94,6 +94,13 @@ class OpenFiles:
         """Return the open file of an inode, if it is open."""
         return self._registry.find(inode)
 
+    def shown(self, inode: Inode) -> OpenFile | None:
+        """Return the file whose size and times an inode shows, if it is open.
+
+        That may be one through whose handles nothing can be read any more.
+        """
+        return self._registry.find(inode) or self._registry.find_ended(inode)
+
     def inodes(self) -> Iterable[Inode]:
         """Return what is open."""
         return self._registry.inodes()
@@ -315,7 +322,7 @@ class OpenFiles:
         return Opened(handle, self._opening.keep_cache(file, shared=shared), direct)
 
     def _abandon(self, file: OpenFile) -> None:
-        self._registry.drop(file)
+        self._registry.end(file)
         inode = file.inode
         self._kernel.forget(inode.ino)
         parent = inode.parent.ino if inode.parent is not None else ROOT

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -247,6 +247,7 @@ class Writer:
         file.replaced = True
         staged, file.staged = file.staged, None
         assert staged is not None
+        file.info = replace(file.info, size=staged.size)  # for fstat of the handles that are left
         staged.close()
         inode = file.inode
         self._attributes.forget(inode)
