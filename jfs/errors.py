@@ -19,6 +19,7 @@
     │   │   └── Untrusted         EIO        TLS refuses the server: asking again is of no use
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
+    ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
     ├── CacheError                EIO        internal: treated as a miss
     │   ├── CacheFull             ENOSPC     nothing evictable is left
     │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
@@ -35,6 +36,7 @@
 
 import errno
 import logging
+import os
 from typing import ClassVar
 
 
@@ -160,6 +162,13 @@ class Interrupted(JfsError):
         self.exit_code = 128 + number  # as a shell reports it
 
 
+class NoDescriptor(JfsError):
+    """No connection, as no file descriptor is left for it: not the server's fault; retried."""
+
+    errno = errno.EMFILE
+    retryable = True
+
+
 class CacheError(JfsError):
     pass
 
@@ -265,6 +274,11 @@ def is_of_descriptors(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _OF_DESCRIPTORS
 
 
+def out_of_descriptors() -> OSError:
+    """Return what a call raises that finds no file descriptor."""
+    return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def is_of_the_machine(error: BaseException) -> bool:
     """Whether it is the machine that has no file descriptor left (ENFILE)."""
     return isinstance(error, OSError) and error.errno == errno.ENFILE
@@ -273,6 +287,12 @@ def is_of_the_machine(error: BaseException) -> bool:
 def is_not_supported(error: BaseException) -> bool:
     """Whether the file system does not have what was asked of it; no fault of the disk."""
     return isinstance(error, OSError) and error.errno in _NOT_SUPPORTED
+
+
+def errno_name(error: BaseException) -> str:
+    """Return the name of ``errno_of``, such as ``EACCES``."""
+    number = errno_of(error)
+    return errno.errorcode.get(number, str(number))
 
 
 def errno_of(error: BaseException) -> int:

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import httpx
 
+from jfs import descriptors
 from jfs.artifactory import wire
 from jfs.artifactory.auth import SECRET_HEADERS
 from jfs.errors import (
     AccessDenied,
     DeadlineExceeded,
+    NoDescriptor,
     ProtocolViolation,
     RateLimited,
     RemoteError,
     Unavailable,
     Untrusted,
+    is_of_descriptors,
 )
 from jfs.extents import GiB
 
@@ -76,6 +79,10 @@ def mapped(method: str, url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict) as error:
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and is_of_descriptors(cause):
+                descriptors.relieve()  # for the next try
+                raise NoDescriptor(descriptors.shortage(cause)) from error
         kind, text = _explained(error)
         raise kind(text, method=method, url=redacted(url)) from error
 

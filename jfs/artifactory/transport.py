@@ -9,6 +9,7 @@ thread and cuts every socket, so that a blocked receive fails at once.
 """
 
 import contextlib
+import itertools
 import select
 import socket
 import ssl
@@ -20,10 +21,12 @@ from collections.abc import Iterator
 import h11
 import httpx
 
+from jfs import descriptors
 from jfs.artifactory.access import Access
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.pace import Pace
 from jfs.artifactory.proxies import Proxy
+from jfs.errors import is_of_descriptors
 from jfs.extents import KiB
 
 _HEAD_CHUNK = 16 * KiB
@@ -95,10 +98,8 @@ class BodyStream(httpx.SyncByteStream):
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._reusable and self._remaining == 0:
-            self._transport.release(connection)
-        else:
-            self._transport.discard(connection)
+        whole = self._reusable and self._remaining == 0
+        (self._transport.release if whole else self._transport.discard)(connection)
 
     def _receive(self, buffer: memoryview) -> int:
         if self._connection is None:
@@ -179,6 +180,7 @@ class BulkTransport(httpx.BaseTransport):
         self._idle: dict[tuple[str, str, int], list[_Connection]] = {}
         self._open: set[_Connection] = set()
         self._closed = False
+        self._end_holding = descriptors.add_holder(self._close_idle)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send *request* and receive the head of its answer.
@@ -210,6 +212,7 @@ class BulkTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Cut every connection; later requests fail. Any thread."""
+        self._end_holding()
         with self._lock:
             self._closed = True
             connections = list(self._open)
@@ -237,6 +240,15 @@ class BulkTransport(httpx.BaseTransport):
         with self._lock:
             self._open.discard(connection)
         connection.sock.close()
+
+    def _close_idle(self) -> int:
+        """Close every connection that nobody uses; returns how many."""
+        with self._lock:
+            idle = list(itertools.chain(*self._idle.values()))
+            self._idle.clear()
+        for connection in idle:
+            self.discard(connection)
+        return len(idle)
 
     def _take_idle(self, key: tuple[str, str, int]) -> _Connection | None:
         oldest = time.monotonic() - _IDLE_S
@@ -402,11 +414,12 @@ def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
 
 
 def _dial(host: str, port: int, proxy: Proxy | None, timeout_s: float) -> socket.socket:
-    if proxy is None:
-        return socket.create_connection((host, port), timeout_s)
+    at = (host, port) if proxy is None else (proxy.host, proxy.port)
     try:
-        return socket.create_connection((proxy.host, proxy.port), timeout_s)
+        return descriptors.opening(lambda: socket.create_connection(at, timeout_s), connects=True)
     except OSError as error:
+        if proxy is None or is_of_descriptors(error):
+            raise
         raise httpx.ProxyError(f"{proxy.url} cannot be reached") from error
 
 

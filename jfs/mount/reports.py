@@ -81,7 +81,8 @@ def config(settings: MountSettings) -> str:
 
 def _plain(value: object) -> dict[str, object]:
     assert dataclasses.is_dataclass(value)
-    return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = (field for field in dataclasses.fields(value) if field.repr)
+    return {field.name: _shown(getattr(value, field.name)) for field in fields}
 
 
 def _shown(value: object) -> object:

@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import trio
 
-from jfs import logs, threads
+from jfs import descriptors, logs, threads
 from jfs.artifactory import Access, ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
@@ -114,6 +115,8 @@ async def _compose(
     listeners: trio.Nursery,
 ) -> None:
     """Build everything, mount, serve, and take it all away again in reverse order."""
+    connections = descriptors.connections_at_most(settings.server.connections)
+    settings = replace(settings, server=replace(settings.server, connections=connections))
     metrics = Metrics()
     async with (
         contextlib.AsyncExitStack() as start,

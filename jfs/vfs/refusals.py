@@ -6,7 +6,6 @@ line, repeats are counted (``jfs.folding``), and the last refusals are kept for 
 not there) is no refusal. Trio thread only; no I/O but the log's.
 """
 
-import errno
 import logging
 import re
 import time
@@ -28,7 +27,7 @@ from jfs.errors import (
     Stale,
     Unavailable,
     Untrusted,
-    errno_of,
+    errno_name,
     is_of_descriptors,
     is_of_the_disk,
 )
@@ -169,8 +168,7 @@ def is_refusal(error: BaseException) -> bool:
 def described(operation: str, path: RepoPath | None, error: BaseException) -> Refusal:
     """Put an error into words."""
     shown = words.clean(str(path), _PATH_MAX) if path is not None else "-"
-    number = errno_of(error)
-    name = errno.errorcode.get(number, str(number))
+    name = errno_name(error)
     return Refusal(time.time(), operation, shown or "/", name, _words(error), advice(error))
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,14 @@ def mounter(tmp_path: Path) -> Iterator[Mounter]:
     """Mount sources; whatever still runs at the end is stopped and checked."""
     ends = contextlib.ExitStack()  # of every mount, whatever is wrong with another
 
-    def mount(source: str, *options: str, name: str = "mnt", **environ: str) -> Mounted:
+    def mount(
+        source: str, *options: str, name: str = "mnt", under: Sequence[str] = (), **environ: str
+    ) -> Mounted:
         root = tmp_path / name
         with contextlib.suppress(FileExistsError):  # never a look at it: a mount there may be dead
             os.mkdir(root)
-        mounted = Mounted(source, root, environ=environ, cache=tmp_path / "cache", options=options)
+        cache = tmp_path / "cache"
+        mounted = Mounted(source, root, environ=environ, cache=cache, options=options, under=under)
         ends.callback(_end, mounted)
         return mounted
 

@@ -14,7 +14,11 @@ _DEADLINE_S = 30
 
 
 class Mounted:
-    """A running mount. ``log()`` is what it wrote to standard error so far."""
+    """A running mount. ``log()`` is what it wrote to standard error so far.
+
+    Args:
+        under: a command that becomes the mount, such as ``prlimit``.
+    """
 
     def __init__(
         self,
@@ -24,11 +28,12 @@ class Mounted:
         environ: Mapping[str, str],
         cache: Path,
         options: Iterable[str] = (),
+        under: Iterable[str] = (),
     ) -> None:
         self.root = root
         self._log = root.with_name(f"{root.name}.log").open("w+")
         self.process = subprocess.Popen(
-            [*JFS, "mount", source, str(root), "--cache-dir", str(cache), *options],
+            [*under, *JFS, "mount", source, str(root), "--cache-dir", str(cache), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,

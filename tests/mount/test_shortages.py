@@ -5,8 +5,10 @@ import os
 import resource
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -63,6 +65,38 @@ def test_a_write_without_a_descriptor_says_so(mounted: MountedServer) -> None:
     assert len(said) == 1
     assert f"the limit of this process is {limit}: raise the hard limit" in said[0]
     mounted.mount.stop(expected=["no file descriptor is left"])
+
+
+@pytest.mark.parametrize("limit", [128, 40])
+def test_many_readers_under_a_low_limit(
+    server: EmbeddedServer, mounter: Mounter, limit: int
+) -> None:
+    """60 files of several repositories at once: fewer descriptors, and every byte is right."""
+    repos = [f"r{number}" for number in range(6)]
+    for repo in repos:
+        server.create_repository(repo)
+    contents = {}
+    for number in range(60):
+        path = f"{repos[number % 6]}/m/f{number}"
+        contents[path] = b"%d." % number * 100_000
+        server.deploy(*path.split("/", 1), contents[path])
+    under = ("prlimit", f"--nofile={limit}:{limit}")
+    mounted = mounter(server.url, under=under, JF_ACCESS_TOKEN=server.token)
+    (said,) = [line for line in mounted.log().splitlines() if "WARNING" in line]
+    assert f"only {limit} file descriptors" in said
+    assert "raise the hard limit" in said
+    with ThreadPoolExecutor(60) as readers:
+        together = Barrier(60)
+
+        def read(path: str) -> bytes:
+            together.wait()
+            return (mounted.root / path).read_bytes()
+
+        found = dict(zip(contents, readers.map(read, contents), strict=True))
+    assert found == contents
+    (mounted.root / "r0" / "new").write_bytes(b"new")
+    assert (mounted.root / "r0" / "new").read_bytes() == b"new"
+    mounted.stop(expected=["only .* file descriptors", "no file descriptor is left"])
 
 
 @pytest.fixture
