@@ -154,10 +154,10 @@ class Standing:
             found = self._subjects[name] = Subject()
         return found
 
-    def is_troubled(self, name: str) -> bool:
-        """Whether something of a subject stands in."""
+    def failed_since(self, name: str, moment: float) -> bool:
+        """Whether something of a subject stands in that was asked for after a moment of trio's."""
         found = self._subjects.get(name)
-        return found is not None and found.spell is not None
+        return found is not None and found.spell is not None and found.spell.failed_at > moment
 
     def stand(self, name: str, error: JfsError | None) -> Stand:
         """Note that an answer stands in. Logs the first one.

@@ -23,14 +23,15 @@ class StaleView:
         self._standing = standing
 
     def covers(self, inode: Inode) -> bool:
-        """Whether it was asked for in vain, or is too old and its repository cannot be asked."""
+        """Whether it was asked for in vain, or is too old and something else was since."""
         if inode.is_ours:
             return False
         cells = (inode.stat, inode.tags, inode.below.listing if inode.below is not None else None)
         if any(cell is not None and cell.is_stale(self._ttl_s) for cell in cells):
             return True
-        troubled = self._standing.is_troubled(inode.path.repo)
-        return troubled and not inode.stat.is_answered(self._ttl_s)
+        stat = inode.stat
+        troubled = self._standing.failed_since(inode.path.repo, stat.asked.at)
+        return troubled and not stat.is_answered(self._ttl_s)
 
 
 class ExtendedAttributes:

@@ -163,7 +163,8 @@ class Queries:
         async def ask(asked: Asked) -> _Folder:
             return await self._ask(criteria, asked)
 
-        subject = self._tree.inodes.root.path.repo
+        # Queries over all repositories may fail while the list of them does not.
+        subject = self._tree.inodes.root.path.repo or NAME
         try:
             answer = await self._questions.answer(cell, ask, subject, stands=cell)
         except StandsIn as stands:
