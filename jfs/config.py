@@ -146,6 +146,12 @@ class WriteSettings:
         no_delete: nothing on the server is removed or moved away.
         last_writer_wins: an upload replaces also what others put there since the file was opened.
         drain_s: how long the end of a mount waits for uploads that are under way.
+        write_back: a file that is closed is uploaded behind; ``close`` waits for this disk alone.
+        settling_s: how long a file must have been closed before its upload begins: programs that
+            save write under another name and rename.
+        queue_most: files that may wait for their upload; more are uploaded as they are closed.
+        retry_s: the shortest and the longest pause between tries.
+        adopt_s: how often files are looked for that another mount left behind.
     """
 
     staging: Path
@@ -154,6 +160,11 @@ class WriteSettings:
     no_delete: bool = False
     last_writer_wins: bool = False
     drain_s: float = 30.0  # Kubernetes kills a pod after 30 s, systemd a service after 90
+    write_back: bool = False
+    settling_s: float = 1.0
+    queue_most: int = 10_000
+    retry_s: tuple[float, float] = (1.0, 60.0)
+    adopt_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

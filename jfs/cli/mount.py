@@ -60,6 +60,11 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Upload also over what others wrote since the file was opened.",
 )
+@click.option(
+    "--write-back",
+    is_flag=True,
+    help="Let close return once the file is on this disk, and upload it behind.",
+)
 @click.option("--no-delete", is_flag=True, help="Remove and move away nothing on the server.")
 @click.option(
     "--upload-prop",
@@ -161,6 +166,7 @@ def command(
     read_only: bool,
     no_overwrite: bool,
     last_writer_wins: bool,
+    write_back: bool,
     no_delete: bool,
     upload_props: tuple[str, ...],
     build_name: str | None,
@@ -210,6 +216,7 @@ def command(
         properties={**properties_of(upload_props), **(build.properties if build else {})},
         no_overwrite=no_overwrite,
         last_writer_wins=last_writer_wins,
+        write_back=write_back,
         no_delete=no_delete,
         drain_s=drain_timeout,
     )

@@ -32,6 +32,7 @@ _PATIENCE_S, _POLL_S = 2.0, 0.05
 _STATES = {
     State.WRITING: "never closed",
     State.DEPLOYING: "interrupted",
+    State.PENDING: "pending",
     State.FAILED: "refused",
 }
 
@@ -109,7 +110,7 @@ def ls(journal: Journal | None, as_json: bool) -> None:
             (
                 each.name,
                 decimal(each.size),
-                "in use" if each.in_use else _STATES[each.record.state],
+                _state(each),
                 moment(each.record.created_ns) if each.record.created_ns else "-",
                 _place(each.record),
                 _why(each),
@@ -333,11 +334,18 @@ def _require_file(text: str, path: RepoPath) -> None:
         raise ConfigError(f"--to {text}: give the whole path of the file, REPO/PATH")
 
 
+def _state(sighting: Sighting) -> str:
+    state = sighting.record.state
+    return "in use" if sighting.in_use and state is not State.PENDING else _STATES[state]
+
+
 def _place(record: Record) -> str:
     return f"{record.server}/{record.path}" if record.server else "unknown"
 
 
 def _why(sighting: Sighting) -> str:
+    if sighting.record.state is State.PENDING:
+        return recovery.describe_waiting(sighting)
     if not sighting.in_use:
         return recovery.describe(sighting.record)
     if sighting.record.state is State.FAILED:
@@ -357,6 +365,9 @@ def _row(sighting: Sighting) -> dict[str, object]:
         "path": str(record.path),
         "written": moment(record.created_ns) if record.created_ns else None,
         "properties": {key: list(values) for key, values in record.properties.items()},
+        "waiting_since": moment(record.queued_ns) if record.queued_ns else None,
+        "tries": record.tries,
+        "next_try": moment(record.next_ns) if record.next_ns else None,
         "why": _why(sighting),
     }
 

@@ -165,7 +165,6 @@ async def _compose(
         area = await _staging(settings, budget)
         if area is not None:
             stack.callback(area.close)
-            nursery.start_soon(recovery.resume, area, client)
         filesystem = Filesystem(
             client,
             plane,
@@ -181,6 +180,9 @@ async def _compose(
         filesystem.add_report("stats.json", stats.json)
         filesystem.add_report("config", lambda: config(settings))
         nursery.start_soon(_settle_logs)
+        if area is not None:
+            await filesystem.behind.resume()
+            nursery.start_soon(recovery.resume, area, client)
         try:
             async with session.mounted(settings, Operations(filesystem)) as mount:
                 ending.mounted()

@@ -24,6 +24,7 @@ from jfs.vfs.attributes.extended import ExtendedAttributes, StaleView
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
 from jfs.vfs.boundary import Boundary
+from jfs.vfs.files.behind import Behind
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
@@ -104,6 +105,7 @@ class Filesystem:
         )
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
+        self.behind = Behind(self._tree, self._files, self._writing, self._kernel, questions)
         self._mutations = Mutations(
             store,
             self._tree,
@@ -397,9 +399,8 @@ class Filesystem:
         return {"inodes": len(self._tree.inodes), "open_files": opened}
 
     async def drain(self) -> None:
-        """Return when no upload is under way."""
-        if self._writing is not None:
-            await self._writing.deployer.wait_idle()
+        """Return when no upload is under way, and what is queued was tried once more."""
+        await self._files.drain()
 
     async def close(self) -> Sequence[RepoPath]:
         """Let go of every reader; for the end of the mount.

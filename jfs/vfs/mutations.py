@@ -3,6 +3,8 @@
 Nothing is noted before the server has said yes, and what it refuses changes nothing. What only this
 mount knows of, a file that was never uploaded, changes without a question. Trio thread only.
 
+Where the server cannot be asked, some of it goes on with --write-back: see ``unasked``.
+
 Every change claims the paths that it touches (``namespace.locks``), before it looks what is there:
 no upload is under way to a place that changes, and two changes of a place come one after the other.
 The kernel holds the lock of the folder all the while, so a change must end: each request to the
@@ -47,12 +49,13 @@ from jfs.model import (
 )
 from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.properties import PropertyTable
-from jfs.vfs.files.openfile import Opened
+from jfs.vfs.files.openfile import Opened, OpenFile
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.unasked import Unasked
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,13 @@ class Mutations:
         self._properties = properties
         self._writing = writing
         self._forget_queries = forget_queries
+        self._unasked = Unasked(
+            store,
+            tree,
+            files,
+            properties,
+            write_back=writing is not None and writing.area.settings.write_back,
+        )
 
     async def create(self, parent: Inode, name: str, flags: int, pid: int) -> tuple[Inode, Opened]:
         """Make a file and open it; without O_EXCL one that is there is opened.
@@ -104,9 +114,9 @@ class Mutations:
                 with suppress(NoEntry, NotFound, Replaced):  # it was believed to be there
                     return await self._open(parent, name, flags, pid)
             async with self._claimed((parent, name)):
-                if not await self._tree.is_there(parent, name):
+                if not await self._unasked.is_there(parent, name):
                     path = parent.path.child(name)
-                    staged = await threads.on_disk(writing.area.new, path, None)
+                    staged = await threads.on_disk(partial(writing.area.new, path, None, made=True))
                     # no checkpoint until it is open
                     info = FileInfo(path, 0, Checksums(), time.time_ns())
                     inode = self._tree.made(parent, name, info, local=True)
@@ -172,6 +182,7 @@ class Mutations:
                 raise IsADirectory(f"{inode.path} is a folder")
             file = self._files.find(inode)
             if inode.local and (file is None or file.replaces is None):
+                await self._unasked.remove_traces(inode)
                 await self._gone(inode, writing, (parent, name))
                 return
             self._require_deletable(inode)
@@ -218,7 +229,7 @@ class Mutations:
             source = await self._tree.lookup(parent, name)
             if not source.path.path:
                 raise NotPermitted(f"{source.path}: a repository cannot be renamed")
-            target = await self._target(new_parent, new_name)
+            target = await self._target(new_parent, new_name, source)
             if target is source:
                 return
             if target is not None:
@@ -271,7 +282,7 @@ class Mutations:
         ):
             # A file without properties that takes the place of one with: how editors and trainers
             # save. It is the same artifact to its users, and keeps its tags.
-            kept = await self._properties.current(target)
+            kept = await self._unasked.properties_under(source, target)
         if source.local:
             await self._move_local(source, target, path)
             if kept:
@@ -299,23 +310,29 @@ class Mutations:
     async def _move_local(self, source: Inode, target: Inode | None, path: RepoPath) -> None:
         """Let the upload of a file that was made here go to a new place, over what is there."""
         file = self._files.find(source)
-        there = None
-        if target is not None and not target.local:
-            with suppress(NotFound):  # removed since we looked
-                there = await self._store.stat(path)
+        there = await self._unasked.there(source, target, path)
         if file is None:
             return
+        await self._unasked.remove_traces(source)
         if file.replaces is not None:
             # It is still on the server, and was gone for everybody here.
             await self._store.delete(source.path)
-        file.replaces = there if isinstance(there, FileInfo) else None
+        replaces = there if isinstance(there, FileInfo) else None
+        await self._renaming.note_move(file, self._over(target), path, replaces)
+        file.replaces = replaces
 
-    async def _target(self, parent: Inode, name: str) -> Inode | None:
+    def _over(self, target: Inode | None) -> OpenFile | None:
+        return self._files.find(target) if target is not None else None
+
+    async def _target(self, parent: Inode, name: str, source: Inode) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""
         for _ in range(_TRIES):
             with suppress(NoEntry):
                 return await self._tree.lookup(parent, name)
-            if not await self._tree.is_there(parent, name):
+            is_there = (
+                self._unasked.is_there if self._unasked.is_pending(source) else self._tree.is_there
+            )
+            if not await is_there(parent, name):
                 return None
         raise Replaced(f"{parent.path.child(name)}: comes and goes faster than it can be replaced")
 

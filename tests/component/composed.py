@@ -83,6 +83,7 @@ async def composed(
         filesystem = Filesystem(
             client, plane, tree, root, address=server.url, area=area, notifier=notifier
         )
+        await filesystem.behind.resume()
         yield filesystem
         await filesystem.close()
     ranges.close()

@@ -118,7 +118,7 @@ class ExtendedAttributes:
         elif fact == "state":
             file = self._files.find(inode)
             if file is not None and file.dirty:
-                value = "dirty"
+                value = "pending" if file.is_pending else "dirty"
             else:
                 value = "stale" if self._stale.covers(inode) else "clean"
         elif fact == "last_error":

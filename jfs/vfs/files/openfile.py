@@ -42,28 +42,37 @@ class OpenFile:
         modified_ns: its time, if somebody set one since it was deployed.
         ours: what is at the path was put there through this open file.
         replaced: nothing can be read: its bytes did not match the checksum, or its upload failed.
+        queued: the generation that waits to be uploaded behind (--write-back); 0: none.
+        held: the queue has it: it stays open without handles.
+        uploading: of the upload behind that is under way; cancelled, it is cut.
+        acknowledged: what waits, or did until newer content is being written: that is lost with
+            its process, this must not be.
         broken: a write that the local disk refused: what is staged is not what was written, and is
             not uploaded; until it is emptied.
         detached: the name is gone: nothing will ever be uploaded.
     """
 
     __slots__ = (
+        "acknowledged",
         "broken",
         "deployed",
         "detached",
         "generation",
         "handles",
+        "held",
         "info",
         "inode",
         "kept",
         "lock",
         "modified_ns",
         "ours",
+        "queued",
         "reader",
         "replaced",
         "replaces",
         "staged",
         "tried",
+        "uploading",
         "writers",
         "written",
     )
@@ -85,6 +94,10 @@ class OpenFile:
         self.ours = False
         self.replaces: FileInfo | None = None
         self.replaced = False
+        self.queued = 0
+        self.held = False
+        self.uploading: trio.CancelScope | None = None
+        self.acknowledged: StagingFile | None = None
         self.broken: OSError | None = None
         self.detached = False
 
@@ -92,6 +105,11 @@ class OpenFile:
     def dirty(self) -> bool:
         """Whether there is something that the server does not have."""
         return self.generation > self.deployed and not self.detached
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether all of it is on this disk, and waits to be uploaded behind."""
+        return self.dirty and self.queued == self.generation
 
     @property
     def is_ours(self) -> bool:

@@ -188,8 +188,9 @@ class Opening:
         if self._registry.drop(file):
             self._kernel.closed(file.inode.ino, content_of(file.info), self._rejections(file))
         file.drop_kept()
-        staged, file.staged = file.staged, None
-        if staged is not None:
+        gone = [staged for staged in (file.staged, file.acknowledged) if staged is not None]
+        file.staged = file.acknowledged = None
+        for staged in gone:
             if file.detached:  # its name may have gone a moment ago
                 await threads.on_disk(staged.forget)
             staged.close()

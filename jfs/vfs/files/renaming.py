@@ -7,9 +7,12 @@ from them meanwhile. The lock of an open file is taken here, for a moment.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from jfs import threads
+from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.openfile import OpenFile
+from jfs.vfs.files.queue import UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.writer import Writer
 from jfs.vfs.namespace.inodes import Inode
@@ -19,10 +22,17 @@ from jfs.vfs.namespace.locks import PathLocks
 class Renaming:
     """See the module. *writer*: None: nothing can be written."""
 
-    def __init__(self, registry: Registry, locks: PathLocks, writer: Writer | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        locks: PathLocks,
+        writer: Writer | None,
+        queue: UploadQueue | None,
+    ) -> None:
         self._registry = registry
         self._locks = locks
         self._writer = writer
+        self._queue = queue
 
     @asynccontextmanager
     async def held(self, inode: Inode) -> AsyncIterator[None]:
@@ -80,8 +90,11 @@ class Renaming:
         for file in self._registry:
             if file.detached and file.inode.path == inode.path:
                 async with file.lock:  # a write may be making its staged file at this moment
-                    if file.staged is not None:
-                        await threads.on_disk(file.staged.forget)
+                    for staged in (file.staged, file.acknowledged):
+                        if staged is not None:
+                            await threads.on_disk(staged.forget)
+                if self._queue is not None:
+                    await self._queue.drop(file)
 
     async def relocate(self, folder: Inode) -> None:
         """Note that an inode, and what is open below it, has another path now."""
@@ -94,9 +107,40 @@ class Renaming:
         if file.reader is not None:
             file.reader.relocate(path)
         async with file.lock:
-            entry = file.staged.entry if file.staged is not None else None
-            if entry is not None and not file.detached:
-                await threads.on_disk(lambda: entry.update(path=path))
+            for staged in (file.staged, file.acknowledged):
+                entry = staged.entry if staged is not None else None
+                if entry is not None and not file.detached:
+                    await threads.on_disk(partial(entry.update, path=path))
+
+    async def note_move(
+        self,
+        file: OpenFile,
+        over: OpenFile | None,
+        path: RepoPath,
+        replaces: FileInfo | None,
+    ) -> None:
+        """Let the journal know where a pending file will belong, before it does.
+
+        Args:
+            over: what it takes the place of, which is never uploaded then.
+        Raises:
+            OSError: it belongs where it did.
+        """
+        entry = file.staged.entry if file.staged is not None else None
+        if not file.is_pending or entry is None:
+            return  # whoever writes it still has to close it
+        gone = () if over is None else (over.staged, over.acknowledged)
+        names = [each.entry.name for each in gone if each is not None and each.entry is not None]
+        changes = {
+            "path": path,
+            "base": replaces.checksums.sha256 if replaces is not None else None,
+            "base_size": replaces.size if replaces is not None else 0,
+            "supersedes": (*entry.record.supersedes, *names),
+            "sent": (),
+        }
+        await threads.on_disk(partial(entry.update, **changes))
+        assert file.staged is not None
+        file.staged.sent.clear()
 
     async def note_properties(self, inode: Inode) -> None:
         """Let the journal know what was set on a file that was never uploaded."""

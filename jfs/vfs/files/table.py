@@ -28,6 +28,7 @@ from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.descriptors import has_copy
 from jfs.vfs.files.openfile import Opened, OpenFile
 from jfs.vfs.files.opening import Opening
+from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
 from jfs.vfs.files.writer import Writer, Writing, reader_of
@@ -61,6 +62,7 @@ class OpenFiles:
 
     Attributes:
         device: of the mount, once there is one: ``major:minor``.
+        queue: what is uploaded behind; None: nothing can be written.
         renaming: what a change of names does to them.
     """
 
@@ -79,13 +81,19 @@ class OpenFiles:
         self._numbers = numbers
         self._kernel = kernel
         self._writer = None
+        self._writing = writing
         self._no_overwrite = False
+        self.queue: UploadQueue | None = None
         if writing is not None:
             self._no_overwrite = writing.area.settings.no_overwrite
-            self._writer = Writer(tree, plane, writing, locks, self._abandon)
+            self.queue = queue = UploadQueue(writing.area.settings, plane.nursery)
+            self._writer = Writer(
+                tree, plane, writing, locks, self._abandon, queue, self._shows_other_bytes
+            )
+            queue.use(Hands(self._writer.deploy_queued, self._refuse, self._left))
         self._registry = Registry()
         self._opening = Opening(self._registry, tree, plane, kernel)
-        self.renaming = Renaming(self._registry, locks, self._writer)
+        self.renaming = Renaming(self._registry, locks, self._writer, self.queue)
         self._handles: dict[int, _Handle] = {}
         self._refusals = refusals
         self.device: str | None = None
@@ -140,6 +148,7 @@ class OpenFiles:
             opened = self._opened(file, flags, pid, shared=shared)
             if truncates and writer is not None:
                 try:
+                    writer.cut(file)
                     async with file.lock:
                         await writer.truncate(file, 0)
                 except BaseException:
@@ -158,6 +167,12 @@ class OpenFiles:
         self._registry.add(file)
         return self._opened(file, flags, pid, shared=False)
 
+    def resumed(self, file: OpenFile) -> None:
+        """Take a file that an earlier mount has queued."""
+        assert self._writer is not None
+        self._registry.add(file)
+        self._writer.enter(file, settled=True)
+
     async def flush(self, handle: int) -> None:
         """Deploy what was written, unless a copy of the descriptor is still open.
 
@@ -166,12 +181,12 @@ class OpenFiles:
         """
         opened = self._handle(handle)
         file = opened.file
-        if not opened.writes or not file.dirty:
+        if not opened.writes or not file.dirty or file.is_pending:
             return
         pids = [each.pid for each in self._handles.values() if each.file is file and each.writes]
         ino = file.inode.ino
         if not await threads.own_mount(has_copy, opened.pid, pids, ino, self.device):
-            await self._require_writer(file.inode).deploy_dirty(file)
+            await self._require_writer(file.inode).close(file)
 
     async def fsync(self, handle: int) -> None:
         """Deploy what was written. Raises as ``flush``."""
@@ -185,7 +200,7 @@ class OpenFiles:
         file = opened.file
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:
-                await self._require_writer(file.inode).deploy_dirty(file)
+                await self._require_writer(file.inode).close(file)
             except (JfsError, OSError) as error:
                 # close() has returned: the log, jfs recover and user.jfs.last_error tell.
                 log.error("%s: not uploaded: %s", file.inode.path, error)
@@ -197,8 +212,15 @@ class OpenFiles:
                 await self._writer.settle(file)
         finally:  # not before: whoever closes beside us must not let go of it meanwhile
             file.handles -= 1
-            if not file.handles:
+            if not file.handles and not file.held:
                 await self._opening.let_go(file)
+
+    async def drain(self) -> None:
+        """Return when no upload is under way, and what is queued was tried once more."""
+        if self.queue is not None:
+            await self.queue.drain()
+        if self._writing is not None:
+            await self._writing.deployer.wait_idle()
 
     async def close(self) -> list[RepoPath]:
         """Let go of everything; for the end of the mount.
@@ -207,8 +229,12 @@ class OpenFiles:
             Where staged bytes belong that are on no server: they stay in the journal.
         """
         left = []
+        if self.queue is not None:
+            await self.queue.close()
         for file in self._registry:
-            if file.dirty:
+            if file.is_pending:
+                pass  # the next mount goes on with it
+            elif file.dirty:
                 left.append(file.inode.path)
             elif file.staged is not None:
                 await threads.on_disk(file.staged.forget)
@@ -255,10 +281,12 @@ class OpenFiles:
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of *data*; see ``Filesystem.write``."""
         file, direct = self._to_write(handle), self._handle(handle).direct
+        writer = self._require_writer(file.inode)
+        writer.cut(file)
         async with file.lock:
             file.require_current()
             try:
-                await self._require_writer(file.inode).write(file, offset, data)
+                await writer.write(file, offset, data)
             finally:
                 file.written += 1
         if direct:
@@ -275,16 +303,19 @@ class OpenFiles:
             raise InvalidArgument(f"{inode.path}: a size of {size}")
         if handle is not None:
             file = self._to_write(handle)
+            writer = self._require_writer(inode)
+            writer.cut(file)
             async with file.lock:
                 file.require_current()
-                await self._require_writer(inode).truncate(file, size)
+                await writer.truncate(file, size)
             return
         opened = await self.open(inode, os.O_WRONLY | (0 if size else os.O_TRUNC), pid)
         try:
             await self.truncate(inode, size, opened.handle, pid)
             # Other writers will close; a file that only we have open is done now.
-            if self._handle(opened.handle).file.writers == 1:
-                await self.fsync(opened.handle)
+            file = self._handle(opened.handle).file
+            if file.writers == 1 and file.dirty:
+                await self._require_writer(inode).close(file)
         finally:
             await self.release(opened.handle)
 
@@ -327,3 +358,40 @@ class OpenFiles:
         self._kernel.forget(inode.ino)
         parent = inode.parent.ino if inode.parent is not None else ROOT
         self._kernel.drop_soon(Remembered([(parent, inode.name)], [inode.ino]))
+
+    async def _refuse(self, file: OpenFile, error: Exception) -> None:
+        """Give up an upload behind: ``close`` has returned long ago."""
+        path = file.inode.path
+        log.error("%s: not uploaded, see `jfs recover ls`: %s", path, error)
+        self._refusals.keep("upload", path, error)
+        assert self._writer is not None
+        await self._writer.refuse(file, str(error))
+
+    async def _left(self, file: OpenFile) -> None:
+        """Let go of a file that the queue has no more, if nobody has it open."""
+        inode = file.inode
+        try:
+            if self._writer is not None:
+                await self._writer.settle(file)
+        except (JfsError, OSError) as error:
+            log.warning("%s: was uploaded, but not taken into the cache: %s", inode.path, error)
+        if not file.dirty and not file.detached:
+            self._refusals.succeeded("upload", inode.path)
+        if file.is_pending:  # it was queued again meanwhile
+            return
+        file.held = False
+        if not file.handles:
+            await self._opening.let_go(file)
+        self._forget(inode)
+
+    def _forget(self, inode: Inode) -> None:
+        """Let go of an inode that was held for the queue."""
+        if self._tree.forget(inode.ino, 1):
+            self._kernel.forget(inode.ino)
+            if self._writing is not None:
+                self._writing.attributes.forget_number(inode.ino)
+
+    def _shows_other_bytes(self, file: OpenFile) -> None:
+        """Let the kernel read it anew: it shows what it was before somebody wrote."""
+        file.written += 1
+        self._kernel.drop_pages(file.inode.ino)

@@ -1,9 +1,13 @@
 """Change open files: stage, write, truncate, deploy, and show the server's version again.
 
-Everything here but ``deploy_dirty`` and ``settle`` wants the lock of the open file held: what is
-uploaded does not change meanwhile. Those two claim the path first (``namespace.locks``), whatever
-it is by then: an upload goes where the name is, and nobody moves or removes it meanwhile. Trio
-thread only; disk and hashing are in threads.
+Everything here but ``deploy_dirty``, ``enqueue``, ``deploy_queued``, ``refuse`` and ``settle``
+wants the lock of the open file held: what is uploaded does not change meanwhile. Those claim the
+path first (``namespace.locks``), whatever it is by then: an upload goes where the name is, and
+nobody moves or removes it meanwhile. Trio thread only; disk and hashing are in threads.
+
+With --write-back a file that is closed is *queued*: on this disk for good, and uploaded behind
+(``queue``). Newer content is written beside it, and takes its place once it is queued itself: what
+``close`` has promised is never overwritten.
 """
 
 import logging
@@ -11,6 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -23,8 +29,8 @@ from jfs.vfs.namespace.local import STAGED, LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import ContentReader, DataPlane
-from jfs.vfs.writing.deployer import Deployer
-from jfs.vfs.writing.journal import State
+from jfs.vfs.writing.deployer import Deployer, keep
+from jfs.vfs.writing.journal import Entry, State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
 
 log = logging.getLogger(__name__)
@@ -55,11 +61,27 @@ class Writing:
     attributes: LocalAttributeTable
 
 
+class Queue(Protocol):
+    """What is to be uploaded behind."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be queued."""
+
+    def done(self, file: OpenFile) -> None:
+        """Note that a file is uploaded, which may be queued."""
+
+    def add(self, file: OpenFile, *, settled: bool = False) -> None:
+        """Note that a file is queued now, or queued anew; *settled*: it was a while ago."""
+
+
 class Writer:
     """See the module.
 
     Args:
         abandoned: told about a file whose upload failed and which nobody writes any more.
+        queue: told about what is queued; None: everything is uploaded as it is closed.
+        fell_back: told about a file that shows again what it was before it was written.
     """
 
     def __init__(
@@ -69,6 +91,8 @@ class Writer:
         writing: Writing,
         locks: PathLocks,
         abandoned: Callable[[OpenFile], None],
+        queue: Queue,
+        fell_back: Callable[[OpenFile], None],
     ) -> None:
         self._tree = tree
         self._plane = plane
@@ -77,10 +101,12 @@ class Writer:
         self._deployer = writing.deployer
         self._locks = locks
         self._abandoned = abandoned
+        self._queue = queue
+        self._fell_back = fell_back
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Write all of *data*. Raises JfsError, OSError."""
-        staged = await self._stage(file, file.size)
+        staged = await self._stage_newer(file, file.size)
         await self._change(file, staged)
         try:
             await threads.on_disk(staged.write, offset, data)
@@ -94,11 +120,79 @@ class Writer:
             now = time.time_ns()  # nothing to upload, but the call sets the times (POSIX)
             self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=file.tag)
             return
-        staged = await self._stage(file, min(size, file.size))
+        staged = await self._stage_newer(file, min(size, file.size))
         await self._change(file, staged)
         await threads.on_disk(staged.truncate, size)
         if not size:
             file.broken = None
+
+    async def close(self, file: OpenFile) -> None:
+        """Do what ``close`` does: upload what is new, or queue it. Raises as ``deploy_dirty``."""
+        if self._area.settings.write_back and not self._queue.is_full:
+            await self.enqueue(file)
+        else:
+            await self.deploy_dirty(file)
+
+    async def enqueue(self, file: OpenFile) -> None:
+        """Let what is new survive everything here, and have it uploaded behind.
+
+        Claims the path, then takes the lock. Raises OSError: this disk does not keep it.
+        """
+        async with self._placed(file):
+            if not file.dirty or file.is_pending:
+                return
+            generation = file.tried = file.generation
+            if file.broken is not None:
+                raise file.broken
+            staged = await self._stage(file, file.size)
+            assert staged.entry is not None
+            try:
+                await threads.on_disk(_queue, staged.entry, _promise(file))
+            except OSError as error:
+                await threads.on_disk(keep, staged.entry, str(error))
+                raise
+            file.queued = generation
+            await self._supersede(file)
+            self.enter(file)
+
+    def enter(self, file: OpenFile, *, settled: bool = False) -> None:
+        """Have what is pending uploaded behind; until then the inode lives. See ``Queue.add``."""
+        if not file.held:
+            file.held = True
+            self._tree.inodes.remember(file.inode)
+        self._queue.add(file, settled=settled)
+
+    async def deploy_queued(self, file: OpenFile) -> None:
+        """Upload what is queued, if it still is. Claims the path, then takes the lock.
+
+        It is cut when somebody changes the file: the server has it then, or not.
+
+        Raises:
+            JfsError, OSError: the verdict; it stays queued.
+        """
+        async with self._placed(file):
+            if not file.is_pending:
+                return
+            try:
+                with trio.CancelScope() as file.uploading:
+                    await self._deploy(file)
+            finally:
+                file.uploading = None
+
+    async def refuse(self, file: OpenFile, reason: str) -> None:
+        """Give up what is queued: the journal keeps it, for a person to look at.
+
+        Claims the path, then takes the lock. Raises OSError.
+        """
+        async with self._placed(file):
+            if file.is_pending and file.staged is not None and file.staged.entry is not None:
+                await threads.on_disk(keep, file.staged.entry, reason)
+                self._abandon(file)
+
+    def cut(self, file: OpenFile) -> None:
+        """Cut an upload behind: somebody wants to change the file, and shall not wait for it."""
+        if file.uploading is not None:
+            file.uploading.cancel()
 
     async def deploy_dirty(self, file: OpenFile) -> None:
         """Upload what the server does not have. Claims the path, then takes the lock.
@@ -109,6 +203,7 @@ class Writer:
         async with self._placed(file):
             if file.dirty:
                 await self._deploy(file)
+        self._queue.done(file)
 
     @asynccontextmanager
     async def _placed(self, file: OpenFile) -> AsyncIterator[None]:
@@ -134,12 +229,15 @@ class Writer:
 
     async def _settle(self, file: OpenFile) -> None:
         staged = file.staged
-        if staged is None or file.detached or file.writers:
+        if staged is None or file.detached or file.writers or file.is_pending:
             return
         if file.dirty:
             if file.broken is not None:  # half a file, on a full disk: its writer was told
                 await threads.on_disk(staged.forget)
-            self._abandon(file)
+            if file.acknowledged is not None:
+                self._fall_back(file, staged)
+            else:
+                self._abandon(file)
             return
         await threads.on_disk(self._adopt, file.info, staged)
         file.staged = None
@@ -175,7 +273,8 @@ class Writer:
         if file.detached:
             staged = await threads.on_disk(self._area.anonymous)
         else:
-            staged = await threads.on_disk(self._area.new, file.inode.path, _digest_of(file))
+            new = partial(self._area.new, file.inode.path, file.base, made=file.inode.local)
+            staged = await threads.on_disk(new)
         try:
             await self._copy(file, staged, size)
         except BaseException:
@@ -185,6 +284,34 @@ class Writer:
             raise
         file.staged = staged
         return staged
+
+    async def _stage_newer(self, file: OpenFile, size: int) -> StagingFile:
+        """As ``_stage``, to be changed: what is queued stays as it is beside it."""
+        staged = await self._stage(file, size)
+        if not file.is_pending:
+            return staged
+        newer = await threads.on_disk(self._area.successor, staged, size)
+        file.acknowledged, file.staged = staged, newer
+        return newer
+
+    async def _supersede(self, file: OpenFile) -> None:
+        """Forget what was queued before: what is newer is safe."""
+        older, file.acknowledged = file.acknowledged, None
+        if older is not None:
+            await threads.on_disk(older.forget)
+            older.close()
+
+    def _fall_back(self, file: OpenFile, staged: StagingFile) -> None:
+        """Show what was closed last again: what was written since is not what was wanted."""
+        staged.close()
+        file.staged, file.acknowledged = file.acknowledged, None
+        file.broken = None
+        file.generation += 1
+        file.queued = file.tried = file.generation
+        now = time.time_ns()
+        self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
+        self.enter(file)
+        self._fell_back(file)
 
     async def _copy(self, file: OpenFile, staged: StagingFile, size: int) -> None:
         reader = await reader_of(file, self._plane) if size else None
@@ -206,8 +333,9 @@ class Writer:
         entry = staged.entry
         if entry is None or file.detached or entry.record.state is State.WRITING:
             return
-        base = _digest_of(file)
-        await threads.on_disk(lambda: entry.update(state=State.WRITING, base=base))
+        base = file.base
+        changes = {"base": _digest_of(base), "base_size": base.size if base is not None else 0}
+        await threads.on_disk(lambda: entry.update(state=State.WRITING, **changes))
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode
@@ -234,6 +362,7 @@ class Writer:
         self._attributes.set(inode, content=str(content_of(info)))
         if reader is not None:
             await reader.close()
+        await self._supersede(file)
 
     def _adopt(self, info: FileInfo, staged: StagingFile) -> None:
         """Blocking; a worker thread."""
@@ -245,6 +374,7 @@ class Writer:
     def _abandon(self, file: OpenFile) -> None:
         """Show what the server has again: the upload failed, and the journal keeps the bytes."""
         file.replaced = True
+        file.queued = 0
         staged, file.staged = file.staged, None
         assert staged is not None
         file.info = replace(file.info, size=staged.size)  # for fstat of the handles that are left
@@ -255,7 +385,33 @@ class Writer:
         self._abandoned(file)
 
 
-def _digest_of(file: OpenFile) -> str | None:
+def _digest_of(base: FileInfo | None) -> str | None:
     """Return the digest that the journal notes as what the server had."""
-    base = file.base
     return base.checksums.sha256 if base is not None else None
+
+
+def _promise(file: OpenFile) -> dict[str, object]:
+    """Return what the next mount needs to upload a file as this one would."""
+    inode, base = file.inode, file.base
+    assert file.staged is not None
+    assert file.staged.entry is not None
+    properties = file.staged.entry.record.properties
+    if inode.local:
+        properties = {**properties, **(inode.properties or {})}
+    return {
+        "path": inode.path,
+        "base": _digest_of(base),
+        "base_size": base.size if base is not None else 0,
+        "made": inode.local,
+        "properties": properties,
+        "modified_ns": file.modified_ns,
+        "sent": tuple(sorted(file.staged.sent)),
+    }
+
+
+def _queue(entry: Entry, promise: dict[str, object]) -> None:
+    """Write all of a staged file to disk, and that it is to be uploaded. Blocking. OSError."""
+    entry.sync_data()
+    entry.update(
+        state=State.PENDING, error="", queued_ns=time.time_ns(), tries=0, next_ns=0, **promise
+    )

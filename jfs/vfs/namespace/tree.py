@@ -4,13 +4,21 @@ What is asked of the server is the part of ``names``. Trio thread only, no locks
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from jfs.config import TreeSettings
 from jfs.errors import NameTooLong, NoEntry, NotFound, Replaced
-from jfs.model import PARENT_MAX, EntryInfo, FolderInfo, RepoPath, is_too_long, problem_with_name
+from jfs.model import (
+    PARENT_MAX,
+    EntryInfo,
+    FileInfo,
+    FolderInfo,
+    RepoPath,
+    is_too_long,
+    problem_with_name,
+)
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
@@ -138,11 +146,13 @@ class Tree:
         Args:
             asked: when the query was asked.
         """
-        root = self.inodes.root
-        parts = below(root.path, info.path)
-        if not parts:
-            return None
-        parent = root
+        parent = self._above(info.path, asked)
+        return self._names.take(parent, info.path.name, info, asked) if parent else None
+
+    def _above(self, path: RepoPath, asked: Asked) -> Inode | None:
+        """Return the folder of a path, made without a question if need be; None: it has none."""
+        parts = below(self.inodes.root.path, path)
+        parent = self.inodes.root
         for part in parts[:-1]:
             child = parent.dentries.get(part)
             if child is None:
@@ -153,7 +163,7 @@ class Tree:
             if not child.is_folder:
                 return None
             parent = child
-        return self._names.take(parent, parts[-1], info, asked)
+        return parent if parts else None
 
     async def walk(self, parts: Sequence[str]) -> Inode:
         """Resolve a path from the root of the mount. Raises as ``lookup`` does."""
@@ -176,6 +186,32 @@ class Tree:
         if inode.below is not None:  # a new folder is empty: no need to ask
             inode.below.listing.change(True)
             self._kept.listed(info.path, [], inode.below.listing.asked)
+        return inode
+
+    def resumed(
+        self, info: FileInfo, *, made: bool, drop: Callable[[Inode, Inode], None]
+    ) -> Inode | None:
+        """Note a file that was written by an earlier mount, and is not uploaded yet.
+
+        Args:
+            info: what the server had there then; or of a file that was made.
+            drop: told about what the name was until now: a folder and an inode.
+        Returns:
+            None: the place is outside of the mount, or something is being written there.
+        """
+        asked = Asked.now()
+        parent, name = self._above(info.path, asked), info.path.name
+        if parent is None:
+            return None
+        known = parent.dentries.get(name)
+        if known is not None:
+            if known.is_ours or known.is_folder:
+                return None
+            self.inodes.unlink(known)
+            drop(parent, known)
+        self._touch(parent, name)
+        inode = self.inodes.link(parent, name, info, asked)
+        inode.local, inode.ahead = made, not made
         return inode
 
     def removed(self, inode: Inode) -> None:
@@ -305,6 +341,16 @@ class Tree:
             info = None
         self._kept.named(parent.path.child(name), info, asked)
         return self._names.take(parent, name, info, asked) is not None
+
+    def is_believed_there(self, parent: Inode, name: str) -> bool | None:
+        """Say without the server whether a name is taken; None: nobody knows."""
+        if name in parent.dentries:
+            return True
+        under = below_of(parent)
+        cell = under.names.get(name)
+        if cell is not None and cell.is_known and cell.value is None:
+            return False
+        return False if under.listing.is_known else None
 
     def _touch(self, parent: Inode, name: str) -> None:
         """What is known or being asked of a name was true before a change."""

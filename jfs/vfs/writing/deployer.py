@@ -80,7 +80,7 @@ class Deployer:
         """
         async with self._under_way(staged) as entry:
             if base is None and self._area.settings.no_overwrite:
-                await self._require_absent(path)
+                await self._require_absent(path, staged.sent)
             there = {} if base is None else await self._store.properties(path)
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
@@ -93,6 +93,9 @@ class Deployer:
                 # There is no condition on the wire for it: right before has to do.
                 await self._require_unchanged(path, base, {sha256, *staged.sent})
             staged.sent.add(sha256)
+            if entry.record.state is State.PENDING and sha256 not in entry.record.sent:
+                sent = (*entry.record.sent, sha256)
+                await threads.on_disk(lambda: entry.update(sent=sent))
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, done)
             try:
@@ -108,7 +111,10 @@ class Deployer:
 
     @asynccontextmanager
     async def _under_way(self, staged: StagingFile) -> AsyncIterator[Entry]:
-        """Count an upload while it lasts; what fails is kept, and the journal says why."""
+        """Count an upload while it lasts; what fails is kept, and the journal says why.
+
+        What is PENDING stays so: whoever has queued it decides.
+        """
         assert staged.entry is not None
         if not self._active:
             self._idle = trio.Event()
@@ -117,7 +123,8 @@ class Deployer:
             yield staged.entry
         except (JfsError, OSError) as error:
             self._metrics.count("deploys_failed")
-            await threads.on_disk(_keep, staged.entry, str(error))
+            if staged.entry.record.state is not State.PENDING:
+                await threads.on_disk(keep, staged.entry, str(error))
             raise
         finally:
             self._active -= 1
@@ -146,11 +153,13 @@ class Deployer:
             "what was written here is kept: jfs recover ls"
         )
 
-    async def _require_absent(self, path: RepoPath) -> None:
+    async def _require_absent(self, path: RepoPath, ours: Collection[str]) -> None:
         try:
-            await self._store.stat(path)
+            there = await self._store.stat(path)
         except NotFound:
             return
+        if isinstance(there, FileInfo) and there.checksums.sha256 in ours:
+            return  # the answer to an earlier try was lost
         raise AlreadyExists(f"{path}: is on the server, and --no-overwrite keeps what is there")
 
 
@@ -162,13 +171,18 @@ def _seal(
     modified_ns: int | None,
 ) -> str:
     """Finish the digest, and note in the journal that the file is whole. Blocking."""
-    entry.update(
-        state=State.DEPLOYING, path=path, properties=properties, modified_ns=modified_ns, error=""
-    )
+    if entry.record.state is not State.PENDING:  # then the journal has it all
+        entry.update(
+            state=State.DEPLOYING,
+            path=path,
+            properties=properties,
+            modified_ns=modified_ns,
+            error="",
+        )
     return staged.sha256()
 
 
-def _keep(entry: Entry, reason: str) -> None:
+def keep(entry: Entry, reason: str) -> None:
     """Let the bytes of a failed upload survive everything. Blocking; never raises."""
     try:
         entry.update(state=State.FAILED, error=reason)

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from jfs import descriptors, directories
 from jfs.errors import ConfigError, JfsError, is_not_supported
@@ -36,11 +37,14 @@ class State(StrEnum):
     """How far a staged file came.
 
     WRITING: nobody has closed it yet: it may be incomplete. DEPLOYING: it was closed, and its
-    upload was under way. FAILED: ``close`` was told that the upload failed.
+    upload was under way. PENDING: ``close`` has returned, and its upload is still to come
+    (--write-back); it is on disk. FAILED: the upload was refused, and ``close`` was told so if it
+    waited for it.
     """
 
     WRITING = "writing"
     DEPLOYING = "deploying"
+    PENDING = "pending"
     FAILED = "failed"
 
 
@@ -54,7 +58,14 @@ class Record:
         base: sha256 of what the server had there when it was opened; None: nothing.
         properties: to be set when it is deployed.
         created_ns: since 1970.
-        error: what went wrong, once FAILED.
+        error: what went wrong the last time; once FAILED, why.
+        base_size: of *base*.
+        made: the file was made here: its properties are those of the record, not the server's.
+        sent: digests of what the server may have got at the path, without our hearing of it.
+        supersedes: names of staged files that are of no use once this one is PENDING.
+        queued_ns: since when it is PENDING.
+        tries: how often it was tried since.
+        next_ns: when it will be tried again, at the latest.
     """
 
     server: str
@@ -65,6 +76,13 @@ class Record:
     created_ns: int = 0
     modified_ns: int | None = None
     error: str = ""
+    base_size: int = 0
+    made: bool = False
+    sent: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()
+    queued_ns: int = 0
+    tries: int = 0
+    next_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +114,22 @@ class Entry:
         return os.fstat(self.file).st_size
 
     def update(self, **changes: object) -> None:
-        """Change fields of the record, and write it, unless it was removed. Raises OSError."""
+        """Change fields of the record, and write it, unless it was removed. Raises OSError.
+
+        What is PENDING, or becomes so, is on disk when this returns, but for its data: *close* has
+        promised that.
+        """
+        was = self.record.state
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
+        if self._removed:
+            return
+        durable = State.PENDING in (was, self.record.state)
+        _write(self._directory / (self.name + RECORD), self.record, durable=durable)
+        if durable:
+            _sync(self._directory)
+
+    def note(self, **changes: object) -> None:
+        """As ``update``, for what may be lost with the power: how the last try went."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
         if not self._removed:
             _write(self._directory / (self.name + RECORD), self.record)
@@ -105,11 +138,7 @@ class Entry:
         """Let data, record and their names survive a loss of power. Raises OSError."""
         os.fdatasync(self.file)
         for path in (self._directory / (self.name + RECORD), self._directory):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(path)
 
     def sync_data(self) -> None:
         """Let the data survive a loss of power; it may be closed meanwhile. Raises OSError."""
@@ -126,6 +155,9 @@ class Entry:
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
+        if self.record.state is State.PENDING:  # or the next mount would upload it after all
+            with contextlib.suppress(FileNotFoundError):
+                _sync(self._directory)
 
     def close(self) -> None:
         """Close the file, which ends its lock; idempotent."""
@@ -286,12 +318,23 @@ class Journal:
         return None
 
 
-def _write(path: Path, record: Record) -> None:
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, record: Record, *, durable: bool = False) -> None:
     document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
     temporary = _unfinished(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
         json.dump(document, file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.rename(path)
 
 
@@ -313,9 +356,18 @@ def _read(path: Path) -> Record:
             int(document["created_ns"]),
             document["modified_ns"],
             str(document["error"]),
+            **_later(document),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Record("", RepoPath(""), State.FAILED, error="its record is damaged")
+
+
+def _later(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the fields that records of earlier versions lack."""
+    kinds = {"base_size": int, "made": bool, "queued_ns": int, "tries": int, "next_ns": int}
+    found = {name: kind(document[name]) for name, kind in kinds.items() if name in document}
+    lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}
+    return {**found, **lists}
 
 
 def _properties(document: Mapping[str, list[str]]) -> Properties:

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from jfs.errors import JfsError, NotFound
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.writing.journal import Entry, Record, State
+from jfs.vfs.writing.journal import Entry, Record, Sighting, State
 from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ async def resume(area: StagingArea, store: ArtifactStore) -> None:
     left = area.journal.left_behind()
     while (entry := await threads.on_disk(_next, left)) is not None:
         try:
-            if entry.record.server != area.server:
-                continue
+            if entry.record.server != area.server or entry.record.state is State.PENDING:
+                continue  # what is pending waits for a mount that shows its place
             if entry.record.state is not State.DEPLOYING:
                 waiting += 1
                 continue
@@ -94,7 +95,7 @@ async def upload(
     if there == sha256:
         await threads.on_disk(entry.remove)
         return Outcome.WAS_THERE
-    if not force and there != base:
+    if not force and there != base and (target or there not in record.sent):
         return Outcome.CHANGED
     properties = record.properties
     if there is not None:
@@ -121,7 +122,8 @@ def _state_after(error: Exception, state: State) -> State:
     What was never closed stays so, and what may work a while later is left to the next mount.
     """
     passing = isinstance(error, JfsError) and error.retryable
-    return State.FAILED if state is State.DEPLOYING and not passing else state
+    closed = state in (State.DEPLOYING, State.PENDING)
+    return State.FAILED if closed and not passing else state
 
 
 def describe(record: Record) -> str:
@@ -131,9 +133,31 @@ def describe(record: Record) -> str:
             text = "was being written when its mount ended"
         case State.DEPLOYING:
             text = "was being uploaded when its mount ended"
+        case State.PENDING:
+            text = "waits for the next mount of its place"
         case State.FAILED:
             return record.error or "its upload failed"
     return f"{text}; since then: {record.error}" if record.error else text
+
+
+def describe_waiting(sighting: Sighting) -> str:
+    """Say in words since when a file is queued, and what is done about it."""
+    record = sighting.record
+    text = f"closed {_ago(record.queued_ns)} ago"
+    if record.tries:
+        text += f", tried {record.tries} times: {record.error}"
+    if not sighting.in_use:
+        return f"{text}; the next mount of its place uploads it"
+    left_s = (record.next_ns - time.time_ns()) / 1e9
+    return f"{text}; next try in {left_s:.0f} s" if record.tries and left_s > 0 else text
+
+
+def _ago(time_ns: int) -> str:
+    seconds = max(0, time.time_ns() - time_ns) // 1_000_000_000
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def export(entry: Entry, target: Path) -> None:

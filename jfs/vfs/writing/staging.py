@@ -11,14 +11,15 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 from jfs import threads
 from jfs.config import WriteSettings
 from jfs.errors import FileTooLarge
 from jfs.extents import Extent, MiB
 from jfs.memory import Budget
-from jfs.model import RepoPath
-from jfs.vfs.writing.journal import Entry, Journal, Record
+from jfs.model import FileInfo, RepoPath
+from jfs.vfs.writing.journal import Entry, Journal, Record, State
 
 _HASHERS = 2
 _PIECE = 1 * MiB
@@ -48,12 +49,60 @@ class StagingArea:
         # disk is no file of models.
         self._largest = status.f_blocks * status.f_frsize
 
-    def new(self, path: RepoPath, base: str | None) -> "StagingFile":
-        """Make an empty file that belongs at *path*. Raises OSError."""
+    def new(self, path: RepoPath, base: FileInfo | None, *, made: bool = False) -> "StagingFile":
+        """Make an empty file that belongs at *path*. Raises OSError.
+
+        Args:
+            base: what the server has there; None: nothing.
+            made: the file is made here, and has no properties on the server.
+        """
         entry = self.journal.create(
-            Record(self.server, path, base=base, properties=self.settings.properties)
+            Record(
+                self.server,
+                path,
+                base=base.checksums.sha256 if base is not None else None,
+                base_size=base.size if base is not None else 0,
+                properties=self.settings.properties,
+                made=made,
+            )
         )
         return self._made(entry.file, entry)
+
+    def successor(self, staged: "StagingFile", size: int) -> "StagingFile":
+        """Make a file for newer content, which begins as the first *size* bytes of *staged*.
+
+        Once it is PENDING nobody needs *staged* any more. Raises OSError.
+        """
+        assert staged.entry is not None
+        record = replace(
+            staged.entry.record,
+            state=State.WRITING,
+            supersedes=(staged.entry.name,),
+            error="",
+            queued_ns=0,
+            tries=0,
+            next_ns=0,
+        )
+        entry = self.journal.create(record)
+        newer = self._made(entry.file, entry)
+        newer.sent = set(staged.sent)
+        try:
+            for piece in Extent(0, size).pieces(_PIECE):
+                data = os.pread(staged.file, piece.size, piece.start)
+                if len(data) != piece.size:
+                    raise OSError(f"a staged file ends at {piece.start + len(data)}, not at {size}")
+                newer.write(piece.start, data)
+        except BaseException:
+            newer.forget()
+            entry.close()
+            raise
+        return newer
+
+    def resumed(self, entry: Entry) -> "StagingFile":
+        """Return what a mount that has ended left in the journal; *entry* is claimed."""
+        staged = self._made(entry.file, entry)
+        staged.sent = set(entry.record.sent)
+        return staged
 
     def anonymous(self) -> "StagingFile":
         """Make a file for content whose name is gone. Raises OSError."""

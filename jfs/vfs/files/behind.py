@@ -1,0 +1,153 @@
+"""Uploads behind, as a mount sees them; and those that earlier mounts have left.
+
+What they have queued is shown as if it had been closed here, and uploaded.
+
+An entry of the journal that is PENDING belongs to whoever has its lock. The mount that queued it
+holds that while it lives; afterwards the next mount that shows its place takes it over, at its
+start, or now and then while it runs: mounts may share a staging directory.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import trio
+
+from jfs import threads
+from jfs.model import Checksums, FileInfo
+from jfs.vfs.files.openfile import OpenFile
+from jfs.vfs.files.queue import QueueState
+from jfs.vfs.files.table import OpenFiles
+from jfs.vfs.files.writer import Writing
+from jfs.vfs.freshness import Questions
+from jfs.vfs.kernel import KernelView, Remembered
+from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.namespace.local import STAGED
+from jfs.vfs.namespace.tree import Tree, below
+from jfs.vfs.writing.journal import Entry, State
+from jfs.vfs.writing.staging import StagingArea
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """An entry that is ours now, and when its data was written."""
+
+    entry: Entry
+    written_ns: int
+
+
+class Behind:
+    """What is uploaded behind in one mount: see the module. Trio thread only.
+
+    Args:
+        writing: None: nothing can be written.
+        questions: what looks now and then runs as long as they do.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        files: OpenFiles,
+        writing: Writing | None,
+        kernel: KernelView,
+        questions: Questions,
+    ) -> None:
+        self._tree = tree
+        self._files = files
+        self._writing = writing
+        self._kernel = kernel
+        self._questions = questions
+
+    @property
+    def state(self) -> QueueState:
+        """What the queue is doing."""
+        queue = self._files.queue
+        return queue.state() if queue is not None else QueueState()
+
+    def wake(self, repo: str | None = None) -> None:
+        """Upload now what waits: of a repository that is up again, or all."""
+        if self._files.queue is not None:
+            self._files.queue.wake(repo)
+
+    async def resume(self) -> None:
+        """Take over what nobody has, now and then as well. This disk alone is asked."""
+        if self._writing is not None:
+            await self._take_over(self._writing)
+            self._questions.run(self._now_and_then, self._writing)
+
+    async def _now_and_then(self, writing: Writing) -> None:
+        while True:
+            await trio.sleep(writing.area.settings.adopt_s)
+            await self._take_over(writing)
+
+    async def _take_over(self, writing: Writing) -> None:
+        try:
+            left = await threads.on_disk(self._claim, writing.area)
+        except OSError as error:
+            log.warning("what earlier mounts left cannot be looked at: %s", error)
+            return
+        taken = 0
+        for each in left:
+            if self._show(each, writing):
+                taken += 1
+            else:
+                each.entry.close()
+        if taken:
+            log.info("%d files of earlier mounts wait for their upload", taken)
+
+    def _claim(self, area: StagingArea) -> list[_Left]:
+        """Claim what is queued and nobody's, the oldest first. Blocking. Raises OSError."""
+        root = self._tree.inodes.root.path
+        found: dict[str, Entry] = {}
+        for entry in area.journal.left_behind():
+            record = entry.record
+            # Closed while it replaced something that is queued: it is whole, and newer.
+            closed = record.state is State.DEPLOYING and bool(record.supersedes)
+            ours = record.server == area.server and bool(below(root, record.path))
+            if ours and (closed or record.state is State.PENDING):
+                found[entry.name] = entry
+            else:
+                entry.close()
+        for entry in list(found.values()):
+            for name in entry.record.supersedes:
+                if (older := found.pop(name, None)) is not None:
+                    older.remove()
+                    older.close()
+        for entry in found.values():
+            if entry.record.state is State.DEPLOYING:
+                entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)
+        entries = sorted(found.values(), key=lambda entry: entry.record.queued_ns)
+        return [_Left(entry, os.fstat(entry.file).st_mtime_ns) for entry in entries]
+
+    def _show(self, left: _Left, writing: Writing) -> bool:
+        """Make an entry the file at its path; False: its place is another's here. No checkpoint."""
+        record = left.entry.record
+        base = None
+        if record.base is not None:
+            base = FileInfo(record.path, record.base_size, Checksums(sha256=record.base), 0)
+        modified_ns = record.modified_ns or left.written_ns
+        info = FileInfo(record.path, 0, Checksums(), modified_ns)
+        if base is not None and not record.made:
+            info = base
+        inode = self._tree.resumed(info, made=record.made, drop=self._drop)
+        if inode is None:
+            return False
+        file = OpenFile(inode, info)
+        file.staged = writing.area.resumed(left.entry)
+        file.generation = file.tried = file.queued = 1
+        file.modified_ns = record.modified_ns
+        file.ours = True
+        if record.made:
+            file.replaces = base
+            inode.properties = record.properties
+        writing.attributes.set(
+            inode, mtime_ns=modified_ns, ctime_ns=left.written_ns, content=STAGED
+        )
+        self._files.resumed(file)
+        return True
+
+    def _drop(self, parent: Inode, known: Inode) -> None:
+        """Let the kernel look a name up again that is another inode's now."""
+        self._kernel.drop_soon(Remembered([(parent.ino, known.name)], [known.ino]))
