@@ -60,7 +60,7 @@ def mounted(server: EmbeddedServer, mounter: Mounter) -> Iterator[MountedServer]
     mount = mounter(f"{server.url}/{REPO}", JF_ACCESS_TOKEN=server.token)
     yield MountedServer(mount.root, server, mount)
     if mount.process.poll() is None:
-        mount.stop(expected=["QuotaExceeded: 413"])
+        mount.stop(expected=["QuotaExceeded: ENOSPC: 413"])
 
 
 @pytest.fixture
