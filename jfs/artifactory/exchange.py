@@ -110,7 +110,9 @@ def _explained(error: Exception) -> tuple[type[RemoteError], str]:
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return kind, f"TLS failed ({cause.reason})"
         if isinstance(cause, socket.gaierror):
-            return kind, f"its name cannot be resolved ({cause.strerror}): is the address right?"
+            again = cause.errno == socket.EAI_AGAIN
+            advice = "is the name server well?" if again else "is the address right?"
+            return kind, f"its name cannot be resolved ({cause.strerror}): {advice}"
         if isinstance(cause, ConnectionRefusedError):
             return kind, "nothing listens there (connection refused): is the server running?"
     return kind, f"cannot be reached: {text}" if isinstance(error, httpx.ConnectError) else text

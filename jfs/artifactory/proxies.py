@@ -10,9 +10,8 @@ understood, and what nobody does is passed over:
   for hosts that are written as addresses; names are not resolved for it;
 - a port behind any host (``[::1]:8080``), a scheme before it (``http://example.com``): only that.
 
-Proxies speak plain HTTP to us, whatever the server behind them speaks: others (SOCKS, and those
-that are themselves reached by TLS) would each need a second implementation below the bulk
-transport. They are refused in one line.
+A proxy is reached by HTTP or by TLS (``https://``), whatever the server behind it speaks. SOCKS
+would need a second implementation below the bulk transport: it is refused in one line.
 """
 
 import base64
@@ -37,6 +36,7 @@ class Proxy:
     port: int
     user: str | None = field(default=None, repr=False)
     password: str = field(default="", repr=False)
+    scheme: str = "http"
 
     @property
     def authorization(self) -> bytes | None:
@@ -49,7 +49,7 @@ class Proxy:
     def url(self) -> str:
         """Its address, without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 class Proxies:
@@ -157,16 +157,17 @@ def _parse(name: str, value: str) -> Proxy:
         host, port, user = parts.hostname, parts.port, parts.username
     except ValueError:
         host = port = user = None
-    if scheme != "http" and scheme.isalnum():
+    if scheme not in _PORTS and scheme.isalnum():
         raise ConfigError(
             f"{name}: {scheme}:// proxies are not supported: "
-            "give one that is reached by http://, or name the server in NO_PROXY"
+            "give one that is reached by http:// or https://, or name the server in NO_PROXY"
         )
     if not host or any(letter.isspace() for letter in text):
         raise ConfigError(f"{name}: not the URL of a proxy: give one such as http://proxy:3128")
     return Proxy(
         host,
-        port or _PORTS["http"],
+        port or _PORTS[scheme],
         None if user is None else unquote(user),
         unquote(parts.password or ""),
+        scheme,
     )

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
 
 import httpx
 import trio
@@ -32,13 +33,16 @@ class Routed(httpx.AsyncBaseTransport):
         url = request.url
         trust = self._access.trust
         proxy = self._access.proxies.leading_to(url.scheme, url.host, url.port)
-        context = None
+        ours = url.scheme == "https" and trust.is_of_server(url.host, url.port)
+        tls = _Tls()
         if url.scheme == "https":
-            context = await trust.current(url.host, url.port)
-        key = (proxy, url.scheme == "https" and trust.is_of_server(url.host, url.port))
+            tls = _Tls(await trust.current(ours=ours))
+        if proxy is not None and proxy.scheme == "https":
+            tls = _Tls(tls.server, await trust.current(ours=False))
+        key = (proxy, ours)
         way = self._ways.get(key)
-        if way is None or way.is_over(context):
-            retired, way = way, _Way(proxy, context)
+        if way is None or way.is_over(tls):
+            retired, way = way, _Way(proxy, tls)
             self._ways[key] = way
             if retired is not None:
                 self._retired.add(retired)
@@ -71,22 +75,31 @@ class Routed(httpx.AsyncBaseTransport):
             await way.transport.aclose()
 
 
+class _Tls(NamedTuple):
+    """What to make TLS with; None: it is not needed now."""
+
+    server: ssl.SSLContext | None = None
+    proxy: ssl.SSLContext | None = None
+
+
 class _Way:
-    def __init__(self, proxy: Proxy | None, context: ssl.SSLContext | None) -> None:
+    def __init__(self, proxy: Proxy | None, tls: _Tls) -> None:
         self.requests = 0
-        self._context = context
+        self._tls = tls
         self._over = trio.current_time() + LIFE_S
         self.transport = httpx.AsyncHTTPTransport(
             # Without one, what is asked is plain HTTP: httpx would spend 0.1 s on making another.
-            verify=context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=tls.server or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS),
-            proxy=None if proxy is None else _as_httpx_has_it(proxy),
+            proxy=None if proxy is None else _as_httpx_has_it(proxy, tls.proxy),
         )
 
-    def is_over(self, context: ssl.SSLContext | None) -> bool:
+    def is_over(self, tls: _Tls) -> bool:
         """Whether new requests need another one."""
-        replaced = context is not None and context is not self._context
+        replaced = any(
+            new is not None and new is not old for new, old in zip(tls, self._tls, strict=True)
+        )
         return replaced or trio.current_time() > self._over
 
 
@@ -109,9 +122,9 @@ class _Counted(httpx.AsyncByteStream):
             await self._closed()
 
 
-def _as_httpx_has_it(proxy: Proxy) -> httpx.Proxy:
+def _as_httpx_has_it(proxy: Proxy, context: ssl.SSLContext | None) -> httpx.Proxy:
     auth = None if proxy.user is None else (proxy.user, proxy.password)
-    return httpx.Proxy(proxy.url, auth=auth)
+    return httpx.Proxy(proxy.url, ssl_context=context, auth=auth)
 
 
 def _is_of_tls(error: BaseException | None) -> bool:

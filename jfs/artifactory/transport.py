@@ -22,11 +22,11 @@ import h11
 import httpx
 
 from jfs import descriptors
+from jfs.artifactory import dialling
 from jfs.artifactory.access import Access
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.pace import Pace
 from jfs.artifactory.proxies import Proxy
-from jfs.errors import is_of_descriptors
 from jfs.extents import KiB
 
 _HEAD_CHUNK = 16 * KiB
@@ -34,6 +34,9 @@ _MAX_HEAD = 256 * KiB
 # A server may close a connection that is idle (nginx after 75 s, many load balancers after 60):
 # older ones are not worth trying.
 _IDLE_S = 30.0
+# Nor are those that were made long ago: a name leads elsewhere one day, and the old server may go
+# on answering (a load balancer that is being replaced).
+_LIFE_S = 600.0
 _KEPT = 16
 
 
@@ -42,8 +45,14 @@ class _Connection:
         self.sock = sock
         self.key = key
         self.proxy = proxy
+        self.made = _now()
         self.idle_since = 0.0
         self.used = False
+
+
+def _now() -> float:
+    """Seconds that go on while the machine is suspended, in which servers and NAT forget us."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class BodyStream(httpx.SyncByteStream):
@@ -172,8 +181,7 @@ class BulkTransport(httpx.BaseTransport):
         connect_timeout_s: float,
         idle_timeout_s: float,
     ) -> None:
-        self._trust = access.trust
-        self._proxies = access.proxies
+        self._access = access
         self._connect_timeout_s = connect_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
@@ -229,7 +237,7 @@ class BulkTransport(httpx.BaseTransport):
         with self._lock:
             kept = self._idle.setdefault(connection.key, [])
             if not self._closed and len(kept) < _KEPT:
-                connection.idle_since = time.monotonic()
+                connection.idle_since = _now()
                 connection.used = False
                 kept.append(connection)
                 return
@@ -251,14 +259,14 @@ class BulkTransport(httpx.BaseTransport):
         return len(idle)
 
     def _take_idle(self, key: tuple[str, str, int]) -> _Connection | None:
-        oldest = time.monotonic() - _IDLE_S
+        now = _now()
         expired = []
         found = None
         with self._lock:
             kept = self._idle.get(key, [])
             while kept and found is None:
                 connection = kept.pop()
-                if connection.idle_since >= oldest:
+                if now - connection.idle_since < _IDLE_S and now - connection.made < _LIFE_S:
                     found = connection
                     found.used = True
                 else:
@@ -269,18 +277,23 @@ class BulkTransport(httpx.BaseTransport):
 
     def _connect(self, key: tuple[str, str, int]) -> _Connection:
         scheme, host, port = key
-        proxy = self._proxies.leading_to(scheme, host, port)
+        proxy = self._access.proxies.leading_to(scheme, host, port)
         with _mapped(connecting=True):
             if self._closed:
                 raise OSError("closed")
-            sock = _dial(host, port, proxy, self._connect_timeout_s)
+            trust, timeout_s = self._access.trust, self._connect_timeout_s
+            if proxy is None:
+                sock = dialling.connect(host, port, timeout_s)
+            else:
+                context = trust.context(ours=False) if proxy.scheme == "https" else None
+                sock = dialling.connect_to_proxy(proxy, context, timeout_s)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if scheme == "https":
                     if proxy is not None:
-                        _tunnel(sock, host, port, proxy, self._connect_timeout_s)
-                    context = self._trust.context(host, port)
-                    sock = context.wrap_socket(sock, server_hostname=host)
+                        dialling.tunnel(sock, host, port, proxy, timeout_s)
+                    context = trust.context(ours=trust.is_of_server(host, port))
+                    sock = dialling.wrapped(sock, context, host)
                 # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
                 # and costs a poll for every receive; the kernel's does neither.
                 sock.settimeout(None)
@@ -411,40 +424,3 @@ def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
     if b"transfer-encoding" in fields or b"content-length" not in fields:
         return None
     return int(fields[b"content-length"])
-
-
-def _dial(host: str, port: int, proxy: Proxy | None, timeout_s: float) -> socket.socket:
-    at = (host, port) if proxy is None else (proxy.host, proxy.port)
-    try:
-        return descriptors.opening(lambda: socket.create_connection(at, timeout_s), connects=True)
-    except OSError as error:
-        if proxy is None or is_of_descriptors(error):
-            raise
-        raise httpx.ProxyError(f"{proxy.url} cannot be reached") from error
-
-
-def _tunnel(sock: socket.socket, host: str, port: int, proxy: Proxy, timeout_s: float) -> None:
-    """Ask the proxy for a connection to the server (RFC 9110 section 9.3.6)."""
-    protocol = h11.Connection(h11.CLIENT)
-    # A proxy that sends a byte now and then must not keep us for ever.
-    deadline = time.monotonic() + timeout_s
-    target = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
-    headers = [(b"Host", target)]
-    if authorization := proxy.authorization:
-        headers.append((b"Proxy-Authorization", authorization))
-    sock.sendall(
-        protocol.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b""
-    )
-    while True:
-        event = protocol.next_event()
-        if event is h11.NEED_DATA:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            # Byte by byte: what follows the answer belongs to TLS.
-            protocol.receive_data(sock.recv(1))
-        elif isinstance(event, h11.Response):
-            if not 200 <= event.status_code < 300:
-                raise httpx.ProxyError(f"{event.status_code} {event.reason.decode('latin-1')}")
-            return
-        elif not isinstance(event, h11.InformationalResponse):
-            raise httpx.ProxyError("closed the connection")

@@ -76,23 +76,26 @@ class Trust:
         elif url.scheme == "https":
             self._fixed = self._read()
 
-    def context(self, host: str, port: int | None) -> ssl.SSLContext:
-        """Return the one for a host. Blocking, for a second at most: not for the event loop."""
+    def context(self, *, ours: bool) -> ssl.SSLContext:
+        """Return the one for the server, or for others.
+
+        Blocking, for a second at most: not for the event loop.
+        """
         if self._files is not None:
             contexts = self._files.now()
         else:
             contexts = self._fixed = self._fixed or self._read()
-        return contexts.ours if self.is_of_server(host, port) else contexts.others
+        return contexts.ours if ours else contexts.others
 
     def is_of_server(self, host: str, port: int | None) -> bool:
         """Whether a host is the server itself, who may see our certificate."""
         return (host, port or 443) == self._server
 
-    async def current(self, host: str, port: int | None) -> ssl.SSLContext:
+    async def current(self, *, ours: bool) -> ssl.SSLContext:
         """Return what ``context`` does, on the event loop. Trio thread only."""
         if self._files is None and self._fixed is not None:
-            return self.context(host, port)
-        return await threads.looking(self.context, host, port)
+            return self.context(ours=ours)
+        return await threads.looking(lambda: self.context(ours=ours))
 
     def _read(self) -> _Contexts:
         others = ours = self._context()

@@ -2,12 +2,16 @@
 
 import contextlib
 import http.client
+import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import urlsplit
+
+from jfs.server import TlsFiles
 
 _DEADLINE_S = 30
 
@@ -21,6 +25,7 @@ class Handler(BaseHTTPRequestHandler):
     authorization: ClassVar[str | None] = None
     seen: ClassVar[list[str]] = []
     refusal: ClassVar[int | None] = None
+    dies_after: ClassVar[int | None] = None
 
     def log_message(self, *_: object) -> None:
         pass
@@ -71,18 +76,24 @@ class Handler(BaseHTTPRequestHandler):
         with socket.create_connection(("127.0.0.1", self.hosts[host]), _DEADLINE_S) as server:
             self.send_response_only(200)
             self.end_headers()
-            back = threading.Thread(target=_copy, args=(server, self.connection))
-            back.start()
-            _copy(self.connection, server)
-            back.join()
+            with contextlib.suppress(OSError):
+                self._carry(server)
 
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(64 * 1024):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_RDWR)
+    def _carry(self, server: socket.socket) -> None:
+        """Copy both ways until either ends, or as far as ``dies_after`` says; one thread: TLS."""
+        client = self.connection
+        left = self.dies_after if len(self.seen) == 1 else None
+        while left is None or left > 0:
+            waiting = isinstance(client, ssl.SSLSocket) and client.pending()
+            ready = [client] if waiting else select.select([client, server], [], [], _DEADLINE_S)[0]
+            for source in ready:
+                data = source.recv(64 * 1024)
+                if not data:
+                    return
+                if source is server and left is not None:
+                    data = data[:left]
+                    left -= len(data)
+                (client if source is server else server).sendall(data)
 
 
 class ForwardProxy:
@@ -95,21 +106,38 @@ class ForwardProxy:
 
 @contextlib.contextmanager
 def forward_proxy(
-    hosts: Mapping[str, int], *, authorization: str | None = None, refusal: int | None = None
+    hosts: Mapping[str, int],
+    *,
+    authorization: str | None = None,
+    refusal: int | None = None,
+    dies_after: int | None = None,
+    tls: TlsFiles | None = None,
 ) -> Iterator[ForwardProxy]:
     """Run one that knows where *hosts* are: ports of this machine.
 
     Args:
         authorization: what ``Proxy-Authorization`` must be.
         refusal: a status for everybody.
+        dies_after: how many bytes it brings through its first tunnel before it hangs up.
+        tls: it is reached by TLS itself.
     """
     seen: list[str] = []
     handler = type(
         "_Handler",
         (Handler,),
-        {"hosts": hosts, "authorization": authorization, "seen": seen, "refusal": refusal},
+        {
+            "hosts": hosts,
+            "authorization": authorization,
+            "seen": seen,
+            "refusal": refusal,
+            "dies_after": dies_after,
+        },
     )
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.certificate, tls.key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

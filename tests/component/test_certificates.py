@@ -185,6 +185,10 @@ def names_shown(context: ssl.SSLContext, server: ssl.SSLContext) -> bytes | None
     return theirs.getpeercert(binary_form=True)
 
 
+def shown(trust: Trust, host: str, port: int | None) -> ssl.SSLContext:
+    return trust.context(ours=trust.is_of_server(host, port))
+
+
 def test_only_the_server_itself_sees_it(certificate: TlsFiles, ann: TlsFiles) -> None:
     """Not the storage that a redirect leads to, nor another port."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -198,10 +202,10 @@ def test_only_the_server_itself_sees_it(certificate: TlsFiles, ann: TlsFiles) ->
         client_key=ann.key,
     )
     trust = Trust(settings, {})
-    assert names_shown(trust.context("art.example", None), server) is not None
-    assert names_shown(trust.context("art.example", 443), server) is not None
-    assert names_shown(trust.context("art.example", 8443), server) is None
-    assert names_shown(trust.context("s3.example", None), server) is None
+    assert names_shown(shown(trust, "art.example", None), server) is not None
+    assert names_shown(shown(trust, "art.example", 443), server) is not None
+    assert names_shown(shown(trust, "art.example", 8443), server) is None
+    assert names_shown(shown(trust, "s3.example", None), server) is None
 
 
 def encrypted(directory: Path, files: TlsFiles) -> Path:

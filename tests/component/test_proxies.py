@@ -97,6 +97,57 @@ async def test_https_through_a_tunnel(
     assert set(proxy.seen) == {"CONNECT"}
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_is_reached_by_tls(
+    server: EmbeddedServer,
+    tls_server: EmbeddedServer,
+    certificate: TlsFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+) -> None:
+    """TLS to the proxy, and for an https server TLS inside of it."""
+    behind = tls_server if scheme == "https" else server
+    settings = replace(
+        server_settings(behind),
+        url=f"{scheme}://localhost:{behind.port}/artifactory",
+        ca_file=certificate.certificate,
+    )
+    hosts = {"localhost": behind.port}
+    with forward_proxy(hosts, authorization=BASIC, tls=certificate) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"https://ann:hunter2@127.0.0.1:{proxy.port}")
+        await use_everything(settings, tmp_path)
+    assert set(proxy.seen) == ({"CONNECT"} if scheme == "https" else {"GET", "PUT"})
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_proxy_that_dies_on_the_way(
+    tls_server: EmbeddedServer,
+    certificate: TlsFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    encrypted: bool,
+) -> None:
+    """In the middle of a body: what is missing comes by the next connection."""
+    tls_server.deploy(REPO, PATH.path, DATA)
+    settings = replace(
+        server_settings(tls_server),
+        url=f"https://localhost:{tls_server.port}/artifactory",
+        ca_file=certificate.certificate,
+    )
+    hosts = {"localhost": tls_server.port}
+    tls = certificate if encrypted else None
+    sink = Collector(Extent(0, len(DATA)))
+    # The handshake has 1.2 kB, the file 7 kB.
+    with forward_proxy(hosts, dies_after=5000, tls=tls) as proxy:
+        scheme = "https" if encrypted else "http"
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:{proxy.port}")
+        source = HttpRangeSource(settings, Metrics())
+        source.fetch(VERSION, Extent(0, len(DATA)), sink)
+        source.close()
+    assert sink.data == DATA
+    assert proxy.seen == ["CONNECT", "CONNECT"]
+
+
 @pytest.mark.parametrize("no_proxy", ["127.0.0.0/8,fd07::/64", "[::1],127.0.0.1", "*"])
 async def test_past_the_proxy(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxy: str
@@ -175,7 +226,7 @@ def test_a_proxy_that_cannot_be_used(
 
 
 def test_commands_say_what_is_wrong_with_a_proxy(server: EmbeddedServer, tmp_path: Path) -> None:
-    for value in ("socks5://ann:hunter2@p:1080", "http://ann:hunter2@[bad", "https://hunter2@p"):
+    for value in ("socks5://ann:hunter2@p:1080", "http://ann:hunter2@[bad", "ftp://hunter2@p"):
         environ = {"http_proxy": value, "XDG_CACHE_HOME": str(tmp_path)}
         for arguments in (["ls", REPO], ["warm", REPO], ["props", "get", REPO]):
             said = run_here(server, *arguments, code=2, **environ)

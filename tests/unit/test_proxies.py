@@ -104,6 +104,16 @@ def test_credentials_are_sent_and_not_shown() -> None:
     assert "hunter2" not in repr(proxy)
 
 
+def test_a_proxy_that_is_reached_by_tls() -> None:
+    proxies = Proxies({"HTTPS_PROXY": "HTTPS://ann:hunter2@p", "HTTP_PROXY": "https://[::1]:3128"})
+    proxy = proxies.leading_to("https", "a.example", None)
+    assert proxy == Proxy("p", 443, "ann", "hunter2", "https")
+    assert proxy.url == "https://p:443"
+    proxy = proxies.leading_to("http", "a.example", None)
+    assert proxy is not None
+    assert proxy.url == "https://[::1]:3128"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -116,7 +126,6 @@ def test_credentials_are_sent_and_not_shown() -> None:
         "http://ann:hunter2@pro xy:1",
         "socks5://ann:hunter2@p:1080",
         "socks5h://ann:hunter2@p:1080",
-        "https://ann:hunter2@p:443",
         "ftp://ann:hunter2@p",
     ],
 )

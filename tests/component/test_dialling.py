@@ -1,0 +1,85 @@
+"""Names, addresses, and connections that lead nowhere any more."""
+
+import errno
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.artifactory.dialling import Address, first_of
+from jfs.config import ServerSettings
+from jfs.errors import ConfigError, Unavailable
+from jfs.extents import Extent
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from tests.component.test_ranges import Collector
+from tests.conftest import REPO
+
+
+def at(sock: socket.socket) -> Address:
+    return socket.AF_INET, sock.getsockname()
+
+
+@contextmanager
+def black_hole() -> Iterator[Address]:
+    """An address that answers nobody: a listener whose queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield at(listener)
+
+
+@contextmanager
+def refusing() -> Iterator[Address]:
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(("127.0.0.1", 0))
+        yield at(sock)
+
+
+def test_an_address_that_swallows_packets_does_not_hold_the_others_up() -> None:
+    with black_hole() as silent, socket.create_server(("127.0.0.1", 0)) as good:
+        with first_of([silent, at(good)], time.monotonic() + 30) as sock:
+            assert sock.getpeername() == good.getsockname()
+        with refusing() as refused:
+            places = [silent, refused, silent, at(good)]
+            with first_of(places, time.monotonic() + 30) as sock:
+                assert sock.getpeername() == good.getsockname()
+
+
+def test_the_most_telling_failure_is_said() -> None:
+    with refusing() as refused, pytest.raises(ConnectionRefusedError):
+        first_of([refused, refused], time.monotonic() + 30)
+    with black_hole() as silent, pytest.raises(TimeoutError):
+        first_of([silent], time.monotonic() + 0.2)
+    with pytest.raises(OSError, match="no address") as caught:
+        first_of([], time.monotonic() + 30)
+    assert caught.value.errno != errno.ENETUNREACH
+
+
+async def test_a_name_that_nobody_knows() -> None:
+    """It is asked for again until the deadline: name servers fail for a moment, too."""
+    settings = ServerSettings("https://art.invalid/artifactory", request_deadline_s=0.5)
+    settings = replace(settings, retries_s=0.5)
+    client = ArtifactoryClient(settings, Metrics())
+    with pytest.raises(ConfigError, match=r"art.invalid.*: its name cannot be resolved"):
+        await client.check()
+    with pytest.raises(Unavailable, match="its name cannot be resolved") as control:
+        await client.stat(RepoPath(REPO, "f"))
+    await client.aclose()
+    metrics = Metrics()
+    source = HttpRangeSource(settings, metrics)
+    version = ArtifactVersion(RepoPath(REPO, "f"), ContentKey("sha1:" + "0" * 40, 9), None)
+    with pytest.raises(Unavailable, match="its name cannot be resolved") as bulk:
+        source.fetch(version, Extent(0, 9), Collector(Extent(0, 9)))
+    source.close()
+    assert control.value.retryable
+    assert bulk.value.retryable
