@@ -1,5 +1,6 @@
 """While the server cannot be asked: what was known is served, and nothing else is made up."""
 
+import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from jfs.cache import DiskBlockStore
 from jfs.errors import JfsError, NoEntry, NotFound
 from jfs.extents import Extent
 from jfs.metrics import Metrics
+from jfs.model import ContentKey
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -45,6 +48,15 @@ async def attributes(fs: Filesystem, path: str) -> tuple[int, int, int]:
 
 async def properties(fs: Filesystem, path: str) -> list[bytes]:
     return await fs.listxattr(await find(fs, path))
+
+
+async def cached(store: DiskBlockStore, data: bytes, extent: Extent) -> None:
+    """Return when it is on disk: that is behind the reader."""
+    blocks = store.inspect(ContentKey(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data)))
+    with trio.fail_after(30):
+        while blocks.missing(extent):
+            await trio.lowlevel.checkpoint()
+    blocks.close()
 
 
 Use = Callable[[Filesystem], Awaitable[object]]
@@ -83,6 +95,8 @@ async def test_what_is_known_is_served_and_asked_anew_once_the_server_is_up(
     async with composed(models, "", tree=TREE_0, store=store) as fs:
         for number, (kind, use) in enumerate(KINDS.items()):
             known = await use(fs)
+            if isinstance(known, bytes):
+                await cached(store, known, Extent(0, len(known)))
             models.faults.add(Fault.hold() if how == "hangs" else Fault.garbage())
             with trio.fail_after(30):  # of 60 for each request
                 for _ in range(3):
@@ -204,6 +218,7 @@ async def test_a_file_that_is_cached_in_part_is_read_on_once_the_server_is_up(
         handle = (await fs.open(ino, 0)).handle
         assert bytes(await fs.read(handle, Extent(0, 10))) == data[:10]
         await fs.release(handle)
+        await cached(store, data, Extent(0, 10))
         models.faults.add(Fault.garbage("/api/*"))
         models.faults.add(Fault.cut(f"/{REPO}/*"))
         handle = (await fs.open(await find(fs, "large.bin"), 0)).handle
