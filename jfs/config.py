@@ -75,10 +75,22 @@ class ServerSettings:
     client_cert: Path | None = None  # with its key, unless that is in client_key
     client_key: Path | None = None
     verify_tls: bool = True
-    connect_timeout_s: float = 10.0  # a SYN that is dropped: three retransmissions (1, 2, 4 s)
-    idle_timeout_s: float = 30.0  # nothing received for this long: the connection is dead
-    request_deadline_s: float = 60.0  # one control-plane call, its retries included
-    retries_s: float = 60.0  # and for how much of it failures are asked again
+    # A SYN that is lost is sent again after 1 and after 3 s; a second more for a far server.
+    connect_timeout_s: float = 5.0
+    # Nothing received for so long: the connection is dead. Artifactory fetches what a remote
+    # repository has not got, and collects garbage, in the time of an answer.
+    idle_timeout_s: float = 30.0
+    # An answer about one item takes milliseconds; 10 s are a server that hangs.
+    answer_timeout_s: float = 10.0
+    # One call, its retries and its turn in the queue included: about one item; any other one (a
+    # listing of a million files, a query, the end of an upload).
+    answer_deadline_s: float = 15.0
+    request_deadline_s: float = 60.0
+    # For how long after the beginning of an outage calls wait for its end: those about names, and
+    # those that move bytes or change something, whose failure ends a job. 30 s outlive the restart
+    # of a proxy, or the failover of a cluster; Artifactory itself takes a minute or two to start.
+    retries_s: float = 5.0
+    jobs_retries_s: float = 30.0
     connections: int = 4  # bulk connections at a time: 2 to 4 reached the ceiling (design 5)
 
 

@@ -16,7 +16,8 @@
     │   ├── RateLimited           EIO        429, retried first
     │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
     │   │   ├── DeadlineExceeded  ETIMEDOUT  no answer in time
-    │   │   └── Untrusted         EIO        TLS refuses the server: asking again is of no use
+    │   │   ├── Untrusted         EIO        TLS refuses the server: asking again is of no use
+    │   │   └── ServerDown        as before  refused at once: it was down a moment ago
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
@@ -43,7 +44,7 @@ from typing import ClassVar
 class JfsError(Exception):
     """Base of the tree; class attributes say how the boundary in ``fuse.py`` reports it."""
 
-    errno: ClassVar[int] = errno.EIO
+    errno: int = errno.EIO  # of the class, but for errors that stand for another
     retryable: ClassVar[bool] = False
     log_level: ClassVar[int] = logging.WARNING
 
@@ -128,7 +129,10 @@ class RateLimited(RemoteError):
 
 
 class Unavailable(RemoteError):
+    """*retry_after_s* is the server's ``Retry-After``, if it sent one."""
+
     retryable = True
+    retry_after_s: float | None = None
 
 
 class DeadlineExceeded(Unavailable):
@@ -139,6 +143,22 @@ class Untrusted(Unavailable):
     """A certificate that is not accepted, or no TLS where it is expected; not asked again."""
 
     retryable = False
+
+
+class ServerDown(Unavailable):
+    """Not asked: the server, or this part of it, has been down for a while.
+
+    It has the errno and the words of the last failure.
+    """
+
+    retryable = False
+
+    @classmethod
+    def after(cls, error: RemoteError, seconds: float) -> "ServerDown":
+        """Make it of the last failure, and for how long it has been so."""
+        down = cls(f"down for {seconds:.0f} s: {error.message}", status=error.status, url=error.url)
+        down.errno = error.errno
+        return down
 
 
 class ProtocolViolation(RemoteError):

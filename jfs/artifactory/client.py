@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from jfs.artifactory import builds, locating, mutations, searching, uploads, wire
 from jfs.artifactory.access import Access
+from jfs.artifactory.breaker import Breakers
 from jfs.artifactory.builds import BuildInfo
 from jfs.artifactory.listings import Listings, describe
 from jfs.artifactory.repositories import Repositories
@@ -45,6 +46,7 @@ class ArtifactoryClient:
 
     Args:
         access: shared with the data plane; by default what the settings and environment say.
+        breakers: shared with the data plane.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class ArtifactoryClient:
         settings: ServerSettings,
         metrics: Metrics,
         access: Access | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         self._settings = settings
-        self._session = Session(settings, metrics, access)
+        self._session = Session(settings, metrics, access, breakers)
         self._uploads = Uploads(self._session, metrics)
         self._hidden = Hidden()
         self._repositories = Repositories(self._session, self._hidden)
@@ -65,6 +68,15 @@ class ArtifactoryClient:
         """Close every connection."""
         self._uploads.close()
         await self._session.aclose()
+
+    @property
+    def breakers(self) -> Breakers:
+        """What of the server is down, and who is told of that."""
+        return self._session.breakers
+
+    async def watch(self) -> None:
+        """Find out when what is down is up again; never ends. For the background of a mount."""
+        await self._session.watch()
 
     def cut_uploads(self) -> None:
         """Cut the uploads that are under way; they fail soon. Any thread."""

@@ -178,7 +178,7 @@ def failure(response: httpx.Response, body: bytes) -> RemoteError:
     if status == 400 and any(words in body for words in _NO_CERTIFICATE):
         return Untrusted(_WANTS_ANOTHER, status=status, method=request.method, url=url)
     error = wire.error_of(status, body, method=request.method, url=url)
-    if isinstance(error, RateLimited):
+    if isinstance(error, RateLimited | Unavailable):
         error.retry_after_s = _retry_after(response.headers)
     return error
 

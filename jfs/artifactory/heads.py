@@ -99,7 +99,10 @@ async def _ask(session: Session, method: str, path: RepoPath, accept: str) -> _H
         # It is a look, not a download: 7.x does not count it then.
         address, headers = f"{address}?skipUpdateStats=true", {**headers, **_FIRST_BYTE}
     try:
-        return await session.read(method, address, _head, headers=headers, repo=path.repo)
+        # a remote repository asks its upstream first
+        return await session.read(
+            method, address, _head, headers=headers, repo=path.repo, long=True
+        )
     except RemoteError as error:
         if error.status == 416:
             return _Head(size=0)  # no first byte

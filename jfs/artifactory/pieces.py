@@ -267,7 +267,7 @@ async def read(
         return taker, await _receive(response.aiter_bytes(), rows)
 
     headers = None if content is None else {"Content-Type": "text/plain"}
-    return await session.read(method, address, receive, content, headers, repo=repo)
+    return await session.read(method, address, receive, content, headers, repo=repo, long=True)
 
 
 async def _receive(body: AsyncIterable[bytes], rows: LongObject) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 
 import httpx
 from cachetools import TTLCache
 
-from jfs.artifactory import retry, wire
+from jfs.artifactory import wire
 from jfs.artifactory.access import Access
+from jfs.artifactory.breaker import Breakers
+from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import failure, mapped, redacted
 from jfs.artifactory.opening import Opener
 from jfs.artifactory.parallelism import Parallelism
@@ -37,6 +38,7 @@ class HttpRangeSource:
 
     Args:
         access: shared with the control plane; by default what the settings and environment say.
+        breakers: shared with the control plane.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class HttpRangeSource:
         settings: ServerSettings,
         metrics: Metrics,
         access: Access | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         access = access or Access(settings, os.environ)
         self._settings = settings
+        self._breakers = breakers or Breakers(settings.url, metrics)
         self._metrics = metrics
         self._transport = BulkTransport(
             access,
@@ -76,28 +80,38 @@ class HttpRangeSource:
 
     def fetch(self, version: ArtifactVersion, extent: Extent, sink: Sink) -> None:
         position = extent.start
-        delays = retry.delays()
-        deadline = time.monotonic() + self._settings.request_deadline_s
+        deadline_s = self._settings.request_deadline_s
+        call = self._breakers.call(
+            version.path.repo,
+            Plane.BYTES,
+            patience_s=self._settings.jobs_retries_s,
+            deadline_s=deadline_s,
+        )
         while True:
-            progress = _Progress(position, extent.stop, sink)
-            try:
-                with self._gate(version.path.repo).request():
-                    self._fetch_once(version, Extent(position, extent.stop), progress)
-                return
-            except JfsError as error:
-                self._metrics.count("fetch_errors")
-                if self._closed.is_set():
-                    raise Unavailable("the mount is ending") from error
-                if progress.position - position >= _MOVED:
-                    # A long download over a bad line is not given up.
-                    delays = retry.delays()
-                    deadline = time.monotonic() + self._settings.request_deadline_s
-                position = progress.position
-                wait = retry.wait_before_retry(error, next(delays), deadline - time.monotonic())
-                if wait is None:
-                    raise
-                log.debug("%s %s: asking again: %s", version.path, extent, error)
-            self._closed.wait(wait)
+            wait = call.hold_s()
+            if not wait:
+                progress = _Progress(position, extent.stop, sink)
+                try:
+                    with self._gate(version.path.repo).request():
+                        if not (wait := call.hold_s()):  # it may have been a long wait
+                            self._fetch_once(version, Extent(position, extent.stop), progress)
+                            call.succeeded()
+                            return
+                except JfsError as error:
+                    self._metrics.count("fetch_errors")
+                    if self._closed.is_set():
+                        raise Unavailable("the mount is ending") from error
+                    if progress.position - position >= _MOVED:
+                        # A long download over a bad line is not given up.
+                        call.moved(deadline_s)
+                    position = progress.position
+                    again = call.failed(error)
+                    if again is None:
+                        raise
+                    wait = again
+                    log.debug("%s %s: asking again: %s", version.path, extent, error)
+            if self._closed.wait(wait):
+                raise Unavailable("the mount is ending")
 
     def _fetch_once(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
         try:

@@ -1,14 +1,17 @@
 """Ask an Artifactory: authentication, deadlines, retries, redirects. Trio thread only."""
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from urllib.parse import quote
 
 import httpx
 import trio
 
-from jfs.artifactory import retry
 from jfs.artifactory.access import Access
+from jfs.artifactory.breaker import Breakers
+from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import (
     MAX_HOPS,
     REDIRECTS,
@@ -16,10 +19,11 @@ from jfs.artifactory.exchange import (
     failure,
     mapped,
     next_hop,
+    redacted,
 )
 from jfs.artifactory.routed import Routed
 from jfs.config import ServerSettings
-from jfs.errors import DeadlineExceeded, JfsError, ProtocolViolation
+from jfs.errors import AccessDenied, DeadlineExceeded, JfsError, ProtocolViolation
 from jfs.metrics import Metrics
 
 _T = TypeVar("_T")
@@ -28,12 +32,19 @@ _PARALLEL = 16  # requests for one repository, or to one endpoint that is about 
 _SUBJECTS_KEPT = 1000
 # Key of a response's extensions: the redirects that led to it.
 PASSED = "jfs.passed"
+_PING = "/api/system/ping"
+_READS = ("GET", "HEAD")
+# A server that is up answers a ping in milliseconds; what is lost on the way is sent again after
+# 1 s and after 3. One that is asked for longer is found only so much later to be up.
+_PROBE_S = 4.0
 CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
 
 
 class Session:
     """One server, asked over httpx. Close it with ``aclose``.
 
+    Args:
+        access, breakers: of the server, if others ask it too.
     Raises:
         ConfigError: of ``Access``.
     """
@@ -43,8 +54,10 @@ class Session:
         settings: ServerSettings,
         metrics: Metrics,
         access: Access | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         self.settings = settings
+        self.breakers = breakers or Breakers(settings.url, metrics)
         self.access = access or Access(settings, os.environ)
         self._metrics = metrics
         self._client = httpx.AsyncClient(
@@ -59,6 +72,53 @@ class Session:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+    async def watch(self) -> None:
+        """Probe what is down until it is up again; never ends. For the background of a mount."""
+        token = trio.lowlevel.current_trio_token()
+        woken = trio.Event()
+
+        def deliver(call: Callable[[], None]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(call)
+
+        self.breakers.attend(deliver, lambda: deliver(lambda: woken.set()))
+        try:
+            while True:
+                with trio.move_on_after(self.breakers.next_probe_s()):
+                    await woken.wait()
+                woken = trio.Event()
+                for repo in self.breakers.due():
+                    await self._probe(repo)
+        finally:
+            self.breakers.leave()
+
+    async def _probe(self, repo: str) -> None:
+        """Ask how the server is, or the names of a repository of it."""
+        began = self.breakers.clock()
+        address = f"/api/storage/{quote(repo)}" if repo else _PING
+        url = httpx.URL(self.settings.url + address)
+        headers = {}
+        with contextlib.suppress(AccessDenied):  # a token file that is gone: any answer will do
+            headers = await self.access.authenticator.current()
+        self._metrics.count("probes")
+        found: JfsError | None = None
+        try:
+            with trio.fail_after(_PROBE_S), mapped("GET", url):
+                async with self._client.stream("GET", url, headers=headers) as response:
+                    status = response.status_code
+                    body = await response.aread() if not repo or status >= 500 else b""
+            if status >= 500:
+                found = failure(response, body)
+            elif status in REDIRECTS or (not repo and status == 200 and body.strip() != b"OK"):
+                found = ProtocolViolation("something else answers", method="GET", url=redacted(url))
+        except trio.TooSlowError:
+            found = DeadlineExceeded(
+                f"no answer within {_PROBE_S:.0f} s", method="GET", url=redacted(url)
+            )
+        except JfsError as error:
+            found = error
+        self.breakers.probed(repo, found, began)
 
     async def get(self, address: str, *, retries: bool = True) -> bytes:
         """Return the body of an answer."""
@@ -106,36 +166,66 @@ class Session:
         *,
         repo: str = "",
         retries: bool = True,
+        long: bool = False,
         patience_s: float = 0.0,
     ) -> _T:
         """Ask as ``exchange`` does, and let *take* read the answer while it arrives.
 
         Args:
             take: called with a successful answer, its body not read yet; again for every try.
+            long: the answer is about more than one item, or others are asked for it first.
         """
-        began = trio.current_time()
-        deadline = began + max(self.settings.request_deadline_s, patience_s)
-        retried_until = min(deadline, began + self.settings.retries_s)
         url = httpx.URL(self.settings.url + address)
+        subject = repo or _subject(address)
+        settings = self.settings
+        reads = method in _READS or address.startswith("/api/search/")
+        small = method in _READS and not long
+        silence_s, deadline_s = settings.idle_timeout_s, settings.request_deadline_s
+        if small:
+            silence_s = min(silence_s, settings.answer_timeout_s)
+            deadline_s = min(deadline_s, settings.answer_deadline_s)
+        patience_with_outages_s = settings.retries_s if retries else 0.0
+        if not reads:
+            patience_with_outages_s = settings.jobs_retries_s
+        call = self.breakers.call(
+            subject,
+            Plane.NAMES if reads else Plane.CHANGES,
+            patience_s=patience_with_outages_s,
+            deadline_s=max(deadline_s, patience_s),
+            once=not retries,
+        )
+        timeout = httpx.Timeout(max(silence_s, patience_s), connect=settings.connect_timeout_s)
         # A repository that hangs keeps its own requests waiting, and no others.
-        limit = self._limit(repo or _subject(address))
-        for delay in retry.delays():
-            left = deadline - trio.current_time()
-            try:
-                with trio.fail_after(max(0.0, left)):
-                    async with limit:
-                        return await self._once(
-                            method, url, take, content, headers or {}, patience_s
-                        )
-            except trio.TooSlowError:
-                raise DeadlineExceeded(f"no answer in time: {address}") from None
-            except JfsError as error:
-                self._metrics.count("request_errors")
-                wait = retry.wait_before_retry(error, delay, retried_until - trio.current_time())
-                if wait is None or not retries:
-                    raise
+        limit = self._limit(subject)
+        while True:
+            wait = call.hold_s()
+            if not wait:
+                asked = False
+                try:
+                    with trio.fail_after(call.left_s):
+                        async with limit:
+                            # what was well when we began to queue may be down by now
+                            if not (wait := call.hold_s()):
+                                asked = True
+                                found = await self._once(
+                                    method, url, take, content, headers or {}, timeout
+                                )
+                                call.succeeded()
+                                return found
+                except trio.TooSlowError:
+                    late = DeadlineExceeded(
+                        f"no answer in time: {address}", method=method, url=redacted(url)
+                    )
+                    if asked:  # else it was only others that the server kept waiting
+                        call.failed(late)
+                    raise late from None
+                except JfsError as error:
+                    self._metrics.count("request_errors")
+                    again = call.failed(error)
+                    if again is None:
+                        raise
+                    wait = again
             await trio.sleep(wait)
-        raise AssertionError("delays never end")
 
     def _limit(self, subject: str) -> trio.CapacityLimiter:
         limit = self._limits.get(subject)
@@ -154,12 +244,9 @@ class Session:
         take: Callable[[httpx.Response], Awaitable[_T]],
         content: bytes | None,
         headers: dict[str, str],
-        patience_s: float,
+        timeout: httpx.Timeout,
     ) -> _T:
         headers = {**headers, **await self.access.authenticator.current()}
-        timeout = httpx.Timeout(
-            max(self.settings.idle_timeout_s, patience_s), connect=self.settings.connect_timeout_s
-        )
         passed: list[httpx.Response] = []
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")

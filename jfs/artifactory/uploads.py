@@ -18,7 +18,8 @@ import httpx
 import trio
 
 from jfs import threads
-from jfs.artifactory import retry, wire
+from jfs.artifactory import wire
+from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import USER_AGENT, failure, mapped
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.mutations import not_local
@@ -67,13 +68,23 @@ class Uploads:
 
     async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
         """See ``ArtifactStore.deploy``; the caller sets what ``set_afterwards`` returns."""
-        delays = retry.delays()
+        settings = self._session.settings
         bodies = refusals = 0
-        deadline = trio.current_time() + self._session.settings.request_deadline_s
+        call = self._session.breakers.call(
+            deployment.path.repo,
+            Plane.CHANGES,
+            patience_s=settings.jobs_retries_s,
+            deadline_s=settings.request_deadline_s,
+        )
         while True:
-            attempt = _Attempt(deployment, file, self._session.settings.idle_timeout_s)
+            if held := call.hold_s():
+                await trio.sleep(held)
+                continue
+            attempt = _Attempt(deployment, file, settings.idle_timeout_s)
             try:
-                return await self._once(attempt)
+                found = await self._once(attempt)
+                call.succeeded()
+                return found
             except JfsError as error:
                 self._metrics.count("deploy_errors")
                 if self._closed:
@@ -81,10 +92,10 @@ class Uploads:
                 if attempt.sent:
                     # A long upload over a bad line is not given up for the time that it took.
                     bodies += 1
-                    deadline = trio.current_time() + self._session.settings.request_deadline_s
+                    call.moved(settings.request_deadline_s)
                 refused = isinstance(error, Conflict | IntegrityError)
                 refusals += refused
-                wait = retry.wait_before_retry(error, next(delays), deadline - trio.current_time())
+                wait = call.failed(error)
                 if refused and refusals < _REFUSALS:
                     wait = 0.0
                 if wait is None or bodies >= _BODIES:

@@ -125,6 +125,7 @@ class Connection:
             verify_tls=not self.insecure,
             connections=connections,
             retries_s=_RETRIES_S,
+            jobs_retries_s=_RETRIES_S,
         )
 
     def ask(self, source: Source, question: Callable[[ArtifactoryClient], Awaitable[_T]]) -> _T:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import trio
 
 from jfs import descriptors, logs, threads
-from jfs.artifactory import Access, ArtifactoryClient, HttpRangeSource
+from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource, log_changes
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
@@ -124,9 +124,11 @@ async def _compose(
         trio.open_nursery() as nursery,
     ):
         access = Access(settings.server, os.environ)
-        client = ArtifactoryClient(settings.server, metrics, access)
+        breakers = Breakers(settings.server.url, metrics)
+        breakers.on_change(log_changes)
+        client = ArtifactoryClient(settings.server, metrics, access, breakers)
         stack.push_async_callback(_to_the_end, client.aclose)
-        source = HttpRangeSource(settings.server, metrics, access)
+        source = HttpRangeSource(settings.server, metrics, access, breakers)
         stack.callback(source.close)
 
         async def reloaded() -> None:
@@ -150,6 +152,7 @@ async def _compose(
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
         limit = await threads.on_disk(memory_limit)
         reads = fit_to_memory(settings.read, limit)
+        nursery.start_soon(client.watch)
         budget = Budget(reads.memory_bytes)
         plane = DataPlane(
             source,

@@ -1,0 +1,110 @@
+"""The state of one circuit, and how an outage is told: what ``breaker`` is made of. Pure."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jfs.errors import RemoteError
+
+# Between probes: a tenth of the outage so far. At most 3 s, or it would not heal within seconds;
+# a thousand nodes then send some 500 pings a second to a server that starts.
+_PROBE_SHARE, _PROBE_FIRST_S, PROBE_LAST_S = 0.1, 0.25, 3.0
+# A probe that has not ended by then is forgotten: its caller was cancelled.
+_PROBE_LOST_S = 30.0
+# Failures so far apart are not of one outage, unless a call gave up.
+_APART_S = 10.0
+
+
+class Plane(StrEnum):
+    """What of a repository is asked for: each may fail while the others are well."""
+
+    NAMES = "names"
+    BYTES = "bytes"
+    CHANGES = "changes"
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What is down. Times are ``time.time()``.
+
+    Attributes:
+        subject: a repository, or the path of an endpoint; empty: the server.
+        plane: of a repository; of no meaning for the server.
+        reason: the words of the last failure.
+        refused: calls that failed at once because of it, so far.
+    """
+
+    subject: str
+    plane: Plane
+    since: float
+    reason: str
+    refused: int
+
+    @property
+    def what(self) -> str:
+        """Name it for a person."""
+        if not self.subject:
+            return "the server"
+        return f"{self.subject} ({self.plane})"
+
+
+# Called with True when what is named is up again, with False when it is down. While a mount watches
+# it is called on the trio thread, else in the thread that noticed. It must not wait nor raise.
+Listener = Callable[[Outage, bool], None]
+Key = tuple[str, Plane]
+SERVER: Key = ("", Plane.NAMES)
+
+
+class Circuit:
+    """One that is troubled; its fields belong to the lock of its ``Breakers``."""
+
+    __slots__ = (
+        "blind",
+        "down",
+        "error",
+        "failed_at",
+        "held",
+        "held_until",
+        "probe_at",
+        "probed_at",
+        "refused",
+        "since",
+        "wall",
+    )
+
+    def __init__(self, began: float) -> None:
+        self.since = began
+        self.wall = 0.0
+        self.failed_at = began
+        self.error: RemoteError | None = None
+        self.down = False
+        self.blind = False  # probes from outside cannot tell
+        self.refused = 0
+        self.probe_at = 0.0
+        self.probed_at = 0.0  # 0: no probe is under way
+        self.held_until = 0.0
+        self.held: RemoteError | None = None
+
+    def fail(self, error: RemoteError, began: float, now: float) -> None:
+        if self.error is None or (not self.down and began - self.failed_at > _APART_S):
+            self.since = began
+            self.wall = time.time() - (now - began)
+        self.failed_at = now
+        self.error = error
+        self.probed_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be probed, and nobody does at the moment."""
+        idle = not self.probed_at or now > self.probed_at + _PROBE_LOST_S
+        return idle and now >= self.probe_at
+
+    def schedule(self, now: float, rng: random.Random) -> None:
+        interval = _PROBE_SHARE * (now - self.since)
+        interval = min(PROBE_LAST_S, max(_PROBE_FIRST_S, interval))
+        self.probe_at = now + rng.uniform(interval / 2, interval)
+
+    def outage(self, key: Key) -> Outage:
+        assert self.error is not None
+        return Outage(key[0], key[1], self.wall, self.error.message, self.refused)
