@@ -224,7 +224,7 @@ class Breakers:
         circuit = self._circuits.get(key)
         if circuit is None:
             return None
-        circuit.probed_at = 0.0
+        circuit.probed_by = None
         if began < circuit.failed_at:  # an answer to what was asked before it went down
             return None
         if circuit.held_until > self.clock():
@@ -255,7 +255,7 @@ class Call:
     """One call and its attempts; belongs to one task or thread. Made by ``Breakers.call``.
 
     As long as ``hold_s`` returns more than 0: wait for so long. Then attempt, and say how that
-    ended: ``succeeded``, or ``failed``, which returns when to attempt again.
+    ended: ``succeeded``, or ``failed``, which returns when to attempt again. ``end`` at last.
     """
 
     __slots__ = (
@@ -325,12 +325,22 @@ class Call:
                         return self._refused(circuit, now)
                     probed.append(circuit)
             for circuit in probed:
-                circuit.probed_at = now
+                circuit.probed_by = self
         return 0.0
+
+    def end(self) -> None:
+        """Nothing more is attempted: another one may probe."""
+        breakers = self._breakers
+        if breakers._circuits:
+            with breakers._lock:
+                for key in (SERVER, self._subject):
+                    circuit = breakers._circuits.get(key)
+                    if circuit is not None and circuit.probed_by is self:
+                        circuit.probed_by = None
 
     def _may_probe(self, key: Key, circuit: Circuit, now: float) -> bool:
         watched = self._breakers._wake is not None and _is_repo(key) and not circuit.blind
-        return not watched and circuit.is_due(now)
+        return not watched and circuit.is_due_for(self, now)
 
     def _held(self, circuit: Circuit, now: float) -> float:
         error = circuit.held

@@ -11,8 +11,6 @@ from jfs.errors import RemoteError
 # Between probes: a tenth of the outage so far. At most 3 s, or it would not heal within seconds;
 # a thousand nodes then send some 500 pings a second to a server that starts.
 _PROBE_SHARE, _PROBE_FIRST_S, PROBE_LAST_S = 0.1, 0.25, 3.0
-# A probe that has not ended by then is forgotten: its caller was cancelled.
-_PROBE_LOST_S = 30.0
 # Failures so far apart are not of one outage, unless a call gave up.
 _APART_S = 10.0
 
@@ -68,7 +66,7 @@ class Circuit:
         "held",
         "held_until",
         "probe_at",
-        "probed_at",
+        "probed_by",
         "refused",
         "since",
         "wall",
@@ -83,7 +81,7 @@ class Circuit:
         self.blind = False  # probes from outside cannot tell
         self.refused = 0
         self.probe_at = 0.0
-        self.probed_at = 0.0  # 0: no probe is under way
+        self.probed_by: object = None
         self.held_until = 0.0
         self.held: RemoteError | None = None
 
@@ -93,12 +91,13 @@ class Circuit:
             self.wall = time.time() - (now - began)
         self.failed_at = now
         self.error = error
-        self.probed_at = 0.0
+        self.probed_by = None
 
-    def is_due(self, now: float) -> bool:
-        """Whether it is to be probed, and nobody does at the moment."""
-        idle = not self.probed_at or now > self.probed_at + _PROBE_LOST_S
-        return idle and now >= self.probe_at
+    def is_due_for(self, caller: object, now: float) -> bool:
+        """Whether *caller* is to probe it, and nobody else does at the moment."""
+        if self.probed_by is None:
+            return now >= self.probe_at
+        return self.probed_by is caller
 
     def schedule(self, now: float, rng: random.Random) -> None:
         interval = _PROBE_SHARE * (now - self.since)

@@ -87,31 +87,34 @@ class HttpRangeSource:
             patience_s=self._settings.jobs_retries_s,
             deadline_s=deadline_s,
         )
-        while True:
-            wait = call.hold_s()
-            if not wait:
-                progress = _Progress(position, extent.stop, sink)
-                try:
-                    with self._gate(version.path.repo).request():
-                        if not (wait := call.hold_s()):  # it may have been a long wait
-                            self._fetch_once(version, Extent(position, extent.stop), progress)
-                            call.succeeded()
-                            return
-                except JfsError as error:
-                    self._metrics.count("fetch_errors")
-                    if self._closed.is_set():
-                        raise Unavailable("the mount is ending") from error
-                    if progress.position - position >= _MOVED:
-                        # A long download over a bad line is not given up.
-                        call.moved(deadline_s)
-                    position = progress.position
-                    again = call.failed(error)
-                    if again is None:
-                        raise
-                    wait = again
-                    log.debug("%s %s: asking again: %s", version.path, extent, error)
-            if self._closed.wait(wait):
-                raise Unavailable("the mount is ending")
+        try:
+            while True:
+                wait = call.hold_s()
+                if not wait:
+                    progress = _Progress(position, extent.stop, sink)
+                    try:
+                        with self._gate(version.path.repo).request():
+                            if not (wait := call.hold_s()):  # it may have been a long wait
+                                self._fetch_once(version, Extent(position, extent.stop), progress)
+                                call.succeeded()
+                                return
+                    except JfsError as error:
+                        self._metrics.count("fetch_errors")
+                        if self._closed.is_set():
+                            raise Unavailable("the mount is ending") from error
+                        if progress.position - position >= _MOVED:
+                            # A long download over a bad line is not given up.
+                            call.moved(deadline_s)
+                        position = progress.position
+                        again = call.failed(error)
+                        if again is None:
+                            raise
+                        wait = again
+                        log.debug("%s %s: asking again: %s", version.path, extent, error)
+                if self._closed.wait(wait):
+                    raise Unavailable("the mount is ending")
+        finally:
+            call.end()
 
     def _fetch_once(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
         try:

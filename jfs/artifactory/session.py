@@ -197,35 +197,38 @@ class Session:
         timeout = httpx.Timeout(max(silence_s, patience_s), connect=settings.connect_timeout_s)
         # A repository that hangs keeps its own requests waiting, and no others.
         limit = self._limit(subject)
-        while True:
-            wait = call.hold_s()
-            if not wait:
-                asked = False
-                try:
-                    with trio.fail_after(call.left_s):
-                        async with limit:
-                            # what was well when we began to queue may be down by now
-                            if not (wait := call.hold_s()):
-                                asked = True
-                                found = await self._once(
-                                    method, url, take, content, headers or {}, timeout
-                                )
-                                call.succeeded()
-                                return found
-                except trio.TooSlowError:
-                    late = DeadlineExceeded(
-                        f"no answer in time: {address}", method=method, url=redacted(url)
-                    )
-                    if asked:  # else it was only others that the server kept waiting
-                        call.failed(late)
-                    raise late from None
-                except JfsError as error:
-                    self._metrics.count("request_errors")
-                    again = call.failed(error)
-                    if again is None:
-                        raise
-                    wait = again
-            await trio.sleep(wait)
+        try:
+            while True:
+                wait = call.hold_s()
+                if not wait:
+                    asked = False
+                    try:
+                        with trio.fail_after(call.left_s):
+                            async with limit:
+                                # what was well when we began to queue may be down by now
+                                if not (wait := call.hold_s()):
+                                    asked = True
+                                    found = await self._once(
+                                        method, url, take, content, headers or {}, timeout
+                                    )
+                                    call.succeeded()
+                                    return found
+                    except trio.TooSlowError:
+                        late = DeadlineExceeded(
+                            f"no answer in time: {address}", method=method, url=redacted(url)
+                        )
+                        if asked:  # else it was only others that the server kept waiting
+                            call.failed(late)
+                        raise late from None
+                    except JfsError as error:
+                        self._metrics.count("request_errors")
+                        again = call.failed(error)
+                        if again is None:
+                            raise
+                        wait = again
+                await trio.sleep(wait)
+        finally:
+            call.end()
 
     def _limit(self, subject: str) -> trio.CapacityLimiter:
         limit = self._limits.get(subject)

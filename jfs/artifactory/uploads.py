@@ -76,32 +76,35 @@ class Uploads:
             patience_s=settings.jobs_retries_s,
             deadline_s=settings.request_deadline_s,
         )
-        while True:
-            if held := call.hold_s():
-                await trio.sleep(held)
-                continue
-            attempt = _Attempt(deployment, file, settings.idle_timeout_s)
-            try:
-                found = await self._once(attempt)
-                call.succeeded()
-                return found
-            except JfsError as error:
-                self._metrics.count("deploy_errors")
-                if self._closed:
-                    raise
-                if attempt.sent:
-                    # A long upload over a bad line is not given up for the time that it took.
-                    bodies += 1
-                    call.moved(settings.request_deadline_s)
-                refused = isinstance(error, Conflict | IntegrityError)
-                refusals += refused
-                wait = call.failed(error)
-                if refused and refusals < _REFUSALS:
-                    wait = 0.0
-                if wait is None or bodies >= _BODIES:
-                    raise
-                log.info("%s: deploying again: %s", deployment.path, error)
-            await trio.sleep(wait)
+        try:
+            while True:
+                if held := call.hold_s():
+                    await trio.sleep(held)
+                    continue
+                attempt = _Attempt(deployment, file, settings.idle_timeout_s)
+                try:
+                    found = await self._once(attempt)
+                    call.succeeded()
+                    return found
+                except JfsError as error:
+                    self._metrics.count("deploy_errors")
+                    if self._closed:
+                        raise
+                    if attempt.sent:
+                        # A long upload over a bad line is not given up for the time that it took.
+                        bodies += 1
+                        call.moved(settings.request_deadline_s)
+                    refused = isinstance(error, Conflict | IntegrityError)
+                    refusals += refused
+                    wait = call.failed(error)
+                    if refused and refusals < _REFUSALS:
+                        wait = 0.0
+                    if wait is None or bodies >= _BODIES:
+                        raise
+                    log.info("%s: deploying again: %s", deployment.path, error)
+                await trio.sleep(wait)
+        finally:
+            call.end()
 
     async def _once(self, attempt: "_Attempt") -> FileInfo:
         """Make one attempt in a worker thread; cancelling cuts its connection."""

@@ -186,6 +186,7 @@ async def _compose(
         if area is not None:
             await filesystem.behind.resume()
             nursery.start_soon(recovery.resume, area, client)
+        breakers.on_change(lambda outage, up: filesystem.up(outage.subject) if up else None)
         try:
             async with session.mounted(settings, Operations(filesystem)) as mount:
                 ending.mounted()

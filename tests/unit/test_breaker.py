@@ -186,12 +186,22 @@ def test_where_nobody_watches_one_caller_at_a_time_is_let_through() -> None:
     assert server.changes == [("the server", False), ("the server", True)]
 
 
-def test_a_probe_whose_caller_went_away_is_not_waited_for_for_ever() -> None:
+def test_who_probes_may_queue_for_its_turn() -> None:
     server = Server()
     server.down()
     server.now += 60
-    assert server.call().hold_s() == 0
-    server.now += 31
+    probe = server.call()
+    assert probe.hold_s() == 0
+    assert probe.hold_s() == 0
+
+
+def test_a_probe_whose_caller_went_away_is_left_to_another() -> None:
+    server = Server()
+    server.down()
+    server.now += 60
+    gone = server.call()
+    assert gone.hold_s() == 0
+    gone.end()
     assert server.call().hold_s() == 0
 
 
