@@ -277,6 +277,11 @@ def test_what_was_removed_stays_removed(history: History) -> None:
     ]
 
 
+def test_who_removes_what_is_staged_leaves_what_another_put_there(history: History) -> None:
+    history.put("a", 1, 2.5, 2.8).store(A, "a", 2, 2, 6).add(A, "unlink", "a", 3, 4)
+    assert history.read(A, "a", 7, 8, V1).server("a", 9, V1).rules() == []
+
+
 def test_a_rename_moves_what_may_be_there(history: History) -> None:
     history.put("a", 1, 1, 2).put("a", 2, 5, 7).add(B, "rename", "a", 6, 6.5, to="b")
     history.add(A, "rename", "b", 6.2, 6.7, to="a")

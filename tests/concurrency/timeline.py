@@ -182,8 +182,12 @@ class Timeline:
         match record.kind:
             case "put":
                 yield replace(event, contents={whole(record.write, record.size)})
-            case "delete" | "unlink":
+            case "delete":
                 yield event
+            case "unlink":
+                # What is only staged goes; what another put there since the file was made stays.
+                staged = list(self.writing(record.actor, {record.path}, record.start, record.end))
+                yield replace(event, certain=certain and not staged)
             case "write" | "patch" if record.wrote_all:
                 yield replace(
                     event,
@@ -192,9 +196,9 @@ class Timeline:
                     certain=certain and not self.moved_meanwhile(record),
                 )
             case "rename":
-                yield event
                 # What is only staged goes to the new name when it is closed.
                 staged = list(self.writing(record.actor, {record.path}, record.start, record.end))
+                yield replace(event, certain=certain and not staged)
                 last = max([end, *(writer.end for writer in staged)])
                 # Its contents follow from what its source may have had.
                 yield replace(
