@@ -21,6 +21,7 @@
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
+    ├── NoThread                  EIO        no thread could be started for it; waited for first
     ├── CacheError                EIO        internal: treated as a miss
     │   ├── CacheFull             ENOSPC     nothing evictable is left
     │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
@@ -186,6 +187,12 @@ class NoDescriptor(JfsError):
     """No connection, as no file descriptor is left for it: not the server's fault; retried."""
 
     errno = errno.EMFILE
+    retryable = True
+
+
+class NoThread(JfsError):
+    """No thread could be started for a call, for longer than it may wait."""
+
     retryable = True
 
 

@@ -27,14 +27,25 @@ Cancellation: waits until the thread has ended, unless the limiter is one that a
 """
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import trio
 from trio.lowlevel import RunVar
 
+from jfs.errors import ConfigError, NoThread
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_NO_THREAD_S = 30.0
+_FIRST_WAIT_S, _LAST_WAIT_S = 0.01, 0.2
+_NO_THREAD = (
+    "no thread can be started: raise the limit of processes "
+    "(pids.max of the container, TasksMax= of systemd, ulimit -u)"
+)
 
 # Of one run of trio: a thread that outlives its run never gives its token back.
 _limiters: RunVar[dict[str, trio.CapacityLimiter]] = RunVar("jfs.threads")
@@ -52,16 +63,65 @@ def _limiter(name: str, tokens: int) -> trio.CapacityLimiter:
     return limiter
 
 
+async def _run(
+    limiter: trio.CapacityLimiter, call: Callable[..., _T], *args: object, abandons: bool = False
+) -> _T:
+    """Run *call* in a thread; if none can be started, wait until one can, or one is idle again.
+
+    A process has no thread left where a limit of processes is reached (the pids controller of a
+    container, RLIMIT_NPROC), which whatever runs beside us may do.
+
+    Raises:
+        NoThread: there was none in time.
+    """
+    started = False
+
+    def noted() -> _T:
+        nonlocal started
+        started = True
+        return call(*args)
+
+    deadline, wait_s = trio.current_time() + _NO_THREAD_S, _FIRST_WAIT_S
+    while True:
+        try:
+            return await trio.to_thread.run_sync(noted, limiter=limiter, abandon_on_cancel=abandons)
+        except RuntimeError as error:
+            if started or trio.current_time() >= deadline:
+                if started:
+                    raise
+                raise NoThread(_NO_THREAD) from error
+        await trio.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LAST_WAIT_S)
+
+
+def started(count: int, name: str) -> ThreadPoolExecutor:
+    """Return an executor whose threads are running: none has to be started in the middle of work.
+
+    Blocking, for a moment.
+
+    Raises:
+        ConfigError: they cannot be started.
+    """
+    executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_there = threading.Barrier(count)
+    try:
+        for each in [executor.submit(all_there.wait) for _ in range(count)]:
+            each.result()
+    except RuntimeError:
+        all_there.abort()
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise ConfigError(_NO_THREAD) from None
+    return executor
+
+
 async def on_disk(call: Callable[..., _T], *args: object) -> _T:
     """Run what touches the local disk: staging, journal, cache files."""
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("disk", 32))
+    return await _run(_limiter("disk", 32), call, *args)
 
 
 async def keeping(call: Callable[..., _T], *args: object) -> _T:
     """Read and write kept metadata. Abandoned on cancellation: nothing depends on them."""
-    return await trio.to_thread.run_sync(
-        call, *args, limiter=_limiter("keeping", 2), abandon_on_cancel=True
-    )
+    return await _run(_limiter("keeping", 2), call, *args, abandons=True)
 
 
 async def publishing(call: Callable[..., _T], *args: object) -> _T:
@@ -69,24 +129,22 @@ async def publishing(call: Callable[..., _T], *args: object) -> _T:
 
     One writer leaves a disk idle between its writes; more than two only queue.
     """
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("publishing", 2))
+    return await _run(_limiter("publishing", 2), call, *args)
 
 
 async def hashing(call: Callable[..., _T], *args: object) -> _T:
     """Compute digests of whole files."""
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("hashing", 4))
+    return await _run(_limiter("hashing", 4), call, *args)
 
 
 async def computing(call: Callable[..., _T], *args: object) -> _T:
     """Run what takes the event loop too long, and waits for nothing."""
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("computing", 2))
+    return await _run(_limiter("computing", 2), call, *args)
 
 
 async def notifying(call: Callable[..., _T], *args: object) -> _T:
     """Tell the kernel something. Abandoned on cancellation: the kernel may never answer."""
-    return await trio.to_thread.run_sync(
-        call, *args, limiter=_limiter("notifying", 16), abandon_on_cancel=True
-    )
+    return await _run(_limiter("notifying", 16), call, *args, abandons=True)
 
 
 def notifications() -> int:
@@ -96,9 +154,7 @@ def notifications() -> int:
 
 async def own_mount(call: Callable[..., _T], *args: object) -> _T:
     """Look at our own mount from outside. Abandoned on cancellation."""
-    return await trio.to_thread.run_sync(
-        call, *args, limiter=_limiter("own mount", 8), abandon_on_cancel=True
-    )
+    return await _run(_limiter("own mount", 8), call, *args, abandons=True)
 
 
 async def looking(call: Callable[..., _T], *args: object) -> _T:
@@ -107,7 +163,7 @@ async def looking(call: Callable[..., _T], *args: object) -> _T:
     Apart from the disk: such a file may lie on a file system that hangs, and what is bounded by a
     second itself would wait here for what is not.
     """
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("looking", 16))
+    return await _run(_limiter("looking", 16), call, *args)
 
 
 def asking(what: str, repo: str, tokens: int) -> trio.CapacityLimiter:
@@ -146,4 +202,4 @@ async def cut_when_cancelled(cut: Callable[[], None]) -> AsyncIterator[None]:
 
 async def in_turn(limiter: trio.CapacityLimiter, call: Callable[..., _T], *args: object) -> _T:
     """Run *call*, which waits for the network, under a limiter of ``asking``."""
-    return await trio.to_thread.run_sync(call, *args, limiter=limiter)
+    return await _run(limiter, call, *args)

@@ -17,6 +17,7 @@ from jfs.errors import (
     AccessDenied,
     DeadlineExceeded,
     NoDescriptor,
+    NoThread,
     ProtocolViolation,
     RateLimited,
     RemoteError,
@@ -85,6 +86,10 @@ def mapped(method: str, url: httpx.URL) -> Iterator[None]:
                 raise NoDescriptor(descriptors.shortage(cause)) from error
         kind, text = _explained(error)
         raise kind(text, method=method, url=redacted(url)) from error
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise NoThread(f"{method} {redacted(url)}: no thread to resolve its name") from error
 
 
 def _explained(error: Exception) -> tuple[type[RemoteError], str]:

@@ -15,7 +15,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from cachetools import TTLCache
 
@@ -23,6 +22,7 @@ from jfs.cache.content import DiskContent
 from jfs.errors import CacheError
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
+from jfs.threads import started
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Verifier:
         self._inspect = inspect
         self._metrics = metrics
         self._quiet_s = quiet_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jfs-verify")
+        self._thread = started(1, "jfs-verify")
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._waiting: set[ContentKey] = set()

@@ -1,13 +1,17 @@
 """Whoever waits in a thread says for what: trio's default limiter is one pool for everything."""
 
 import ast
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 import jfs
 from jfs import threads
+from jfs.errors import ConfigError, NoThread
 
 SOURCE = Path(jfs.__file__).parent
 
@@ -61,3 +65,67 @@ async def test_a_repository_that_hangs_holds_up_no_other() -> None:
         assert threads.asking("fetches", "bad", 2).available_tokens == 0
         assert await threads.in_turn(threads.asking("fetches", "good", 2), lambda: 1) == 1
         release.set()
+
+
+@pytest.fixture
+def no_thread_starts() -> Iterator[None]:
+    """No new thread gets its stack: to whoever starts one that is as if no process were left."""
+    before = threading.stack_size(1 << 46)
+    yield
+    threading.stack_size(before)
+
+
+async def test_a_thread_that_cannot_be_started_is_waited_for(no_thread_starts: None) -> None:
+    release = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    entered: list[int] = []
+    count = threading.active_count() + 9  # more than earlier tests have left idle
+
+    def hang() -> None:
+        entered.append(1)
+        trio.from_thread.run(release.wait, trio_token=token)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(threads.in_turn, threads.asking("x", "r", count), hang)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(entered) < count
+        threading.stack_size(0)
+        while len(entered) < count:  # noqa: ASYNC110 - threads say it
+            await trio.sleep(0.001)
+        release.set()
+
+
+async def test_where_none_can_be_started_for_long_that_is_said(
+    no_thread_starts: None, autojump_clock: trio.testing.MockClock
+) -> None:
+    failed: list[NoThread] = []
+    said = trio.Event()
+    held = threading.Event()
+    count = threading.active_count() + 9
+
+    async def work() -> None:
+        try:
+            await threads.in_turn(threads.asking("x", "r", count), held.wait)
+        except NoThread as error:
+            failed.append(error)
+            said.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(work)
+        await said.wait()
+        held.set()
+    assert "raise the limit of processes" in str(failed[0])
+
+
+def test_threads_that_are_started_at_once_and_those_that_cannot_be() -> None:
+    executor = threads.started(3, "jfs-test")
+    before = threading.stack_size(1 << 46)
+    try:
+        assert [executor.submit(int).result() for _ in range(9)] == [0] * 9
+        with pytest.raises(ConfigError, match="no thread can be started"):
+            threads.started(2, "jfs-test")
+    finally:
+        threading.stack_size(before)
+        executor.shutdown()

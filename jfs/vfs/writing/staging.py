@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 
 from jfs import threads
@@ -42,7 +42,7 @@ class StagingArea:
         self.journal = Journal(settings.staging)
         self.journal.require_locks()
         self.server = server
-        self._hashers = ThreadPoolExecutor(_HASHERS, thread_name_prefix="jfs-hash")
+        self._hashers = threads.started(_HASHERS, "jfs-hash")
         self._room = _Room(budget or Budget(_BUDGET))
         status = os.statvfs(self.journal.directory)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
