@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jfs import descriptors, words
+from jfs.artifactory.breaker import Breakers
 from jfs.config import MountSettings, Secret
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
+from jfs.vfs.files.queue import QueueState
 from jfs.vfs.namespace.reports import shown_lines
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,46 @@ class Stats:
             "since": round(self._since, 3),
             "read_only": settings.write is None,
         }
+
+
+def server(breakers: Breakers, metrics: Metrics) -> Figures:
+    """Return whether the server answers, and since when what does not.
+
+    ``state`` is ``up``, ``down``, or ``impaired``: a part of it, such as a repository, is down.
+    """
+    outages = breakers.outages()
+    whole = [outage for outage in outages if not outage.subject]
+    state = "down" if whole else "impaired" if outages else "up"
+    stale_since = metrics.snapshot().get("stale_since")
+    return {
+        "state": state,
+        "since": round(min(each.since for each in whole or outages), 3) if outages else None,
+        "reason": words.clean((whole or outages)[0].reason) if outages else None,
+        "stale_since": stale_since or None,
+        "outages": [
+            {
+                "what": outage.subject or "server",
+                "plane": str(outage.plane),
+                "since": round(outage.since, 3),
+                "refused": outage.refused,
+                "reason": words.clean(outage.reason),
+            }
+            for outage in outages
+        ],
+    }
+
+
+def uploads(state: QueueState) -> Figures:
+    """Return what is queued for upload (``--write-back``)."""
+    return {
+        "pending": state.pending,
+        "pending_bytes": state.size,
+        "uploading": state.uploading,
+        "oldest_since": None if state.oldest_ns is None else round(state.oldest_ns / 1e9, 3),
+        "next_try_s": None if state.next_s is None else round(state.next_s, 1),
+        "refused": state.refused,
+        "error": None if state.error is None else words.clean(str(state.error)),
+    }
 
 
 def config(settings: MountSettings) -> str:

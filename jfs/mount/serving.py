@@ -29,9 +29,8 @@ from jfs.fuse import KernelNotifier, Operations
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
-from jfs.mount import session, signals
+from jfs.mount import reports, session, signals
 from jfs.mount.mountpoint import claim
-from jfs.mount.reports import Stats, config
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
 from jfs.protocols import BlockStore
@@ -177,11 +176,13 @@ async def _compose(
             area=area,
             notifier=KernelNotifier(),
         )
-        stats = Stats(settings, metrics, budget, limit)
+        stats = reports.Stats(settings, metrics, budget, limit)
+        stats.add("server", lambda: reports.server(breakers, metrics))
+        stats.add("uploads", lambda: reports.uploads(filesystem.behind.state))
         stats.add("names", filesystem.figures)
         filesystem.add_report("stats", stats.text)
         filesystem.add_report("stats.json", stats.json)
-        filesystem.add_report("config", lambda: config(settings))
+        filesystem.add_report("config", lambda: reports.config(settings))
         nursery.start_soon(_settle_logs)
         if area is not None:
             await filesystem.behind.resume()

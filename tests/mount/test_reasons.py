@@ -57,6 +57,8 @@ def test_the_mount_says_what_it_is(mounted: MountedServer) -> None:
     assert figures["memory"]["resident_bytes"] > 1 << 20
     assert figures["descriptors"]["open"] < figures["descriptors"]["limit"]
     assert figures["counters"]["requests"] > 0
+    assert figures["server"]["state"] == "up"
+    assert figures["uploads"]["pending"] == 0
     lines = dict(line.split(" ", 1) for line in (room / "stats").read_text().splitlines())
     assert lines["mount.mountpoint"] == str(mounted.root)
     settings = (room / "config").read_text()

@@ -154,6 +154,8 @@ def shown_lines(figures: Mapping[str, object], prefix: str = "") -> str:
     """Write nested figures as lines ``a.b value``; ``-``: there is none."""
     lines = []
     for name, value in figures.items():
+        if isinstance(value, list | tuple):
+            value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, Mapping):
             lines.append(shown_lines(value, f"{prefix}{name}."))
         else:
