@@ -26,6 +26,7 @@
     │   ├── CacheFull             ENOSPC     nothing evictable is left
     │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
     ├── MountEnding               ENOTCONN   the mount is being taken away
+    ├── LetGo                     EINTR      whoever asked was told to end by a signal
     ├── Interrupted               no errno: a signal ended a command before it was done
     └── NamespaceError
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
@@ -172,6 +173,13 @@ class IntegrityError(JfsError):
 
 class MountEnding(JfsError):
     errno = errno.ENOTCONN
+    log_level = logging.DEBUG
+
+
+class LetGo(JfsError):
+    """Whoever asked was told to end by a signal: there is nobody to answer."""
+
+    errno = errno.EINTR
     log_level = logging.DEBUG
 
 

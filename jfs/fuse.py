@@ -16,15 +16,20 @@ It has no handler for FALLOCATE (3.5): see ``jfs.mount.fallocate``.
 
 import functools
 import logging
+import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
+from jfs.answers import Answer, Answers
+from jfs.behind import Behind
 from jfs.errors import (
     InvalidName,
+    LetGo,
     MountEnding,
     NameTooLong,
     NoEntry,
@@ -48,6 +53,7 @@ _NAME_MAX = 255  # bytes
 _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = errno_of(Unsupported("only user. attributes are kept"))
 _ENDING = errno_of(MountEnding())
+_LET_GO = errno_of(LetGo())
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -58,33 +64,43 @@ def _boundary(
 ) -> Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _R]]:
     """Turn every exception into an errno, and have it noted why; see ``jfs.vfs.boundary``.
 
-    A handler that is cancelled, because the mount ends, answers ENOTCONN. Without an answer the
-    kernel would wait for ever, and with it whoever holds a lock that a notification of ours waits
-    for: then no signal ends the process. The task is cancelled again at its next checkpoint.
+    A handler that is cancelled, because the mount ends, answers ENOTCONN, and one that is let go
+    EINTR. Without an answer the kernel would wait for ever, and with it whoever holds a lock that a
+    notification of ours waits for: then no signal ends the process. The task is cancelled again at
+    its next checkpoint.
     """
+    name = handler.__name__
 
     @functools.wraps(handler)
     async def guarded(self: "Operations", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         if self.ended:
             raise pyfuse3.FUSEError(_ENDING)
+        answer = self.answers.begun(name, args)
         try:
-            answer = await handler(self, *args, **kwargs)
+            result = await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            number = self._filesystem.boundary.refused(handler.__name__, args, error)
+            number = self._filesystem.boundary.refused(name, args, error)
             raise pyfuse3.FUSEError(number) from error
         except trio.Cancelled:
-            raise pyfuse3.FUSEError(_ENDING) from None
+            raise _cancelled(answer) from None
         except BaseExceptionGroup as group:  # of a nursery within the handler
             if group.split(trio.Cancelled)[1] is not None:
                 raise
-            raise pyfuse3.FUSEError(_ENDING) from None
+            raise _cancelled(answer) from None
+        finally:
+            if answer is not None:
+                answer.end()
         if self._filesystem.boundary.expects:
-            self._filesystem.boundary.answered(handler.__name__, args)
-        return answer
+            self._filesystem.boundary.answered(name, args)
+        return result
 
     return guarded
+
+
+def _cancelled(answer: Answer | None) -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(_LET_GO if answer is not None and answer.is_let_go else _ENDING)
 
 
 def _silent(
@@ -114,6 +130,8 @@ class Operations(pyfuse3.Operations):
     def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
         self._filesystem = filesystem
+        self.answers = Answers()
+        self._behind = Behind(self.answers, filesystem)
         self.ended = False  # True: every request is answered ENOTCONN
 
     @_boundary
@@ -134,8 +152,9 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        opened, attributes = await self._filesystem.create(
-            parent_inode, _new_name(name), mode, flags, _caller(ctx)
+        create = self._filesystem.create
+        opened, attributes = await self._behind.run(
+            lambda: create(parent_inode, _new_name(name), mode, flags, _caller(ctx))
         )
         return _file_info(opened), _entry(attributes)
 
@@ -143,26 +162,23 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return _entry(
-            await self._filesystem.mknod(parent_inode, _new_name(name), mode, _caller(ctx))
-        )
+        make = self._filesystem.mknod
+        return await self._made(lambda: make(parent_inode, _new_name(name), mode, _caller(ctx)))
 
     @_boundary
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return _entry(
-            await self._filesystem.mkdir(parent_inode, _new_name(name), mode, _caller(ctx))
-        )
+        make = self._filesystem.mkdir
+        return await self._made(lambda: make(parent_inode, _new_name(name), mode, _caller(ctx)))
 
     @_boundary
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         text = _new_name(target, what="the target")
-        return _entry(
-            await self._filesystem.symlink(parent_inode, _new_name(name), text, _caller(ctx))
-        )
+        make = self._filesystem.symlink
+        return await self._made(lambda: make(parent_inode, _new_name(name), text, _caller(ctx)))
 
     @_boundary
     async def link(
@@ -172,11 +188,11 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._filesystem.unlink(parent_inode, _decode(name))
+        await self._behind.run(partial(self._filesystem.unlink, parent_inode, _decode(name)))
 
     @_boundary
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._filesystem.rmdir(parent_inode, _decode(name))
+        await self._behind.run(partial(self._filesystem.rmdir, parent_inode, _decode(name)))
 
     @_boundary
     async def rename(
@@ -188,9 +204,8 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        await self._filesystem.rename(
-            parent_inode_old, _decode(name_old), parent_inode_new, _new_name(name_new), flags
-        )
+        names = (parent_inode_old, _decode(name_old), parent_inode_new, _new_name(name_new))
+        await self._behind.run(partial(self._filesystem.rename, *names, flags))
 
     @_boundary
     async def setattr(
@@ -209,7 +224,10 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        return _entry(await self._filesystem.setattr(inode, change, fh, ctx.pid, ctx.uid))
+        work = partial(self._filesystem.setattr, inode, change, fh, ctx.pid, ctx.uid)
+        if change.size is None:  # nothing that waits
+            return _entry(await work())
+        return _entry(await self._behind.run(work))
 
     @_silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -222,8 +240,8 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        opened = await self._filesystem.open(inode, flags, ctx.pid, ctx.uid)
-        return _file_info(opened)
+        work = partial(self._filesystem.open, inode, flags, ctx.pid, ctx.uid)
+        return _file_info(await (self._behind.run(work) if flags & os.O_TRUNC else work()))
 
     @_boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -243,15 +261,17 @@ class Operations(pyfuse3.Operations):
             )
         attributes = await self._filesystem.getattr(inode)
         if offset + length > attributes.size:
-            await self._filesystem.setattr(inode, Change(size=offset + length), fh)
+            work = partial(self._filesystem.setattr, inode, Change(size=offset + length), fh)
+            await self._behind.run(work)
 
     @_boundary
     async def flush(self, fh: int) -> None:
-        await self._filesystem.flush(fh)
+        work = partial(self._filesystem.flush, fh)
+        await (self._behind.run(work) if self._filesystem.boundary.may_upload(fh) else work())
 
     @_boundary
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._filesystem.fsync(fh)
+        await self._behind.run(partial(self._filesystem.fsync, fh))
 
     @_boundary
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -303,11 +323,11 @@ class Operations(pyfuse3.Operations):
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
         # pyfuse3 itself asks getxattr first for XATTR_CREATE and XATTR_REPLACE.
-        await self._filesystem.setxattr(inode, name, value)
+        await self._behind.run(partial(self._filesystem.setxattr, inode, name, value))
 
     @_boundary
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._filesystem.removexattr(inode, name)
+        await self._behind.run(partial(self._filesystem.removexattr, inode, name))
 
     @_boundary
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -331,29 +351,8 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = self._filesystem.missing_for_s(parent, _decode(name))
         return entry
 
-
-class KernelNotifier:
-    """``jfs.vfs.kernel.Notifier`` of the mounted session. An OSError: there was nothing to drop."""
-
-    def drop_entry(self, parent: int, name: str) -> bool:
-        try:
-            pyfuse3.invalidate_entry(parent, name.encode("utf-8"))
-        except OSError:
-            return False
-        return True
-
-    def drop_attributes(self, ino: int) -> bool:
-        return self._invalidate(ino, attr_only=True)
-
-    def drop_pages(self, ino: int) -> bool:
-        return self._invalidate(ino, attr_only=False)
-
-    def _invalidate(self, ino: int, *, attr_only: bool) -> bool:
-        try:
-            pyfuse3.invalidate_inode(ino, attr_only=attr_only)
-        except OSError:
-            return False
-        return True
+    async def _made(self, make: Callable[[], Awaitable[Attributes]]) -> pyfuse3.EntryAttributes:
+        return _entry(await self._behind.run(make))
 
 
 def _file_info(opened: Opened) -> pyfuse3.FileInfo:

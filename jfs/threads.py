@@ -12,6 +12,7 @@ limiter                 what its threads wait for
 ``notifying``           the kernel, which may wait for an answer of the event loop. No answer may
                         therefore wait for it; it is abandoned when its caller is cancelled.
 ``own_mount``           the kernel too: looks at our own mount or at processes that use it.
+``at_processes``        nothing: files of ``/proc`` that the kernel makes up at once.
 ``on_disk``             the local disk, for as long as the disk takes; never the network.
 ``keeping``             the disk below kept metadata. Abandoned: a disk that hangs holds no answer.
 ``publishing``          the disk below the block cache; readers do not wait for it.
@@ -164,6 +165,11 @@ async def looking(call: Callable[..., _T], *args: object) -> _T:
     second itself would wait here for what is not.
     """
     return await _run(_limiter("looking", 16), call, *args)
+
+
+async def at_processes(call: Callable[..., _T], *args: object) -> _T:
+    """Look at other processes in ``/proc``, at what never waits for them."""
+    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("processes", 1))
 
 
 def asking(what: str, repo: str, tokens: int) -> trio.CapacityLimiter:

@@ -4,8 +4,11 @@
 ``serving``     composition root: check, build, mount, serve, end
 ``session``     the kernel's mount, through pyfuse3
 ``requests``    how pyfuse3 waits for requests
+``withdrawals`` lets go whoever was told to end, in any state of the server
+``waiters``     whether a thread was told to end
 ``signals``     how signals end a mount
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
+``libfuse``     how the two of these change the table that pyfuse3 gives libfuse
 ``mountpoint``  checks before a mount; taking a mount away
 ``table``       what is mounted where: ``/proc/self/mountinfo``
 =============== ==================================================================================

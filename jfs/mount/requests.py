@@ -1,4 +1,6 @@
-"""How pyfuse3 waits for requests: so that none that is withdrawn stops the event loop.
+"""How pyfuse3 waits for requests, and its tasks for one another: pyfuse3 sees another ``trio``.
+
+So that no request that is withdrawn stops the event loop:
 
 pyfuse3 waits until the kernel has a request, then reads it with a blocking read(2), on the event
 loop and without giving the interpreter up. In between the request may be withdrawn: whoever made
@@ -6,6 +8,8 @@ it was killed. Then the read waits for the next request of anybody, and everythi
 timers, uploads, answers that are ready. (Measured: after 20 of 218 times that 8 processes were
 killed while they looked at files.) The descriptor cannot be made non-blocking, as pyfuse3 takes
 EAGAIN for the end of the mount. But it goes on after EINTR: so a timer interrupts the read.
+
+And so that each of its tasks can be let go (``jfs.answers``).
 """
 
 import signal
@@ -13,6 +17,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
+
+from jfs.answers import Answers
 
 # From waiting to reading takes microseconds; a handler's first steps, which follow in the same
 # turn of the event loop, may take longer: that the timer wakes it then is harmless.
@@ -46,10 +52,68 @@ class _Lowlevel:
         return getattr(trio.lowlevel, name)
 
 
+class _Lock:
+    """What pyfuse3's tasks wait for before they take a request: not one that was let go.
+
+    Its scope is cancelled. Told that the descriptor is closed it ends in good order; another waits
+    for requests already, as always when one is answered.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._lock = trio.Lock()
+
+    def __aenter__(self) -> Awaitable[None]:
+        if self._answers.leaving and trio.lowlevel.current_task() in self._answers.leaving:
+            raise trio.ClosedResourceError
+        return self._lock.acquire()
+
+    def __aexit__(self, *_: object) -> Awaitable[None]:
+        self._lock.release()
+        return _at_once()
+
+
+async def _at_once() -> None:
+    """Return without a checkpoint."""
+
+
+class _Tasks:
+    """The nursery of pyfuse3's tasks, each of which can be let go."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> "_Tasks":
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._manager.__aexit__(*error)
+
+    def start_soon(self, loop: Callable[..., Awaitable[None]], *args: Any, name: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._answer, loop, *args, name=name)
+
+    async def _answer(self, loop: Callable[..., Awaitable[None]], *args: Any) -> None:
+        with self._answers.answering():
+            await loop(*args)
+
+
 class Trio:
     """The module trio as pyfuse3 shall see it; it lets itself be given another, for asyncio."""
 
     lowlevel = _Lowlevel()
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def Lock(self) -> _Lock:
+        return _Lock(self._answers)
+
+    def open_nursery(self) -> _Tasks:
+        return _Tasks(self._answers)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

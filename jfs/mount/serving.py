@@ -25,7 +25,7 @@ from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, Interrupted, JfsError, NotFound
 from jfs.extents import MiB
-from jfs.fuse import KernelNotifier, Operations
+from jfs.fuse import Operations
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import FileInfo, FolderInfo, RepoPath
@@ -33,6 +33,7 @@ from jfs.mount import reports, session, signals
 from jfs.mount.mountpoint import claim
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
+from jfs.notifier import KernelNotifier
 from jfs.protocols import BlockStore
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.reading.reader import DataPlane
@@ -293,7 +294,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(finish_when_asked)
         nursery.start_soon(session.say_ready, mount, settings.mountpoint, ready)
-        await mount.answer()
+        await mount.answer(nursery)
         await finish()
         nursery.cancel_scope.cancel()
 

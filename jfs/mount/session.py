@@ -21,8 +21,10 @@ from jfs.errors import ConfigError
 from jfs.fuse import Operations
 from jfs.mount import requests
 from jfs.mount.fallocate import handled_by
+from jfs.mount.libfuse import table_changed_by
 from jfs.mount.mountpoint import unmount
 from jfs.mount.table import mount_at, mounts
+from jfs.mount.withdrawals import Withdrawals
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,12 @@ class Session:
         self._mountpoint = mountpoint
         self._requests = trio.CancelScope()
         self._loops: trio.Nursery | None = None
+        self.withdrawals = Withdrawals(operations.answers)
         self.kept: object = None  # by libfuse, as long as the session lives
 
     def fallocate(
         self,
+        request: int,
         place: tuple[int, int],
         mode: int,
         offset: int,
@@ -61,20 +65,29 @@ class Session:
 
         async def run() -> None:
             code = 0
-            try:
-                await self._operations.fallocate(*place, mode, offset, length)
-            except pyfuse3.FUSEError as error:
-                code = error.errno
+            with self._operations.answers.answering():
+                self._operations.answers.arrived = request
+                try:
+                    await self._operations.fallocate(*place, mode, offset, length)
+                except pyfuse3.FUSEError as error:
+                    code = error.errno
             answer(code)
 
         assert self._loops is not None  # requests arrive in them alone
         self._loops.start_soon(run)
 
-    async def answer(self) -> None:
-        """Answer the kernel's requests until the mount is taken away, by others or by ``end``."""
-        async with trio.open_nursery() as self._loops:
+    async def answer(self, behind: trio.Nursery) -> None:
+        """Answer the kernel's requests until the mount is taken away, by others or by ``end``.
+
+        Args:
+            behind: where what was asked goes on although nobody waits for it any more.
+        """
+        self._operations.answers.nursery = behind
+        async with trio.open_nursery() as self._loops, trio.open_nursery() as watch:
+            watch.start_soon(self.withdrawals.run)
             with self._requests:
                 await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MAX_TASKS)
+            watch.cancel_scope.cancel()
         await _notified()
 
     async def end(self) -> None:
@@ -133,9 +146,10 @@ async def mounted(settings: MountSettings, operations: Operations) -> AsyncItera
     }
     session = Session(operations, settings.mountpoint)
     requests.prepare()
-    pyfuse3.trio = requests.Trio()  # type: ignore[attr-defined]  # as pyfuse3.asyncio does
+    pyfuse3.trio = requests.Trio(operations.answers)  # type: ignore[attr-defined]  # as .asyncio
+    changes = (session.withdrawals.change, handled_by(session.fallocate))
     try:
-        with _libfuse_messages() as messages, handled_by(session.fallocate) as session.kept:
+        with _libfuse_messages() as messages, table_changed_by(changes) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)
     except RuntimeError as error:
         reason = messages().splitlines()

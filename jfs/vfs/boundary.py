@@ -9,6 +9,7 @@ from typing import Final
 from jfs.errors import JfsError, errno_of
 from jfs.model import RepoPath
 from jfs.vfs.files.table import OpenFiles
+from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.refusals import Refusals
 
@@ -64,6 +65,39 @@ class Boundary:
                 self._uploaded(handle)
                 return
         self._refusals.succeeded(_name(request), self._where(request, arguments))
+
+    def may_upload(self, handle: int) -> bool:
+        """Whether closing a handle may take as long as an upload."""
+        try:
+            return self._files.writes(handle)
+        except JfsError:
+            return False
+
+    def hold(self, request: str, arguments: Sequence[object]) -> list[int]:
+        """Hold the inodes that a request is about, as a lookup does: ``Filesystem.forget``."""
+        held: list[Inode] = []
+        try:
+            match arguments:
+                case [int(handle), *_] if request in _BY_HANDLE:
+                    held.append(self._files.inode_of(handle))
+                case [int(parent), bytes(name), int(new_parent), bytes(new), *_] if (
+                    request == "rename"
+                ):
+                    held += self._place(parent, name) + self._place(new_parent, new)
+                case [int(parent), bytes(name), *_] if request in _BY_NAME:
+                    held += self._place(parent, name)
+                case [int(ino), *_]:
+                    held.append(self._tree.find(ino))
+        except JfsError:  # it is on its way to fail
+            pass
+        for inode in held:
+            self._tree.inodes.remember(inode)
+        return [inode.ino for inode in held]
+
+    def _place(self, parent: int, name: bytes) -> list[Inode]:
+        folder = self._tree.find(parent)
+        inode = folder.dentries.get(name.decode("utf-8", "replace"))
+        return [folder] if inode is None else [folder, inode]
 
     def _uploaded(self, handle: int) -> None:
         try:

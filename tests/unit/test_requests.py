@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 
+from jfs.answers import Answers
 from jfs.mount import requests
 
 
@@ -15,7 +16,7 @@ async def test_a_read_that_would_block_is_interrupted() -> None:
     try:
         for _ in range(3):
             os.write(writer, b"a request")
-            await requests.Trio().lowlevel.wait_readable(reader)
+            await requests.Trio(Answers()).lowlevel.wait_readable(reader)
             assert os.read(reader, 100) == b"a request"  # it is withdrawn
             assert libc.read(reader, ctypes.create_string_buffer(100), 100) == -1
             assert ctypes.get_errno() == errno.EINTR

@@ -1,0 +1,84 @@
+"""Whether a thread that waits for an answer was told to end: by its signals, in ``/proc``.
+
+The kernel says that *some* signal came (FUSE_INTERRUPT), also for those that a program only hears
+of: a child that ended, a timer, Go's preemption of its threads. A local disk lets none of these
+disturb a call, and neither do we: programs take EINTR for an error. What counts:
+
+- one that will end the thread: SIGKILL, or any other that it neither catches, ignores nor blocks,
+  and whose default is to end it;
+- SIGINT, SIGTERM, SIGHUP, SIGQUIT that it catches: somebody means it to stop (Ctrl-C in Python);
+- it was killed already, and waits for the FLUSH of a file that it had open.
+
+Any thread; reads files of ``/proc`` that never wait for the thread.
+"""
+
+import re
+import signal
+from collections.abc import Sequence
+from enum import Enum, auto
+from pathlib import Path
+
+_MASKS = re.compile(rb"^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt):\s*([0-9a-f]+)$", re.MULTILINE)
+_MEANT_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# Those whose default action is not the end (signal(7)).
+_HARMLESS = (
+    *(signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT),
+    *(signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+)
+_PF_EXITING = 0x4  # include/linux/sched.h
+# Places in /proc/PID/stat after the name, which may hold spaces (proc_pid_stat(5)).
+_FLAGS, _EXIT_CODE = 6, 49
+
+
+def _mask(signals: Sequence[signal.Signals]) -> int:
+    return sum(1 << (number - 1) for number in signals)
+
+
+_STOPPING = _mask(_MEANT_TO_STOP)
+_ENDING = ~_mask(_HARMLESS) & ((1 << 64) - 1)
+
+
+class Told(Enum):
+    """What a thread was told."""
+
+    NOTHING = auto()
+    TO_END = auto()
+    TO_STOP_LATER = auto()  # in a page fault: without the page it gets SIGBUS before its signal
+    UNKNOWN = auto()  # another PID namespace, another user's, or gone
+
+
+def told(threads: Sequence[int]) -> dict[int, Told]:
+    """Say for each thread what it was told."""
+    return {thread: _told(thread) for thread in threads}
+
+
+def _told(thread: int) -> Told:
+    if not thread:  # of another PID namespace
+        return Told.UNKNOWN
+    place = Path("/proc") / str(thread)
+    try:
+        masks = dict(_MASKS.findall((place / "status").read_bytes()))
+        pending, shared, blocked, ignored, caught = (
+            int(masks[name], 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
+        )
+        heard = (pending | shared) & ~blocked & ~ignored
+        if heard & _ENDING & ~caught or _was_killed(place):
+            return Told.TO_END
+    except (OSError, KeyError, ValueError, IndexError):
+        return Told.UNKNOWN
+    if heard & _STOPPING:
+        return Told.TO_STOP_LATER if _in_page_fault(place) else Told.TO_END
+    return Told.NOTHING
+
+
+def _was_killed(place: Path) -> bool:
+    fields = (place / "stat").read_bytes().rpartition(b")")[2].split()
+    # The signal, not the exit code: who ends by itself waits for its files as long as close(2).
+    return bool(int(fields[_FLAGS]) & _PF_EXITING and int(fields[_EXIT_CODE]) & 0x7F)
+
+
+def _in_page_fault(place: Path) -> bool:
+    try:
+        return (place / "syscall").read_bytes().startswith(b"-1")
+    except OSError:  # not ours to see
+        return False
