@@ -4,7 +4,7 @@ Whoever calls this holds the claims of the paths (``namespace.locks``): nothing 
 from them meanwhile. The lock of an open file is taken here, for a moment.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,12 @@ from jfs.vfs.namespace.locks import PathLocks
 
 
 class Renaming:
-    """See the module. *writer*: None: nothing can be written."""
+    """See the module.
+
+    Args:
+        writer: None: nothing can be written.
+        let_go: called when nobody has a file open any more.
+    """
 
     def __init__(
         self,
@@ -28,11 +33,13 @@ class Renaming:
         locks: PathLocks,
         writer: Writer | None,
         queue: UploadQueue | None,
+        let_go: Callable[[OpenFile], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._locks = locks
         self._writer = writer
         self._queue = queue
+        self._let_go = let_go
 
     @asynccontextmanager
     async def held(self, inode: Inode) -> AsyncIterator[None]:
@@ -61,13 +68,19 @@ class Renaming:
         if file is None or self._writer is None:
             yield
             return
-        async with file.lock:
-            await self._writer.keep_for_readers(file)
+        file.handles += 1  # who closes it meanwhile does not take it from us
         try:
-            yield
-        except BaseException:
-            file.drop_kept()
-            raise
+            async with file.lock:
+                await self._writer.keep_for_readers(file)
+            try:
+                yield
+            except BaseException:
+                file.drop_kept()
+                raise
+        finally:
+            file.handles -= 1
+            if not file.handles and not file.held:
+                await self._let_go(file)
 
     def removed(self, inode: Inode) -> None:
         """Note that the name is gone: handles go on, and nothing is uploaded. No checkpoint.

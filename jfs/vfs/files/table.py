@@ -93,7 +93,9 @@ class OpenFiles:
             queue.use(Hands(self._writer.deploy_queued, self._refuse, self._left))
         self._registry = Registry()
         self._opening = Opening(self._registry, tree, plane, kernel)
-        self.renaming = Renaming(self._registry, locks, self._writer, self.queue)
+        self.renaming = Renaming(
+            self._registry, locks, self._writer, self.queue, self._opening.let_go
+        )
         self._handles: dict[int, _Handle] = {}
         self._refusals = refusals
         self.device: str | None = None

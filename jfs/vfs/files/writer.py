@@ -43,12 +43,14 @@ _KEPT_FOR_READERS = 1 * GiB
 
 async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
     """Return the reader of what the server has; None: the file is empty."""
-    if file.reader is None and file.info.size:
+    while file.reader is None and file.info.size:
+        content = content_of(file.info)
         reader = await plane.open(version_of(file.info))
-        if file.reader is not None:  # somebody else was faster
-            await reader.close()
-        else:
+        # no checkpoint from here on: who reads takes what is returned, whatever becomes of the file
+        if file.reader is None and content_of(file.info) == content:
             file.reader = reader
+        else:  # somebody else was faster, or it was written meanwhile
+            plane.nursery.start_soon(reader.close)
     return file.reader
 
 
