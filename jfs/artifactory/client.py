@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jfs.artifactory import builds, locating, mutations, searching, uploads, wire
+from jfs.artifactory import builds, finding, locating, mutations, searching, uploads, wire
 from jfs.artifactory.access import Access
 from jfs.artifactory.breaker import Breakers
 from jfs.artifactory.builds import BuildInfo
@@ -39,6 +39,7 @@ from jfs.model import (
 )
 
 _T = TypeVar("_T")
+_NOWHERE = RepoPath("")
 
 
 class ArtifactoryClient:
@@ -82,17 +83,23 @@ class ArtifactoryClient:
         """Cut the uploads that are under way; they fail soon. Any thread."""
         self._uploads.close()
 
-    async def check(self) -> None:
+    async def check(self, place: RepoPath = _NOWHERE) -> None:
         """Make sure that an Artifactory answers and lets us in.
 
+        Args:
+            place: what is meant on it: if no Artifactory answers, a part of it may belong to the
+                address of the service.
         Raises:
             ConfigError: what is wrong and what to do.
         """
         url = self._settings.url
         try:
-            body = await self._session.get("/api/system/ping", retries=False)
-            if body.strip() != b"OK":
-                raise ConfigError(f"{url}: something answers, but it is not an Artifactory")
+            pong = await self._session.exchange("GET", finding.PING, retries=False)
+            if not finding.is_ping(pong):
+                raise ProtocolViolation("not an Artifactory")
+            base = finding.base_of(pong, url)
+            if base != url:  # credentials are not sent along, and changes are not sent elsewhere
+                raise ConfigError(f"{url}: redirects to {base}: give that address")
             await self._repositories.list(retries=False)
         except AccessDenied as error:
             if error.status in (None, 407):  # the token file; the proxy
@@ -105,9 +112,14 @@ class ArtifactoryClient:
                 f"{url}: the token or password is not accepted ({error.message}): get a new one"
             ) from None
         except (NotFound, ProtocolViolation):
+            found = await finding.near(self._settings, place)
+            advice = (
+                f"give {found}, where one is"
+                if found is not None
+                else "give the URL of the service, such as https://company.example/artifactory"
+            )
             raise ConfigError(
-                f"{url}: something answers, but it is not an Artifactory: "
-                "give the URL of the service, such as https://company.example/artifactory"
+                f"{url}: something answers, but it is not an Artifactory: {advice}"
             ) from None
         except RemoteError as error:
             raise ConfigError(f"{url}: {explain(error)}") from None

@@ -180,12 +180,24 @@ def failure(response: httpx.Response, body: bytes) -> RemoteError:
         return AccessDenied(_WANTS_CREDENTIALS, status=status, method=request.method, url=url)
     if status == 400 and any(words in body for words in _PLAIN_ON_TLS):
         return Untrusted(_IS_TLS, status=status, method=request.method, url=url)
+    if status in REDIRECTS:
+        message = f"{request.method} is redirected{_to(response)}: give that address of the service"
+        return ProtocolViolation(message, status=status, method=request.method, url=url)
     if status == 400 and any(words in body for words in _NO_CERTIFICATE):
         return Untrusted(_WANTS_ANOTHER, status=status, method=request.method, url=url)
     error = wire.error_of(status, body, method=request.method, url=url)
     if isinstance(error, RateLimited | Unavailable):
         error.retry_after_s = _retry_after(response.headers)
     return error
+
+
+def _to(response: httpx.Response) -> str:
+    """Say where a redirect leads: a host; the rest may be a secret."""
+    try:
+        there = response.request.url.join(response.headers["Location"])
+    except (KeyError, httpx.InvalidURL):
+        return ""
+    return f" to {there.scheme}://{there.netloc.decode('ascii')}"
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -224,7 +224,7 @@ async def _staging(settings: MountSettings, budget: Budget) -> StagingArea | Non
 async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:
     """Ask the server for the folder to mount. Raises ConfigError with what to do."""
     path = settings.source.path
-    await client.check()
+    await client.check(path)
     if not path.repo:
         await client.repositories()
         return FolderInfo(RepoPath(""), modified_ns=0)

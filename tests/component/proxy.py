@@ -26,6 +26,8 @@ class Handler(BaseHTTPRequestHandler):
     seen: ClassVar[list[str]] = []
     refusal: ClassVar[int | None] = None
     dies_after: ClassVar[int | None] = None
+    context: ClassVar[str | None] = None
+    moved_to: ClassVar[str | None] = None
 
     def log_message(self, *_: object) -> None:
         pass
@@ -47,6 +49,16 @@ class Handler(BaseHTTPRequestHandler):
         if not self._lets_in():
             return
         url = urlsplit(self.path)
+        if self.moved_to is not None:
+            self.send_response(301)
+            self.send_header("Location", self.moved_to + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.context is not None:
+            inside = url.path.removeprefix(self.context)
+            found = url.path.startswith(f"{self.context}/")
+            url = url._replace(path=f"/artifactory{inside}" if found else "/nothing")
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         connection = http.client.HTTPConnection(
             "127.0.0.1", self.hosts[url.hostname or ""], timeout=_DEADLINE_S
@@ -102,6 +114,28 @@ class ForwardProxy:
     def __init__(self, port: int, seen: list[str]) -> None:
         self.port = port
         self.seen = seen
+
+
+@contextlib.contextmanager
+def reverse_proxy(
+    port: int = 0, *, context: str | None = None, moved_to: str | None = None
+) -> Iterator[str]:
+    """Run one in front of a server at ``/artifactory``; the address of the service there.
+
+    Args:
+        context: where the service is on it instead.
+        moved_to: it only redirects there.
+    """
+    name = {"context": context, "moved_to": moved_to, "hosts": {"": port}, "seen": []}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (Handler,), name))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}{context or ''}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextlib.contextmanager
