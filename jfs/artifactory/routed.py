@@ -48,6 +48,7 @@ class Routed(httpx.AsyncBaseTransport):
                 self._retired.add(retired)
                 await self._close_if_unused(retired)
         way.requests += 1
+        request.stream = _Body(await request.aread())
         try:
             response = await way.transport.handle_async_request(request)
             assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -101,6 +102,31 @@ class _Way:
             new is not None and new is not old for new, old in zip(tls, self._tls, strict=True)
         )
         return replaced or trio.current_time() > self._over
+
+
+class _Body(httpx.AsyncByteStream):
+    """What a request carries. httpx's own is an async generator: cancelled, it is left unfinished,
+    which trio complains about.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content)
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._left = [content]
+
+    def __aiter__(self) -> "_Once":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 class _Counted(httpx.AsyncByteStream):
