@@ -1,6 +1,7 @@
 """Send what the control plane asks by the proxy that leads to the server. Trio thread only."""
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ _IDLE_CONNECTIONS = 16
 # For how long a connection is used again: a name leads elsewhere one day, and the old server may go
 # on answering (a load balancer that is being replaced).
 LIFE_S = 600.0
+_READS = ("GET", "HEAD")
 
 
 class Routed(httpx.AsyncBaseTransport):
@@ -26,10 +28,30 @@ class Routed(httpx.AsyncBaseTransport):
     def __init__(self, access: Access) -> None:
         self._access = access
         # By proxy, and whether it is for the server itself: only that sees our certificate.
-        self._ways: dict[tuple[Proxy | None, bool], _Way] = {}
+        self._ways: dict[_Key, _Way] = {}
         self._retired: set[_Way] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.stream = _Body(await request.aread())
+        connected = False
+
+        async def trace(event: str, _: object) -> None:
+            nonlocal connected
+            connected = connected or event == "connection.connect_tcp.started"
+
+        request.extensions = {**request.extensions, "trace": trace}
+        try:
+            return await self._ask(request)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            # On a connection that was kept: the server closed it meanwhile, or forgot it. That is
+            # no answer to this request, and no outage; the others that were kept are no better.
+            if connected or request.method not in _READS:
+                raise
+        for key in list(self._ways):
+            await self._give_up(key)
+        return await self._ask(request)
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
         url = request.url
         trust = self._access.trust
         proxy = self._access.proxies.leading_to(url.scheme, url.host, url.port)
@@ -42,13 +64,9 @@ class Routed(httpx.AsyncBaseTransport):
         key = (proxy, ours)
         way = self._ways.get(key)
         if way is None or way.is_over(tls):
-            retired, way = way, _Way(proxy, tls)
-            self._ways[key] = way
-            if retired is not None:
-                self._retired.add(retired)
-                await self._close_if_unused(retired)
+            await self._give_up(key)
+            way = self._ways.setdefault(key, _Way(proxy, tls))
         way.requests += 1
-        request.stream = _Body(await request.aread())
         try:
             response = await way.transport.handle_async_request(request)
             assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -64,6 +82,12 @@ class Routed(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         for way in [*self._ways.values(), *self._retired]:
             await way.transport.aclose()
+
+    async def _give_up(self, key: "_Key") -> None:
+        way = self._ways.pop(key, None)
+        if way is not None:
+            self._retired.add(way)
+            await self._close_if_unused(way)
 
     async def _done(self, way: "_Way") -> None:
         way.requests -= 1
@@ -83,11 +107,15 @@ class _Tls(NamedTuple):
     proxy: ssl.SSLContext | None = None
 
 
+_Key = tuple[Proxy | None, bool]
+
+
 class _Way:
     def __init__(self, proxy: Proxy | None, tls: _Tls) -> None:
         self.requests = 0
         self._tls = tls
         self._over = trio.current_time() + LIFE_S
+        self._suspended = _suspended_s()
         self.transport = httpx.AsyncHTTPTransport(
             # Without one, what is asked is plain HTTP: httpx would spend 0.1 s on making another.
             verify=tls.server or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -101,7 +129,14 @@ class _Way:
         replaced = any(
             new is not None and new is not old for new, old in zip(tls, self._tls, strict=True)
         )
-        return replaced or trio.current_time() > self._over
+        # Who slept is forgotten, by servers and by NAT, which may not even say so.
+        slept = _suspended_s() - self._suspended > 1
+        return replaced or slept or trio.current_time() > self._over
+
+
+def _suspended_s() -> float:
+    """Return for how long the machine was suspended, all times together."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 class _Body(httpx.AsyncByteStream):
