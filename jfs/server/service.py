@@ -143,7 +143,8 @@ class Service:
         below = raw.removeprefix(CONTEXT) if raw.startswith(f"{CONTEXT}/") else None
         fault = None
         if below is not None:
-            fault = self._faults.match(request.method, unquote(below))
+            agent = request.headers.get("User-Agent", "")
+            fault = self._faults.match(request.method, unquote(below), agent)
         answer, name, reception = None, "spoiled", Reception()
         if fault is not None:
             if not await weather.before(request, fault, self._stats) or self._ending:

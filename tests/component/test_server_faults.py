@@ -56,6 +56,14 @@ def test_statuses_and_garbage(ask: Requests) -> None:
     assert ask.get(FILE).body == BODY
 
 
+def test_weather_for_one_client_that_ends(ask: Requests) -> None:
+    fault = ask.server.faults.add(Fault.status(503, agent="jfs/*"))
+    assert ask.get(FILE).status == 200
+    assert ask.get(FILE, User_Agent="jfs/0.1").status == 503
+    ask.server.faults.remove(fault)
+    assert ask.get(FILE, User_Agent="jfs/0.1").status == 200
+
+
 def test_an_upload_meets_a_fault(ask: Requests) -> None:
     ask.server.faults.add(Fault.status(503, times=1))
     assert ask.put(f"/{REPO}/up", b"x" * 5_000_000).status == 503

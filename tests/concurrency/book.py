@@ -23,6 +23,7 @@ class Plan:
         hands: in every mount.
         steps: of each hand in a round.
         kills: the share of rounds in which a mount is killed, or ended.
+        weather: the share of rounds in which requests of mounts fail now and then.
         deadline_s: of every call; not a measure of speed, but of hanging.
     """
 
@@ -30,6 +31,7 @@ class Plan:
     hands: int = 3
     steps: int = 40
     kills: float = 0.5
+    weather: float = 0.5
     deadline_s: float = 60.0
 
 

@@ -39,6 +39,7 @@ class Driver:
             (self.unlink, 5),
             (self.refresh, 3),
             (self.folder, 2),
+            (self.tree, 3),
         )
 
     def run(self) -> None:
@@ -143,7 +144,9 @@ class Driver:
             self._rename(folder, path, self.name())
 
     def _write(self, folder: Folder, path: str, mode: str) -> bool:
-        return self._put(folder, path, "write", mode, size_at_random(self.choose))
+        size = size_at_random(self.choose)
+        sync = self.choose.randrange(size // 8) * 8 if self.choose.random() < 0.2 else 0
+        return self._put(folder, path, "write", mode, size, sync=sync)
 
     def _put(self, folder: Folder, path: str, kind: str, mode: str, size: int, **how: Any) -> bool:
         """Write in place, unless another hand of this mount does; return whether that was done."""
@@ -172,3 +175,9 @@ class Driver:
     def folder(self, folder: Folder) -> None:
         path = f"{PRIVATE}{self.book.fresh()}"
         self.ask(folder, "folder", path, {}, do="folder")
+
+    def tree(self, folder: Folder) -> None:
+        path, to = (f"{PRIVATE}{self.book.fresh()}" for _ in range(2))
+        what = {"write": self.book.fresh(), "size": size_at_random(self.choose)}
+        place = str(self.node.root / folder.place / to)
+        self.ask(folder, "tree", path, {"to": to, **what}, do="tree", to=place, **what)

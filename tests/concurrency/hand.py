@@ -19,7 +19,9 @@ from typing import Any
 from tests.concurrency.content import WORD, joined, runs_of, words
 
 _PIECE = 1 << 20
-_PATIENCE_S = 20.0
+# Until what was refused is gone; where nobody knows whether it was, it may be there for good.
+_PATIENCE_S, _SHORT_PATIENCE_S = 20.0, 2.0
+_REFUSED = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)
 _MODES = {
     "store": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
     "store+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
@@ -46,8 +48,10 @@ class Calls:
         except OSError as error:
             reply["errno"] = error.errno
         reply["end"] = time.monotonic()
-        if reply.get("errno") == errno.ESTALE and "write" in request:
-            _settle(request["path"], request["write"], reply.get("cut"))
+        if reply.get("errno") in _REFUSED and "write" in request:
+            refused = reply["errno"] == errno.ESTALE and reply["stage"] == "close"
+            patience_s = _PATIENCE_S if refused else _SHORT_PATIENCE_S
+            _settle(request["path"], request["write"], reply.get("cut"), patience_s)
             reply["settled"] = time.monotonic()
         return reply
 
@@ -66,12 +70,20 @@ class Calls:
         reply["stage"] = "close"
         os.close(self.slots.pop(slot))
 
-    def do_write(self, reply: Reply, path: str, mode: str, write: int, size: int) -> None:
-        """Make a file anew."""
+    def do_write(
+        self, reply: Reply, path: str, mode: str, write: int, size: int, sync: int
+    ) -> None:
+        """Make a file anew. *sync*: with an ``fsync`` after so many bytes; 0: without."""
         file = os.open(path, _MODES[mode], 0o644)
         reply["opened"] = time.monotonic()
         with _closing(file, reply):
-            _put(reply, file, write, 0, size)
+            if sync:
+                _put(reply, file, write, 0, sync)
+                reply["sync"], reply["syncing"] = sync, time.monotonic()
+                reply["stage"] = "fsync"
+                os.fsync(file)
+                reply["synced"] = time.monotonic()
+            _put(reply, file, write, sync, size - sync)
 
     def do_patch(
         self, reply: Reply, path: str, mode: str, write: int, size: int, where: float
@@ -107,6 +119,21 @@ class Calls:
         os.mkdir(path)
         reply["stage"] = "remove"
         os.rmdir(path)
+
+    def do_tree(self, reply: Reply, path: str, to: str, write: int, size: int) -> None:
+        """Rename a folder while a file in it is written, and read that at its new place."""
+        half = size // 2 // WORD * WORD
+        os.mkdir(path)
+        file = os.open(os.path.join(path, "file"), _MODES["store"], 0o644)
+        with _closing(file, reply):
+            _put(reply, file, write, 0, half)
+            reply["stage"] = "rename"
+            os.rename(path, to)
+            _put(reply, file, write, half, size - half)
+        reply["stage"] = "open"
+        file = self._open(reply, os.path.join(to, "file"))
+        with _closing(file):
+            _read(reply, file, None, mapped=False)
 
     def do_refresh(self, reply: Reply, path: str, attribute: str) -> None:
         """What ``jfs refresh`` does."""
@@ -197,12 +224,12 @@ def _put(
             os.pwrite(file, data, at)
 
 
-def _settle(path: str, write: int, cut: int | None) -> None:
+def _settle(path: str, write: int, cut: int | None, patience_s: float) -> None:
     """Wait, not for ever, until a refused change is not shown any more.
 
     ``close`` fails before the mount hears that the file was closed.
     """
-    end = time.monotonic() + _PATIENCE_S
+    end = time.monotonic() + patience_s
     while time.monotonic() < end:
         try:
             with open(path, "rb", buffering=0) as file:

@@ -16,8 +16,8 @@ class Record:
 
     Attributes:
         actor: the mount's name, or ``ELSEWHERE``.
-        kind: read, write, patch, unlink, rename, stat, list, folder, refresh, kill, put, delete,
-            server (what the server has at the end).
+        kind: read, write, patch, unlink, rename, stat, list, folder, tree, refresh, kill, put,
+            delete, server (what the server has at the end), weather.
         path: a name of the folder.
         reply: what ``hand`` answered: start, end, errno, stage, opened, closing, chunks, …
         to: the new name, of a rename.
@@ -78,9 +78,14 @@ class Record:
         return done and (self.kind == "write" or self.content != self.base)
 
     @property
-    def may_have_done(self) -> bool:
-        """Whether a change of names may have taken place."""
-        return self.errno != errno.ENOENT
+    def synced(self) -> Content | None:
+        """What a writer has sent by ``fsync``, well or not."""
+        return whole(self.write, self.reply["sync"]) if "syncing" in self.reply else None
+
+    @property
+    def uploads(self) -> set[Content | None]:
+        """What a writer may have uploaded."""
+        return {self.synced, self.content if self.wrote_all else None} - {None}
 
     @property
     def chunks(self) -> list[tuple[int, int, Content]]:

@@ -15,6 +15,8 @@ The rules, of which each ``Finding`` names one that was broken:
 - ENOENT says that the name may have been missing, to whoever does not make it; EEXIST that it may
   have been there, ESTALE that somebody may have replaced what was opened; what is open has
   attributes for as long. Nothing else fails, but in a mount that was killed.
+- Where requests fail, in bad weather, a call may fail by EIO or ETIMEDOUT, and what it was to
+  change may have come about or not; what is known stands in. All the rest holds.
 - At the end the server has of every name what may be current, and everything that was closed well,
   unless a later event took its place. What was refused at close is in the journal.
 """
@@ -23,11 +25,12 @@ import errno
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.concurrency.content import Content, piece, size_of
+from tests.concurrency.content import Content, piece, size_of, whole
 from tests.concurrency.history import ELSEWHERE, Record
 from tests.concurrency.timeline import SIGBUS, Timeline
 
 _STALE = {errno.ESTALE, SIGBUS}
+_OF_WEATHER = {errno.EIO, errno.ETIMEDOUT, SIGBUS}
 _CHANGES = {"put", "delete", "write", "patch", "rename", "unlink", "kill"}
 _SHOWN_BEFORE_S = 0.5
 FIXED, PRIVATE = "keep", "folder-"  # names that nobody judges
@@ -76,11 +79,13 @@ class Judge:
                 self._judge_read(record, record.actor)
             case "patch":
                 self._judge_error(record, {"open", "read", "write", "close"})
-                self._judge_read(record, ELSEWHERE)
+                # What is known may stand in; at close it is held against what is there.
+                stands_in = self._time.in_weather(record.start, record.opened)
+                self._judge_read(record, record.actor if stands_in else ELSEWHERE)
                 self._judge_refusal(record)
                 self._judge_base(record)
             case "write":
-                self._judge_error(record, {"open", "write", "close"})
+                self._judge_error(record, {"open", "write", "fsync", "close"})
                 self._judge_creation(record)
                 self._judge_refusal(record)
             case "stat":
@@ -94,12 +99,17 @@ class Judge:
                 self._judge_list(record)
             case "server":
                 self._judge_server(record)
+            case "tree":
+                self._judge_error(record, set())
+                self._judge_tree(record)
             case _:
                 self._judge_error(record, set())
 
     def _judge_error(self, record: Record, stages: set[str]) -> None:
         """Whether a call may have failed as it did, at one of the *stages* that may."""
         if not record.errno or self._time.killed(record):
+            return
+        if record.errno in _OF_WEATHER and self._time.in_weather(record.start, record.end):
             return
         if record.stage in stages:
             allowed = self._time.allowed(record.path, record.actor, record.start, record.end)
@@ -205,6 +215,10 @@ class Judge:
         allowed = self._time.allowed(record.path, ELSEWHERE, record.start, record.end)
         if (None if record.errno else record.base) not in allowed:
             self._find("is wrong on the server", record, allowed)
+
+    def _judge_tree(self, record: Record) -> None:
+        if not record.errno and record.base != whole(record.write, record.size):
+            self._find("was written while its folder was renamed, and is wrong", record)
 
     def _judge_closes(self) -> None:
         """What was closed well is on the server, under a name that it had, or was replaced."""

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jfs.server import EmbeddedServer, Fault
+from jfs.server.http.faults import When
 from tests.component.server_requests import Requests, connected
 from tests.concurrency.book import NAMES, Book, Folder, Plan, size_at_random
 from tests.concurrency.content import bytes_of, runs_of, whole
@@ -34,6 +35,7 @@ from tests.concurrency.timeline import ENDED
 from tests.mount.mounting import Mounted
 
 PLAIN, SIGNED = "plain-local", "signed-local"
+_SHOWER_S = 1.0
 _STEP_S = 0.03  # how long a step takes about: a kill comes in the middle of a round
 # What a mount says rightly when others replace what is open, when it was killed, and at its end.
 _LOG = re.compile(
@@ -117,6 +119,8 @@ class Machine:
         if choose.random() < plan.kills:
             node = choose.choice(self._nodes)
             tasks.append(lambda: self._restart(node, folders, random.Random(f"{name}/end")))
+        if choose.random() < plan.weather:
+            tasks.append(lambda: self._weather(folders, random.Random(f"{name}/weather")))
         self._together(tasks)
         self._refresh(folders)
         for folder in folders:
@@ -193,6 +197,18 @@ class Machine:
         for folder in folders:
             self.book.note(folder, node.name, "kill", "", times, mode=mode)
 
+    def _weather(self, folders: list[Folder], choose: random.Random) -> None:
+        """Let requests of the mounts fail for moments."""
+        for _ in range(choose.randrange(1, 5)):
+            self.book.failed.wait(choose.random() * self.book.plan.steps * _STEP_S)
+            start = time.monotonic()
+            fault = self._server.faults.add(_fault(choose))
+            self.book.failed.wait(choose.random() * _SHOWER_S)
+            self._server.faults.remove(fault)
+            times = {"start": start, "end": time.monotonic()}
+            for folder in folders:
+                self.book.note(folder, ELSEWHERE, "weather", "", times)
+
     # the end of a round
 
     def _look(self, folder: Folder) -> None:
@@ -250,3 +266,18 @@ class Machine:
                 + "".join(f"\n{place}/{each.record.path} {each.rule}" for place, each in found[3:])
                 + "".join(f"\nlogged: {line}" for line in logged)
             )
+
+
+def _fault(choose: random.Random) -> Fault:
+    """Choose how requests of mounts fail, and which: those to Artifactory, or to signed storage."""
+    path = choose.choice(("*", "*", "/bucket/*"))
+    when: When = {"agent": "jfs/*", "times": choose.randrange(1, 30), "after": choose.randrange(3)}
+    match choose.randrange(4):
+        case 0:
+            return Fault.status(503, path, **when)
+        case 1:
+            return Fault.cut(path, **when)
+        case 2:
+            return Fault.drop(path, **when)
+        case _:
+            return Fault.drop(path, after_bytes=choose.randrange(100_000), method="GET", **when)

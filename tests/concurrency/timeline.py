@@ -21,6 +21,9 @@ from tests.concurrency.history import ELSEWHERE, Record
 # The kernel counts a time to live from when it gets the answer: on a busy machine that is late. A
 # mount takes up interrupted uploads as late after it was started.
 LATE_S = 5.0
+# After bad weather a mount may believe the server to be down for a while, and what it knows stands
+# in for what it cannot ask.
+HEAL_S = 15.0
 SIGBUS = -7  # in place of an errno: a page fault failed
 ENDED = "ended"  # the mode of a kill that is no kill: the mount leaves the bare directory behind
 _OF_A_KILL = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, SIGBUS}
@@ -71,7 +74,12 @@ class Timeline:
 
     def __init__(self, ttl_s: Mapping[str, float], records: Sequence[Record]) -> None:
         self.ttl_s = ttl_s
-        self.renames = [r for r in records if r.kind == "rename" and r.may_have_done]
+        self._weather = [r for r in records if r.kind == "weather"]
+        self.renames = [
+            r
+            for r in records
+            if r.kind == "rename" and (r.errno != errno.ENOENT or self.in_weather(r.start, r.end))
+        ]
         self.writers = [r for r in records if r.writes]
         # Also those that found nothing on the server: they may have taken what was staged.
         self._changes = [r for r in records if r.kind in ("rename", "unlink")]
@@ -110,6 +118,10 @@ class Timeline:
         """Return for how long a mount may believe what another has changed."""
         ttl_s = self.ttl_s[mount]
         return ttl_s + LATE_S if ttl_s else 0.0
+
+    def in_weather(self, start: float, end: float) -> bool:
+        """Whether requests of mounts may have failed in a span of time."""
+        return any(w.start <= end and start <= w.end + HEAL_S for w in self._weather)
 
     def names(self, mount: str, path: str, start: float, end: float) -> set[str]:
         """Return the names that a file may have had in a mount in a span of time."""
@@ -175,9 +187,11 @@ class Timeline:
             if record.kind in ("write", "patch") and self._is_left(record):
                 end += LATE_S
         elif record.errno:
-            if record.kind != "rename" or record.errno == errno.ENOENT:
+            known = record.kind != "rename" or record.errno == errno.ENOENT
+            if known and not self.in_weather(record.start, record.end):
+                yield from self._synced(record)
                 return
-            certain = False  # nobody knows how far it came
+            end, certain = record.settled, False  # nobody knows how far it came
         event = Event(record.path, {None}, record.start, end, certain, record.actor, record.number)
         match record.kind:
             case "put":
@@ -188,15 +202,18 @@ class Timeline:
                 # What is only staged goes; what another put there since the file was made stays.
                 staged = list(self.writing(record.actor, {record.path}, record.start, record.end))
                 yield replace(event, certain=certain and not staged)
-            case "write" | "patch" if record.wrote_all:
-                yield replace(
-                    event,
-                    contents={record.content},
-                    begin=record.closing,
-                    certain=certain and not self.moved_meanwhile(record),
-                )
+            case "write" | "patch":
+                yield from self._synced(record)
+                if record.wrote_all:
+                    yield replace(
+                        event,
+                        contents={record.content},
+                        begin=record.closing,
+                        certain=certain and not self.moved_meanwhile(record),
+                    )
             case "rename":
-                # What is only staged goes to the new name when it is closed.
+                # What is only staged goes to the new name when it is closed. Others may have put
+                # something at the old one meanwhile, which stays there.
                 staged = list(self.writing(record.actor, {record.path}, record.start, record.end))
                 yield replace(event, certain=certain and not staged)
                 last = max([end, *(writer.end for writer in staged)])
@@ -211,14 +228,25 @@ class Timeline:
                     believed=set(),
                 )
                 for writer in staged:
-                    if writer.wrote_all:
-                        yield replace(
-                            event,
-                            path=record.to,
-                            contents={writer.content},
-                            end=last,
-                            certain=False,
-                        )
+                    yield replace(
+                        event, path=record.to, contents=writer.uploads, end=last, certain=False
+                    )
+
+    def _synced(self, record: Record) -> Iterator[Event]:
+        """What ``fsync`` has uploaded; where that failed, ``close`` may have done so."""
+        if record.synced is None:
+            return
+        kill = self.killed(record)
+        end = record.reply.get("synced", kill.end if kill else record.settled)
+        yield Event(
+            record.path,
+            {record.synced},
+            record.reply["syncing"],
+            end,
+            "synced" in record.reply and not self.moved_meanwhile(record),
+            record.actor,
+            record.number,
+        )
 
     def _is_left(self, record: Record) -> bool:
         """Whether a name may have been missing at some moment after a call began."""
@@ -303,7 +331,11 @@ class Timeline:
         known = max(event.end + self.believed_s(mount), asking)
         for fresh in self._fresh[mount]:
             if fresh.start >= event.end:
-                return min(known, fresh.end)
+                known = min(known, fresh.end)
+                break
+        for weather in self._weather:
+            if weather.start <= known <= weather.end + HEAL_S:
+                known = weather.end + HEAL_S + self.believed_s(mount)
         return known
 
     def _note_what_was_seen(self, records: Sequence[Record]) -> None:

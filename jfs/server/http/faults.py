@@ -52,6 +52,7 @@ class When(TypedDict, total=False):
     method: str
     times: int | None
     after: int
+    agent: str
 
 
 class Gate:
@@ -88,6 +89,7 @@ class Fault:
         method: glob on the method.
         times: requests to spoil; None: all.
         after: matching requests to let pass first.
+        agent: glob on the User-Agent: weather for one client, and not for another.
     """
 
     kind: Kind
@@ -96,6 +98,7 @@ class Fault:
     method: str = "*"
     times: int | None = None
     after: int = 0
+    agent: str = "*"
     code: int = 503
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -123,8 +126,9 @@ class Fault:
         if not self.reached.wait(timeout_s):
             raise TimeoutError(f"no request met the fault {self.kind} on {self.path}")
 
-    def _takes(self, method: str, path: str) -> bool:
-        if not (fnmatchcase(path, self.path) and fnmatchcase(method, self.method)):
+    def _takes(self, method: str, path: str, agent: str) -> bool:
+        given = ((path, self.path), (method, self.method), (agent, self.agent))
+        if not all(fnmatchcase(text, pattern) for text, pattern in given):
             return False
         if self.times is not None and self.hits >= self.times:
             return False
@@ -345,6 +349,12 @@ class FaultPlan:
             self._faults.append(fault)
         return fault
 
+    def remove(self, fault: Fault) -> None:
+        """Take a fault away and let go on what it stalls."""
+        with self._lock:
+            self._faults.remove(fault)
+        fault.release()
+
     def clear(self) -> None:
         """Take every fault away and let go on what is stalled."""
         with self._lock:
@@ -359,7 +369,7 @@ class FaultPlan:
         for fault in faults:
             fault.release()
 
-    def match(self, method: str, path: str) -> Fault | None:
+    def match(self, method: str, path: str, agent: str = "") -> Fault | None:
         """Find the fault of a request and count it."""
         if not self._faults:
             return None
@@ -369,7 +379,8 @@ class FaultPlan:
                 (
                     each
                     for each in self._faults
-                    if each.path.startswith("/bucket") is bucket and each._takes(method, path)
+                    if each.path.startswith("/bucket") is bucket
+                    and each._takes(method, path, agent)
                 ),
                 None,
             )
@@ -399,6 +410,7 @@ _FIELDS = {
     "method": str,
     "times": int,
     "after": int,
+    "agent": str,
     "code": int,
     "headers": dict,
     "offset": int,

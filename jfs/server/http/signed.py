@@ -154,7 +154,8 @@ class SignedStorage:
         self._stats.count_request(f"{request.method} signed")
         location = self._locations.get(request.query.get("X-Amz-Signature", ""))
         about = f"/bucket/{location.path}" if location is not None else request.path
-        fault = self._faults.match(request.method, about)
+        agent = request.headers.get("User-Agent", "")
+        fault = self._faults.match(request.method, about, agent)
         answer = None
         if fault is not None:
             if not await weather.before(request, fault, self._stats):
