@@ -40,6 +40,7 @@ from jfs.errors import (
 from jfs.extents import Extent, MiB, PiB
 from jfs.vfs.filesystem import (
     REFRESH,
+    UPLOAD,
     Attributes,
     Caller,
     Change,
@@ -312,6 +313,8 @@ class Operations(pyfuse3.Operations):
             # Reading an attribute, since GETXATTR holds no lock of the inode: the kernel takes the
             # folder's to forget a name, and SETXATTR would hold it.
             return str(await self._filesystem.refresh(inode)).encode()
+        if name == UPLOAD:
+            return str(await self._filesystem.behind.look()).encode()
         return await self._filesystem.getxattr(inode, name)
 
     @_boundary

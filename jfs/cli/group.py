@@ -22,6 +22,7 @@ _COMMANDS = {
     "recover": "jfs.cli.recover",
     "refresh": "jfs.cli.refresh",
     "serve": "jfs.cli.serve",
+    "status": "jfs.cli.status",
     "umount": "jfs.cli.umount",
     "warm": "jfs.cli.warm",
 }

@@ -15,7 +15,7 @@ from jfs import logs
 from jfs.artifactory import trust
 from jfs.cli import daemon, output
 from jfs.cli.connection import FILES, client_certificate
-from jfs.cli.options import Duration, ListedOptions, Size, Umask, parse_listed
+from jfs.cli.options import Duration, ListedOptions, Place, Size, Umask, parse_listed
 from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
@@ -46,7 +46,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("mount")
 @click.argument("source")
-@click.argument("mountpoint", type=_PATH)
+@click.argument("mountpoint", type=Place())
 @_files
 @click.option("--insecure", is_flag=True, help="Do not verify the server's certificate.")
 @click.option("--uid", type=click.IntRange(0), help="Owner of everything.  [default: who mounts]")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -86,6 +87,17 @@ class Size(click.ParamType[int]):
         if size < 0:
             self.fail(f"{value!r} is not a size such as 512M or 64G", param, ctx)
         return size
+
+
+class Place(click.ParamType[Path]):
+    """A path that is not looked at: ``click.Path`` does stat(2), and what is there may hang."""
+
+    name = "path"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        return Path(str(value))
 
 
 class Duration(click.ParamType[float]):

@@ -13,8 +13,10 @@ import click
 from rich.filesize import decimal
 
 from jfs.cli import connection as server
+from jfs.cli import queued
 from jfs.cli.connection import Connection
 from jfs.cli.places import refresh_mounts
+from jfs.cli.queued import place_of
 from jfs.cli.tables import moment, print_rows
 from jfs.config import Source, default_cache_directory
 from jfs.credentials import credentials_for
@@ -73,7 +75,8 @@ def command() -> None:
 
     Their bytes are in the staging directory until they are uploaded or dropped. An ID is one that
     `jfs recover ls` prints, or the beginning of it. Mounts may run meanwhile; what a running mount
-    is writing is shown, and left to it.
+    is writing is shown, and left to it. What waits for its upload (jfs mount --write-back) is
+    uploaded, or dropped, by the mount that has it.
 
     \b
     Example:
@@ -112,7 +115,7 @@ def ls(journal: Journal | None, as_json: bool) -> None:
                 decimal(each.size),
                 _state(each),
                 moment(each.record.created_ns) if each.record.created_ns else "-",
-                _place(each.record),
+                place_of(each.record),
                 _why(each),
             )
             for each in found
@@ -154,6 +157,9 @@ def retry(
     failed = False
     for name in _chosen(journal, ids, everything, "retry"):
         try:
+            if queued.is_queued(journal, name) and to is None:
+                click.echo(f"{name}: {queued.retry(journal, name)}")
+                continue
             with closing(_claim(journal, name)) as entry:
                 _retry_one(entry, to, force, connection, even_open=not everything)
         except ConfigError:
@@ -185,7 +191,15 @@ def export(name: str, target: Path, journal: Journal | None, force: bool, drops:
         raise ConfigError(f"{target}: is a directory: give the name of a file")
     if os.path.lexists(target) and not force:
         raise ConfigError(f"{target}: exists: give another name, or --force to replace it")
-    with closing(_claim(journal, _whole_name(journal, name))) as entry:
+    name = _whole_name(journal, name)
+    if queued.is_queued(journal, name):
+        if drops:
+            raise ConfigError(f"{name}: a mount uploads it yet: export it, then drop it")
+        with closing(queued.look(journal, name)) as entry:
+            queued.export(journal, entry, target)
+            click.echo(f"{target}: {decimal(entry.size)} copied")
+        return
+    with closing(_claim(journal, name)) as entry:
         try:
             recovery.export(entry, target)
         except OSError as error:
@@ -214,20 +228,27 @@ def drop(ids: Sequence[str], journal: Journal | None, everything: bool, yes: boo
     Exit codes: 0 removed, 1 not removed, 2 wrong use.
     """
     entries: list[Entry] = []
+    left: list[str] = []  # to the mounts that upload them
     try:
         for name in _chosen(journal, ids, everything, "drop"):
-            entries.append(_claim(journal, name))  # noqa: PERF401 - what is claimed is given back
+            if queued.is_queued(journal, name):
+                left.append(name)
+                entries.append(queued.look(journal, name))
+            else:
+                entries.append(_claim(journal, name))
         lost = f"{len(entries)} files, {decimal(sum(entry.size for entry in entries))}"
         if entries and not yes:
             if not sys.stdin.isatty():
                 raise ConfigError("jfs recover drop: nobody can be asked here: give --yes")
             for entry in entries:
-                click.echo(f"{entry.name}: {_place(entry.record)}, {decimal(entry.size)}")
+                click.echo(f"{entry.name}: {place_of(entry.record)}, {decimal(entry.size)}")
             if not click.confirm(f"Remove {lost}? What is on no server is lost"):
                 click.echo("nothing removed")
                 raise click.exceptions.Exit(1)
         for entry in entries:
-            entry.remove()
+            if entry.name not in left:
+                entry.remove()
+        queued.drop(journal, left)
     finally:
         for entry in entries:
             entry.close()
@@ -242,7 +263,9 @@ def _chosen(
         raise ConfigError(f"jfs recover {verb}: give either the ID of a file or --all")
     if ids:
         return list(dict.fromkeys(_whole_name(journal, each) for each in ids))
-    return [each.name for each in _settled(journal) if not each.in_use] if journal else []
+    found = _settled(journal) if journal else []
+    more = verb == "retry"  # what a mount will upload is dropped one by one
+    return [each.name for each in found if not each.in_use or (more and queued.waits(each))]
 
 
 def _settled(journal: Journal) -> list[Sighting]:
@@ -260,6 +283,10 @@ def _whole_name(journal: Journal | None, name: str) -> str:
     """Complete the beginning of a name. Raises ConfigError, or JfsError for one in use."""
     if journal is not None:
         _settled(journal)
+        waiting = [each.name for each in journal.survey() if queued.waits(each)]
+        found = [each for each in waiting if name and each.startswith(name)]
+        if len(found) == 1:
+            return found[0]
     entry = _claim(journal, name)
     entry.close()
     return entry.name
@@ -279,7 +306,7 @@ def _retry_one(
     if record.state is State.WRITING:
         if not even_open:
             click.echo(
-                f"{name}: {_place(record)}: was never closed, may be incomplete: left alone "
+                f"{name}: {place_of(record)}: was never closed, may be incomplete: left alone "
                 f"(jfs recover retry {name} takes it)"
             )
             return
@@ -289,7 +316,7 @@ def _retry_one(
     except ConfigError:
         raise
     except (JfsError, OSError) as error:
-        raise JfsError(f"{name}: {to or _place(record)}: {error}") from None
+        raise JfsError(f"{name}: {to or place_of(record)}: {error}") from None
 
 
 def _upload(entry: Entry, to: str | None, force: bool, connection: Connection) -> str:
@@ -337,10 +364,6 @@ def _require_file(text: str, path: RepoPath) -> None:
 def _state(sighting: Sighting) -> str:
     state = sighting.record.state
     return "in use" if sighting.in_use and state is not State.PENDING else _STATES[state]
-
-
-def _place(record: Record) -> str:
-    return f"{record.server}/{record.path}" if record.server else "unknown"
 
 
 def _why(sighting: Sighting) -> str:

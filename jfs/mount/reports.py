@@ -22,6 +22,7 @@ from jfs.metrics import Metrics
 from jfs.model import RepoPath
 from jfs.vfs.files.queue import QueueState
 from jfs.vfs.namespace.reports import shown_lines
+from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +104,11 @@ def server(breakers: Breakers, metrics: Metrics) -> Figures:
     }
 
 
-def uploads(state: QueueState) -> Figures:
-    """Return what is queued for upload (``--write-back``)."""
+def uploads(state: QueueState, area: StagingArea | None = None) -> Figures:
+    """Return what is queued for upload (``--write-back``), and where it is staged."""
     return {
+        "write_back": area is not None and area.settings.write_back,
+        "staging": str(area.journal.directory) if area is not None else None,
         "pending": state.pending,
         "pending_bytes": state.size,
         "uploading": state.uploading,

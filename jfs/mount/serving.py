@@ -179,8 +179,8 @@ async def _compose(
         )
         stats = reports.Stats(settings, metrics, budget, limit)
         stats.add("server", lambda: reports.server(breakers, metrics))
-        stats.add("uploads", lambda: reports.uploads(filesystem.behind.state))
         stats.add("names", filesystem.figures)
+        stats.add("uploads", lambda: reports.uploads(filesystem.behind.state, area))
         filesystem.add_report("stats", stats.text)
         filesystem.add_report("stats.json", stats.json)
         filesystem.add_report("config", lambda: reports.config(settings))
@@ -189,6 +189,9 @@ async def _compose(
             await filesystem.behind.resume()
             nursery.start_soon(recovery.resume, area, client)
         breakers.on_change(lambda outage, up: filesystem.up(outage.subject) if up else None)
+        breakers.on_change(
+            lambda outage, up: filesystem.behind.wake(outage.subject) if up else None
+        )
         try:
             async with session.mounted(settings, Operations(filesystem)) as mount:
                 ending.mounted()

@@ -49,7 +49,7 @@ from jfs.vfs.writing.staging import StagingArea
 __all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened"]
 
 # No property begins with "jfs.": reading it makes everything below fresh (``jfs refresh``).
-REFRESH = b"user.jfs.refresh"
+REFRESH, UPLOAD = b"user.jfs.refresh", b"user.jfs.upload"  # this one uploads what waits now
 _ENTRIES_AT_A_TIME = 256  # of a directory; more than the kernel takes at once
 
 

@@ -133,6 +133,7 @@ async def test_the_next_mount_goes_on(
         await fs.setxattr(new, b"user.stage", b"1")
         old = await put(fs, "old", TWO, folder=await find(fs, "d"))
         times = (await fs.getattr(new)).mtime_ns, (await fs.getattr(old)).mtime_ns
+    ask.server.faults.add(Fault.status(507, method="PUT"))
     async with behind(ask, staging, **NEVER) as fs:
         await names(fs, "d")
         down(ask)

@@ -1,18 +1,23 @@
 """``jfs mount --write-back``: what close has promised comes to the server, whatever ends."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jfs.cli.main import main
 from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
-from tests.mount.mounting import Mounted, run_jfs
+from tests.mount.mounting import Mounted, clean_environ
 
 pytestmark = pytest.mark.fuse
 
@@ -33,9 +38,8 @@ def wait_for(server: EmbeddedServer, path: str, data: bytes) -> None:
 
 
 def queue(tmp_path: Path) -> list[dict[str, Any]]:
-    done = run_jfs("recover", "ls", "--json", "--cache-dir", str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    listed = jfs("recover", "ls", "--json", "--cache-dir", str(tmp_path / "cache"))
+    rows: list[dict[str, Any]] = json.loads(listed)
     return rows
 
 
@@ -73,3 +77,81 @@ def test_what_was_closed_is_uploaded_by_the_next_mount(
         time.sleep(0.02)
     assert os.getxattr(again.root / "f", "user.jfs.state") == b"clean"
     assert (again.root / "f").read_bytes() == DATA
+
+
+def jfs(*arguments: str, code: int = 0) -> str:
+    """Run a command in this process; return all that it printed."""
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        patch.setattr("os.environ", clean_environ())
+        patch.setattr(sys, "argv", ["jfs", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == code, printed.getvalue()
+    return printed.getvalue()
+
+
+def test_the_queue_is_seen_and_dealt_with(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+) -> None:
+    """``jfs status``, ``recover`` and ``umount --wait`` beside a mount that cannot upload."""
+    mounted = behind(server, mounter)
+    root, cache = str(mounted.root), ("--cache-dir", str(tmp_path / "cache"))
+    refusal = server.faults.add(Fault.status(507, method="PUT"))
+    for name in ("one", "two"):
+        (mounted.root / name).write_bytes(DATA)
+    refusal.wait_hit()
+    (row,) = json.loads(jfs("status", "--json", root))
+    assert (row["state"], row["pid"], row["mountpoint"]) == ("answers", mounted.process.pid, root)
+    assert (row["uploads"]["pending"], row["uploads"]["failed"]) == (2, 0)
+    assert row["uploads"]["pending_bytes"] == 2 * len(DATA)
+    assert f"2 ({2 * len(DATA) / 1e6:.1f} MB)" in jfs("status", root)
+    rows = {row["path"].partition("/")[2]: row for row in queue(tmp_path)}
+    assert {row["state"] for row in rows.values()} == {"pending"}
+    one, two = rows["one"]["id"], rows["two"]["id"]
+    assert "507" in jfs("recover", "retry", *cache, one, code=1)
+    assert "tried" in jfs("recover", "ls", *cache)
+    jfs("recover", "export", *cache, one, str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == DATA
+    jfs("recover", "drop", *cache, "--yes", two)
+    assert os.listdir(root) == ["one"]
+    assert "1 file waits" in jfs("umount", "--wait=0.1", root, code=1)
+    assert os.path.ismount(root)
+    server.faults.clear()
+    assert "1 file waits" in jfs("umount", "--wait", root)
+    assert Requests(server).get(f"/{REPO}/one").body == DATA
+    assert Requests(server).get(f"/{REPO}/two").status == 404
+    assert queue(tmp_path) == []
+    assert mounted.process.wait(20) == 0
+    assert "nothing of jfs is mounted there" in jfs("status", root, code=2)
+
+
+def test_what_waits_is_left_to_the_next_mount_and_said(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+) -> None:
+    mounted = behind(server, mounter, "--drain-timeout", "5")
+    server.faults.add(Fault.status(507, method="PUT"))
+    (mounted.root / "f").write_bytes(DATA)
+    assert "1 file waits for the server" in jfs("umount", str(mounted.root))
+    assert mounted.process.wait(20) == 0  # it tried once more, and waited no longer
+    assert [(row["path"], row["in_use"]) for row in queue(tmp_path)] == [(f"{REPO}/f", False)]
+
+
+def test_a_mount_that_hangs_or_is_dead_is_said_so(server: EmbeddedServer, mounter: Mounter) -> None:
+    mounted = behind(server, mounter)
+    mounted.process.send_signal(signal.SIGSTOP)
+    try:
+        patience = ("--timeout", "0.5")
+        (row,) = json.loads(jfs("status", "--json", *patience, str(mounted.root), code=1))
+        assert row["state"] == "does not answer"
+    finally:
+        mounted.process.send_signal(signal.SIGCONT)
+    mounted.process.kill()
+    mounted.process.wait(20)
+    (row,) = json.loads(jfs("status", "--json", str(mounted.root), code=1))
+    assert row["state"] == "dead"
+    mounted.kill()

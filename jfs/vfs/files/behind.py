@@ -9,7 +9,7 @@ start, or now and then while it runs: mounts may share a staging directory.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -62,14 +62,34 @@ class Behind:
 
     @property
     def state(self) -> QueueState:
-        """What the queue is doing."""
-        queue = self._files.queue
-        return queue.state() if queue is not None else QueueState()
+        """What is being uploaded, behind or while ``close`` waits, and what waits."""
+        if self._files.queue is None or self._writing is None:
+            return QueueState()
+        return replace(self._files.queue.state(), uploading=self._writing.deployer.active)
 
-    def wake(self, repo: str | None = None) -> None:
-        """Upload now what waits: of a repository that is up again, or all."""
+    def wake(self, repo: str = "") -> None:
+        """Upload now what waits: of a repository that is up again; "" or no repository: all."""
+        repo = "" if repo.startswith("/") else repo
         if self._files.queue is not None:
             self._files.queue.wake(repo)
+
+    async def look(self) -> int:
+        """Do what ``jfs recover`` asks for: drop what it names, upload the rest now.
+
+        Returns:
+            How many files wait.
+        """
+        if self._writing is None or self._files.queue is None:
+            return 0
+        journal = self._writing.area.journal
+        names = await threads.on_disk(journal.unwanted)
+        for file in self._files.queue.files() if names else ():
+            entry = file.staged.entry if file.staged is not None else None
+            if entry is not None and entry.name in names:
+                await self._files.discard(file)
+        await self._take_over(self._writing)
+        self.wake()
+        return self.state.pending
 
     async def resume(self) -> None:
         """Take over what nobody has, now and then as well. This disk alone is asked."""

@@ -140,6 +140,10 @@ class UploadQueue:
         room = min(self._settings.queue_most, descriptors.limit() // _SHARE_OF_DESCRIPTORS)
         return len(self._items) >= room
 
+    def files(self) -> list[OpenFile]:
+        """Return what is in it."""
+        return list(self._items)
+
     def state(self) -> QueueState:
         """Return what it is doing."""
         items = self._items.values()
@@ -196,9 +200,9 @@ class UploadQueue:
                 self._schedule(item, now)
 
     async def drop(self, file: OpenFile) -> None:
-        """Let go of a file that is not pending any more: its name is gone."""
+        """Let go of a file that is not pending any more: its name is gone, or nobody wants it."""
         item = self._items.get(file)
-        if item is not None and not item.running:
+        if item is not None and not item.running and not file.is_pending:
             await self._leave(item)
 
     async def drain(self) -> None:

@@ -169,6 +169,18 @@ class OpenFiles:
         self._registry.add(file)
         return self._opened(file, flags, pid, shared=False)
 
+    async def discard(self, file: OpenFile) -> None:
+        """Drop what a file has waiting, as ``jfs recover drop`` wants. Never raises."""
+        assert self._writer is not None
+        assert self.queue is not None
+        try:
+            await self._writer.discard(file)
+        except OSError as error:
+            log.warning("%s: cannot be dropped: %s", file.inode.path, error)
+        else:
+            log.info("%s: what waited for its upload was dropped", file.inode.path)
+        await self.queue.drop(file)
+
     def resumed(self, file: OpenFile) -> None:
         """Take a file that an earlier mount has queued."""
         assert self._writer is not None

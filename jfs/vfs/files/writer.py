@@ -191,6 +191,14 @@ class Writer:
                 await threads.on_disk(keep, file.staged.entry, reason)
                 self._abandon(file)
 
+    async def discard(self, file: OpenFile) -> None:
+        """Drop what is queued. Claims the path, then takes the lock. Raises OSError."""
+        self.cut(file)
+        async with self._placed(file):
+            if file.is_pending and file.staged is not None:
+                await threads.on_disk(file.staged.forget)
+                self._abandon(file)
+
     def cut(self, file: OpenFile) -> None:
         """Cut an upload behind: somebody wants to change the file, and shall not wait for it."""
         if file.uploading is not None:

@@ -47,13 +47,13 @@ class Deployer:
         self._store = store
         self._area = area
         self._metrics = metrics
-        self._active = 0
+        self.active = 0  # uploads that are under way
         self._idle = trio.Event()
         self._idle.set()
 
     async def wait_idle(self) -> None:
         """Return when no upload is under way, those that begin meanwhile included."""
-        while self._active:
+        while self.active:
             await self._idle.wait()
 
     async def deploy(
@@ -116,9 +116,9 @@ class Deployer:
         What is PENDING stays so: whoever has queued it decides.
         """
         assert staged.entry is not None
-        if not self._active:
+        if not self.active:
             self._idle = trio.Event()
-        self._active += 1
+        self.active += 1
         try:
             yield staged.entry
         except (JfsError, OSError) as error:
@@ -127,8 +127,8 @@ class Deployer:
                 await threads.on_disk(keep, staged.entry, str(error))
             raise
         finally:
-            self._active -= 1
-            if not self._active:
+            self.active -= 1
+            if not self.active:
                 self._idle.set()
 
     async def _require_unchanged(

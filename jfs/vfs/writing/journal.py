@@ -29,7 +29,7 @@ from jfs.model import Properties, RepoPath
 
 log = logging.getLogger(__name__)
 
-DATA, RECORD = ".data", ".json"
+DATA, RECORD, UNWANTED = ".data", ".json", ".drop"
 _VERSION = 1
 
 
@@ -244,6 +244,17 @@ class Journal:
         os.unlink(name)
         return file
 
+    def want_no_more(self, name: str) -> None:
+        """Ask the mount that has a staged file to drop it: see ``unwanted``. Raises OSError."""
+        (self.directory / (name + UNWANTED)).touch(0o600)
+
+    def unwanted(self) -> frozenset[str]:
+        """Return, once, what shall be dropped. Raises OSError."""
+        found = list(self._files(UNWANTED))
+        for path in found:
+            path.unlink(missing_ok=True)
+        return frozenset(path.stem for path in found)
+
     def left_behind(self) -> Iterator[Entry]:
         """Yield every staged file that no living process holds; the caller closes each.
 
@@ -280,6 +291,15 @@ class Journal:
         if entry is None:
             raise JfsError(f"{found[0]}: a running mount is writing it")
         return entry
+
+    def look(self, name: str) -> Entry | None:
+        """Open a staged file to read it, whoever has it; None: it is gone. Raises OSError."""
+        data, record = self._paths(name)
+        try:
+            file = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        return Entry(self.directory, name, file, _read(record))
 
     def _names(self) -> list[str]:
         return sorted({p.stem for end in (DATA, RECORD) for p in self._files(end)})
