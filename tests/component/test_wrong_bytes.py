@@ -38,6 +38,36 @@ async def completed(store: DiskBlockStore) -> None:
     content.close()
 
 
+@pytest.mark.parametrize("cached", [True, False])
+async def test_nobody_gets_a_wrong_byte_of_small_content(
+    server: EmbeddedServer, tmp_path: Path, cached: bool
+) -> None:
+    server.deploy(REPO, "f", DATA[:MiB])
+    fault = server.faults.add(Fault.corrupt(f"/{REPO}/f", offset=MiB - 1, method="GET", times=1))
+    store = block_store(tmp_path / "cache") if cached else None
+    async with composed(server, REPO, store=store) as filesystem:
+        ino = (await filesystem.lookup(ROOT, "f")).ino
+        handle = (await filesystem.open(ino, 0)).handle
+        assert await filesystem.read(handle, Extent(5, 9)) == DATA[5:9]  # asked again: it was once
+        assert fault.hits == 1
+        assert await read(filesystem, handle) == DATA[:MiB]
+    if store is not None:
+        store.close()
+
+
+async def test_small_content_that_stays_wrong_is_refused_until_it_is_right(
+    server: EmbeddedServer,
+) -> None:
+    server.deploy(REPO, "f", DATA[:1000])
+    server.faults.add(Fault.corrupt(f"/{REPO}/f", method="GET"))
+    async with composed(server, REPO) as filesystem:
+        handle = (await filesystem.open((await filesystem.lookup(ROOT, "f")).ino, 0)).handle
+        with pytest.raises(IntegrityError, match="do not match its checksum"):
+            await filesystem.read(handle, Extent(0, 10))
+        server.faults.clear()
+        assert await read(filesystem, handle) == DATA[:1000]
+
+
 @pytest.mark.parametrize("times", [1, None])
 async def test_wrong_bytes_are_found_out(
     server: EmbeddedServer, tmp_path: Path, expected_logs: list[str], times: int | None

@@ -9,6 +9,7 @@ its segment, the cached content and the source. Between taking a view and answer
 must be no checkpoint: see ``segments``.
 """
 
+import hashlib
 import logging
 from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable
@@ -28,14 +29,14 @@ from jfs.errors import (
     Stale,
     Unavailable,
 )
-from jfs.extents import Extent, KiB
+from jfs.extents import Extent, KiB, MiB
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, CachedContent, RangeSource
 from jfs.vfs.reading.publisher import Publisher
-from jfs.vfs.reading.readahead import ReadaheadPlanner
-from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
+from jfs.vfs.reading.segments import HeldSink, Segment, SegmentOwner, SegmentPool, SegmentSink
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ _CLAIM_PATIENCE_S = 10.0
 
 # A content that does not match its digest is fetched again so often before it is refused.
 _REFETCHES = 1
+
+# Content of up to this size is fetched whole, and held against its digest before anybody gets a
+# byte: 0.7 ms of hashing, and 10 ms of a line of 1 Gbit/s. Larger content is looked at behind its
+# readers, when its last byte is there.
+_SMALL = MiB
 
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
 
@@ -143,6 +149,8 @@ class ContentReader(SegmentOwner):
         block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
         self._block_size = block_size
         self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
+        self._whole = Extent(0, version.size)
+        self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
         self._segments: dict[int, Segment] = {}  # by start; they never overlap
         self._starts: list[int] = []
         self._working = 0  # tasks that still use our segments
@@ -170,6 +178,8 @@ class ContentReader(SegmentOwner):
         if self._plane.rejections(self.version) != self.rejections:
             raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
         plan = self._planner.observe(extent)
+        if self._is_small:
+            plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         segment = self._covering(extent)
         if segment is None and self._cached is not None:
             resident = self._cached.read_resident(extent)
@@ -227,6 +237,7 @@ class ContentReader(SegmentOwner):
                 # There was no memory for it, or it was given up while we waited for the piece
                 # before it.
                 rest = Extent(position, extent.stop).aligned(self._block_size, self.version.size)
+                rest = self._whole if self._is_small else rest
                 given = self._plane.pool.given()
                 if self._start_missing(rest, demand=True) <= position:
                     await self._plane.publisher.wait(given)
@@ -386,6 +397,11 @@ class ContentReader(SegmentOwner):
         Returns:
             The runs that came from the server.
         """
+        if self._is_small:
+            if not missing and self._from_disk(segment, self._whole):
+                return []
+            self._receive_whole(segment)
+            return [self._whole]
         fetched: list[Extent] = []
         position = segment.extent.start
         for run in [*missing, Extent(segment.extent.stop, segment.extent.stop)]:
@@ -405,6 +421,19 @@ class ContentReader(SegmentOwner):
         self._plane.metrics.count("disk_bytes", run.size)
         segment.progress(run.stop)
         return True
+
+    def _receive_whole(self, segment: Segment) -> None:
+        """Receive small content, and hold it against its digest. Raises IntegrityError."""
+        algorithm, _, digest = self.version.content.digest.partition(":")
+        for _ in range(1 + _REFETCHES):
+            self._plane.source.fetch(self.version, self._whole, HeldSink(segment, self._whole))
+            if hashlib.new(algorithm, segment.view).hexdigest() == digest:
+                segment.progress(self._whole.stop)
+                return
+            self._plane.metrics.count("integrity_errors")
+        raise IntegrityError(
+            f"{self.version.path}: the server sends bytes that do not match its checksum"
+        )
 
     def _from_server(self, segment: Segment, run: Extent) -> None:
         self._plane.source.fetch(self.version, run, SegmentSink(segment, run))
