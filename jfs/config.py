@@ -243,6 +243,8 @@ class MountSettings:
     write: WriteSettings | None  # None: nothing is changed, properties neither
     fuse_options: frozenset[str]  # as mount(8) knows them
     nonempty: bool = False
+    offline: bool = False  # the server is never asked
+    wait_s: float = 0.0  # how long the start waits for a server that cannot be asked
 
 
 def default_cache_directory(environ: Mapping[str, str]) -> Path:

@@ -4,6 +4,7 @@
 
     JfsError                      EIO
     ├── ConfigError               no errno: raised before the mount exists, one line for a person
+    │   └── NotReachable          no errno: nobody can be asked now; waiting may help
     ├── RemoteError               the server's answer or its absence
     │   ├── NotFound              ENOENT     404, and only a real 404
     │   ├── AccessDenied          EACCES     401, 403, 451
@@ -17,7 +18,8 @@
     │   ├── Unavailable           EIO        5xx, no connection, cut body; retried first
     │   │   ├── DeadlineExceeded  ETIMEDOUT  no answer in time
     │   │   ├── Untrusted         EIO        TLS refuses the server: asking again is of no use
-    │   │   └── ServerDown        as before  refused at once: it was down a moment ago
+    │   │   ├── ServerDown        as before  refused at once: it was down a moment ago
+    │   │   └── Offline           EIO        a mount that never asks
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
@@ -56,6 +58,10 @@ class ConfigError(JfsError):
 
     exit_code: ClassVar[int] = 2
     log_level = logging.ERROR
+
+
+class NotReachable(ConfigError):
+    """The server cannot be asked at the moment: no mistake of the user's, and waiting may help."""
 
 
 class RemoteError(JfsError):
@@ -161,6 +167,12 @@ class ServerDown(Unavailable):
         down = cls(f"down for {seconds:.0f} s: {error.message}", status=error.status, url=error.url)
         down.errno = error.errno
         return down
+
+
+class Offline(Unavailable):
+    """Not asked: the mount never asks (``--offline``)."""
+
+    retryable = False
 
 
 class ProtocolViolation(RemoteError):

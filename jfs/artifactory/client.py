@@ -20,9 +20,12 @@ from jfs.errors import (
     ConfigError,
     DeadlineExceeded,
     NotFound,
+    NotReachable,
     ProtocolViolation,
+    RateLimited,
     RemoteError,
     Unavailable,
+    Untrusted,
 )
 from jfs.metrics import Metrics
 from jfs.model import (
@@ -90,6 +93,7 @@ class ArtifactoryClient:
             place: what is meant on it: if no Artifactory answers, a part of it may belong to the
                 address of the service.
         Raises:
+            NotReachable: nobody can be asked now.
             ConfigError: what is wrong and what to do.
         """
         url = self._settings.url
@@ -122,7 +126,22 @@ class ArtifactoryClient:
                 f"{url}: something answers, but it is not an Artifactory: {advice}"
             ) from None
         except RemoteError as error:
-            raise ConfigError(f"{url}: {explain(error)}") from None
+            is_outage = isinstance(error, Unavailable | RateLimited)
+            passes = is_outage and not isinstance(error, Untrusted)
+            kind = NotReachable if passes else ConfigError
+            raise kind(f"{url}: {explain(error)}") from None
+
+    def remember(
+        self,
+        repositories: Sequence[Repository],
+        learnt: Callable[[Sequence[Repository]], None],
+    ) -> None:
+        """Believe what an earlier mount was told of the repositories, until they are listed.
+
+        Args:
+            learnt: told whenever they are.
+        """
+        self._repositories.remember(repositories, learnt)
 
     async def repositories(self) -> Sequence[Repository]:
         return await self._repositories.list()

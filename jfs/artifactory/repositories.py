@@ -4,7 +4,7 @@ Trio thread only.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from jfs.artifactory import wire
@@ -27,6 +27,7 @@ class Repositories:
         self._hidden = hidden
         self._known: dict[str, Repository] = {}
         self._unlisted: set[str] = set()  # asked for since the last list, and not in it
+        self._learnt: Callable[[Sequence[Repository]], None] | None = None
 
     async def list(self, *, retries: bool = True) -> Sequence[Repository]:
         """Ask the server. Raises RemoteError."""
@@ -35,7 +36,21 @@ class Repositories:
         self._hidden.warn("the list of repositories", rows)
         self._known = {row.key: row for row in rows.repositories}
         self._unlisted.clear()
+        if self._learnt is not None:
+            self._learnt(rows.repositories)
         return rows.repositories
+
+    def remember(
+        self,
+        repositories: Sequence[Repository],
+        learnt: Callable[[Sequence[Repository]], None],
+    ) -> None:
+        """Believe an earlier list until there is one; *learnt* is told of every list from now on"""
+        self._learnt = learnt
+        if not self._known:
+            self._known = {row.key: row for row in repositories}
+        else:
+            learnt(list(self._known.values()))
 
     async def known(self) -> Mapping[str, Repository]:
         """Return the last list by key; asks if there is none. Raises RemoteError."""

@@ -28,6 +28,10 @@ _COMMANDS = {
 }
 
 
+# systemd gives a mount of fstab 90 s, and then ends it without saying why.
+_MOUNT8_WAITS = "60s"
+
+
 class _Interrupted(BaseException):
     """Ctrl-C, on its way through click, which would print an empty line for it."""
 
@@ -72,7 +76,8 @@ def run(arguments: list[str]) -> int:
     """
     try:
         # click, outside its standalone mode, returns the code of an Exit or what the command did.
-        code = group(args=_as_mount(arguments), standalone_mode=False)
+        arguments, defaults = _as_mount(arguments)
+        code = group(args=arguments, default_map=defaults, standalone_mode=False)
     except (_Interrupted, click.exceptions.Abort):
         raise KeyboardInterrupt from None
     except click.ClickException as error:
@@ -81,10 +86,15 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _as_mount(arguments: list[str]) -> list[str]:
-    """Understand ``jfs SOURCE MOUNTPOINT -o …``, as mount(8) calls us for ``-t fuse.jfs``."""
+def _as_mount(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Understand ``jfs SOURCE MOUNTPOINT -o …``, as mount(8) calls us for ``-t fuse.jfs``.
+
+    Returns:
+        The arguments of ``jfs``, and defaults of its commands.
+    """
     if len(arguments) >= 2 and arguments[0] not in _COMMANDS:
         source = arguments[0]
         if not source.startswith("-") and ("/" in source or ":" in source):
-            return ["mount", "--daemon", *arguments]
-    return arguments
+            defaults = {"mount": {"wait_for_server": _MOUNT8_WAITS}}
+            return ["mount", "--daemon", *arguments], defaults
+    return arguments, {}

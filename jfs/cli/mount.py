@@ -1,8 +1,8 @@
 """``jfs mount``: options to settings, then run in the foreground or as a daemon."""
 
 import logging
+import math
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +15,16 @@ from jfs import logs
 from jfs.artifactory import trust
 from jfs.cli import daemon, output
 from jfs.cli.connection import FILES, client_certificate
-from jfs.cli.options import Duration, ListedOptions, Place, Size, Umask, parse_listed
+from jfs.cli.options import (
+    Command,
+    Duration,
+    ListedOptions,
+    OptionalValue,
+    Place,
+    Size,
+    Umask,
+    parse_listed,
+)
 from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
@@ -30,12 +39,13 @@ from jfs.config import (
 )
 from jfs.credentials import jf_configuration
 from jfs.errors import ConfigError
-from jfs.mount import serving
+from jfs.mount import serving, supervisor
 from jfs.mount.mountpoint import refuse_inside
 from jfs.sources import parse_source
 
 _PATH = click.Path(path_type=Path)
 log = logging.getLogger(__name__)
+_FOR_EVER = "36500d"  # longer than any machine runs
 
 
 def _files(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +54,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command("mount")
+@click.command("mount", cls=Command)
 @click.argument("source")
 @click.argument("mountpoint", type=Place())
 @_files
@@ -134,6 +144,19 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     help="How long what is known is served while the server cannot be asked; 0: never.",
 )
 @click.option(
+    "--offline",
+    is_flag=True,
+    help="Never ask: show what is known and cached, read-only.",
+)
+@click.option(
+    "--wait-for-server",
+    cls=OptionalValue,
+    type=Duration(),
+    bare=_FOR_EVER,
+    metavar="[=TIME]",
+    help="Wait for a server that is down.  [default: for ever under systemd, 60s from mount(8)]",
+)
+@click.option(
     "--connections",
     type=click.IntRange(1, 64),
     default=4,
@@ -183,6 +206,8 @@ def command(
     entry_ttl: float | None,
     negative_ttl: float,
     stale_if_error: float,
+    offline: bool,
+    wait_for_server: float | None,
     connections: int,
     read_ahead: int,
     timeout: float,
@@ -204,6 +229,8 @@ def command(
     Exit codes: 0 unmounted (with --daemon: mounted), 1 the mount failed while it was in use,
     2 nothing was mounted, and the message says what to do.
     """
+    if wait_for_server is None:
+        wait_for_server = math.inf if supervisor.supervises(os.environ) else 0.0
     parsed = parse_source(source, os.environ, token_file=token_file)
     client_cert, client_key = client_certificate(parsed, client_cert, client_key)
     for variable in (*trust.VARIABLES, "NETRC"):  # a daemon changes its directory
@@ -245,12 +272,16 @@ def command(
             entry_ttl_s=attr_ttl if entry_ttl is None else entry_ttl,
             attr_ttl_s=attr_ttl,
             negative_ttl_s=negative_ttl,
-            stale_if_error_s=stale_if_error,
+            stale_if_error_s=math.inf if offline else stale_if_error,
         ),
         read=ReadSettings(window_bytes=read_ahead),
-        write=None if read_only or "ro" in listed.kernel else writing,
-        fuse_options=listed.kernel | ({"ro"} if read_only else set()) | _sharing(allow_other),
+        write=None if read_only or offline or "ro" in listed.kernel else writing,
+        fuse_options=listed.kernel
+        | ({"ro"} if read_only or offline else set())
+        | _sharing(allow_other),
         nonempty=listed.nonempty,
+        offline=offline,
+        wait_s=wait_for_server,
     )
     level = logging.DEBUG if verbose else logging.INFO
     if background and log_file is None:
@@ -320,13 +351,6 @@ def _sharing(allow_other: bool) -> frozenset[str]:
 def _announce(settings: MountSettings) -> Callable[[], None]:
     def ready() -> None:
         output.announce(f"jfs: {settings.shown_source} mounted at {settings.mountpoint}")
-        address = os.environ.get("NOTIFY_SOCKET")
-        if address:  # systemd, Type=notify: sd_notify(3)
-            try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                    notify.connect(address.replace("@", "\0", 1))
-                    notify.sendall(b"READY=1")
-            except OSError as error:
-                log.warning("NOTIFY_SOCKET %s: %s", address, error.strerror)
+        supervisor.tell("READY=1", f"STATUS={settings.shown_source} at {settings.mountpoint}")
 
     return ready

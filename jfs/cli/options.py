@@ -1,7 +1,7 @@
 """Parameter types and the ``-o`` option that commands share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,34 @@ class Umask(click.ParamType[int]):
         return umask
 
 
+class OptionalValue(click.Option):
+    """An option of which the value may be left out: ``--name``, ``--name=VALUE``.
+
+    Never ``--name VALUE``: what follows is an argument of the command, which must be a ``Command``.
+
+    Args:
+        bare: the value of ``--name``.
+    """
+
+    def __init__(self, names: Sequence[str], *, bare: str, **settings: Any) -> None:
+        super().__init__(names, **settings)
+        self.bare = bare
+
+
+class Command(click.Command):
+    """A command that may have options of the type ``OptionalValue``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        bare = {
+            name: f"{name}={parameter.bare}"
+            for parameter in self.params
+            if isinstance(parameter, OptionalValue)
+            for name in parameter.opts
+        }
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [bare.get(each, each) for each in args[:end]] + args[end:])
+
+
 @dataclass(frozen=True, slots=True)
 class ListedOptions:
     """What ``-o`` said, besides the values that stand for flags of their own."""
@@ -176,6 +204,8 @@ def parse_listed(ctx: click.Context, _: click.Parameter, listed: tuple[str, ...]
             kernel.add(f"{name}={value}")
         elif name in _KERNEL and not equals:
             kernel.add(name)
+        elif isinstance(flag, OptionalValue) and flag.name is not None and not equals:
+            values[flag.name] = flag.bare
         elif flag is None or flag.name is None or flag.is_flag is bool(equals):
             raise ConfigError(f"-o {option}: not an option of mount(8) or of jfs mount")
         elif flag.multiple:

@@ -2,11 +2,13 @@
 
 =============== ==================================================================================
 ``serving``     composition root: check, build, mount, serve, end
+``starting``    how it begins: asks, waits, or begins with what is known; ``offline``
 ``session``     the kernel's mount, through pyfuse3
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
 ``waiters``     whether a thread was told to end
 ``signals``     how signals end a mount
+``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
 ``libfuse``     how the two of these change the table that pyfuse3 gives libfuse
 ``mountpoint``  checks before a mount; taking a mount away

@@ -23,19 +23,20 @@ from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
-from jfs.errors import CacheError, ConfigError, Interrupted, JfsError, NotFound
+from jfs.errors import CacheError, ConfigError, Interrupted, JfsError
 from jfs.extents import MiB
 from jfs.fuse import Operations
 from jfs.memory import Budget
 from jfs.metrics import Metrics
-from jfs.model import FileInfo, FolderInfo, RepoPath
-from jfs.mount import reports, session, signals
+from jfs.mount import reports, session, signals, starting
 from jfs.mount.mountpoint import claim
+from jfs.mount.offline import OfflineSource, OfflineStore
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
 from jfs.notifier import KernelNotifier
-from jfs.protocols import BlockStore
+from jfs.protocols import ArtifactStore, BlockStore, RangeSource
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.kept.keeper import Keeper
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing import recovery
 from jfs.vfs.writing.staging import StagingArea
@@ -128,8 +129,15 @@ async def _compose(
         breakers.on_change(log_changes)
         client = ArtifactoryClient(settings.server, metrics, access, breakers)
         stack.push_async_callback(_to_the_end, client.aclose)
-        source = HttpRangeSource(settings.server, metrics, access, breakers)
+        source: RangeSource = HttpRangeSource(settings.server, metrics, access, breakers)
         stack.callback(source.close)
+        keeper = Keeper(
+            settings.cache.directory,
+            settings.server.url,
+            settings.source.path,
+            settings.server.credentials,
+        )
+        stack.push_async_callback(keeper.close)
 
         async def reloaded() -> None:
             try:
@@ -139,6 +147,7 @@ async def _compose(
                 return
             if credentials is not None:
                 access.authenticator.use(credentials)
+                keeper.authenticate(credentials)
             log.info("SIGHUP: credentials were read again")
 
         listeners.start_soon(signals.listen, numbers, ending, reloaded)
@@ -146,7 +155,12 @@ async def _compose(
             functools.partial(claim, settings.mountpoint, nonempty=settings.nonempty)
         )
         start.callback(os.close, claimed)
-        root = await _root(client, settings)
+        asked: ArtifactStore = client
+        if settings.offline:
+            begun = await starting.begin_offline(settings, keeper)
+            asked, source = OfflineStore(await keeper.known_repositories()), OfflineSource()
+        else:
+            begun = await starting.begin(client, settings, keeper)
         store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
@@ -163,20 +177,24 @@ async def _compose(
             fetches=settings.server.connections,
             budget=budget,
             several=not settings.source.path.repo,
-            locate=client.locate,
+            locate=asked.locate,
         )
         area = await _staging(settings, budget)
         if area is not None:
             stack.callback(area.close)
         filesystem = Filesystem(
-            client,
+            asked,
             plane,
             settings.tree,
-            root,
+            begun.root,
             address=settings.server.url,
             area=area,
             notifier=KernelNotifier(),
+            kept=keeper,
         )
+        nursery.start_soon(keeper.run)
+        if begun.known_at is not None and not settings.offline:
+            nursery.start_soon(starting.heal, client, settings, keeper)
         stats = reports.Stats(settings, metrics, budget, limit)
         stats.add("server", lambda: reports.server(breakers, metrics))
         stats.add("names", filesystem.figures)
@@ -222,30 +240,6 @@ async def _staging(settings: MountSettings, budget: Budget) -> StagingArea | Non
     if settings.write is None:
         return None
     return await threads.on_disk(StagingArea, settings.write, settings.server.url, budget)
-
-
-async def _root(client: ArtifactoryClient, settings: MountSettings) -> FolderInfo:
-    """Ask the server for the folder to mount. Raises ConfigError with what to do."""
-    path = settings.source.path
-    await client.check(path)
-    if not path.repo:
-        await client.repositories()
-        return FolderInfo(RepoPath(""), modified_ns=0)
-    try:
-        info = await client.stat(path)
-    except NotFound:
-        if path.path:
-            with contextlib.suppress(NotFound):
-                await client.stat(RepoPath(path.repo))
-                raise ConfigError(f"{path}: no such folder in the repository") from None
-        raise ConfigError(
-            f"{path.repo}: no such repository on {settings.server.url}, or no right to read it"
-        ) from None
-    except JfsError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if isinstance(info, FileInfo):
-        raise ConfigError(f"{path}: is a file: mount its folder, {path.parent}, instead")
-    return info
 
 
 def _open_store(settings: MountSettings, metrics: Metrics) -> BlockStore | None:

@@ -10,13 +10,7 @@ import stat
 from collections.abc import Callable, Sequence
 
 from jfs.config import TreeSettings
-from jfs.errors import (
-    InvalidArgument,
-    JfsError,
-    NotPermitted,
-    ReadOnly,
-    Replaced,
-)
+from jfs.errors import InvalidArgument, JfsError, NotPermitted, ReadOnly, Replaced
 from jfs.extents import Extent
 from jfs.model import FolderInfo, RepoPath, problem_with_name
 from jfs.protocols import ArtifactStore
@@ -82,7 +76,8 @@ class Filesystem:
         self._settings = settings
         self._store = store
         self._numbers = itertools.count(1)
-        standing = Standing(settings.stale_if_error_s, settings.patience_s, plane.metrics)
+        window_s, patience_s = settings.stale_if_error_s, settings.patience_s
+        standing = Standing(window_s, patience_s, plane.metrics, kept.doubts)
         self._questions = questions = Questions(plane.nursery, standing)
         local = LocalAttributeTable(lambda: self._files.inodes())
         self._tree = Tree(store, settings, root, questions, local, kept)

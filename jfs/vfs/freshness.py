@@ -292,6 +292,7 @@ class Questions:
         stands: Cell[Any] | None = None,
         patience_s: float = math.inf,
         anew: bool = False,
+        recall: Callable[[], Awaitable[Cell[Any] | None]] | None = None,
     ) -> Answer[_T]:
         """Ask the server, or wait with those who do; whether it is necessary is the caller's.
 
@@ -303,6 +304,8 @@ class Questions:
                 may stand in; None: nothing.
             patience_s: how old the question may become before the caller waits no longer.
             anew: what the server says now is wanted: no patience ends before it has failed.
+            recall: where *stands* knows nothing and the server cannot be asked: finds what an
+                earlier mount knew, and returns what is to stand in; None: nothing.
         Raises:
             NotYet: it was not answered in that time.
             StandsIn: *stands* is to be used; the question may be under way still.
@@ -313,6 +316,11 @@ class Questions:
         standing = self.standing
         known = standing.subject(subject)
         may = hurried = False
+        if recall is not None and (stands is None or not stands.is_known):
+            if standing.doubts() or known.spell is not None:
+                stands = await recall() or stands
+        else:
+            recall = None
         if stands is not None:
             may = self.may_stand_in(stands)
             # What was refreshed, or changed here, is waited for; but not where nothing answers.
@@ -346,8 +354,12 @@ class Questions:
                 if not hurried:
                     raise NotYet
                 raise StandsIn(standing.stand(subject, None))
-            if may and isinstance(error, OUTAGES):
-                raise StandsIn(standing.stand(subject, error)) from None
+            if isinstance(error, OUTAGES):
+                if not may and recall is not None:
+                    stands = await recall()
+                    may = stands is not None and self.may_stand_in(stands)
+                if may:
+                    raise StandsIn(standing.stand(subject, error)) from None
             raise error
         finally:
             del question, error  # the traceback of an error that is kept must not hold this frame

@@ -20,7 +20,7 @@ network here, no cells: those are in ``freshness``. Trio thread only.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -124,18 +124,27 @@ class Standing:
     Args:
         window_s: for how long after it was confirmed an answer may stand in; 0: never.
         patience_s: see the module.
+        doubts: whether the server could not be asked when the mount began, nor since: nobody waits
+            for the first answer who has something that can stand in.
 
     Attributes:
         ups: how often something was up again; nobody joins a question from before.
     """
 
-    def __init__(self, window_s: float, patience_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        window_s: float,
+        patience_s: float,
+        metrics: Metrics,
+        doubts: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.window_s = window_s
         self.patience_s = patience_s
         self._metrics = metrics
         self._subjects: dict[str, Subject] = {}
         self._since: float | None = None
         self._count = 0
+        self.doubts = doubts
         self.ups = 0
 
     @property
@@ -152,6 +161,7 @@ class Standing:
                 for each in idle:
                     del self._subjects[each]
             found = self._subjects[name] = Subject()
+            found.in_vain = _SILENT_AFTER if self.doubts() else 0
         return found
 
     def failed_since(self, name: str, moment: float) -> bool:

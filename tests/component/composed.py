@@ -24,6 +24,7 @@ from jfs.metrics import Metrics
 from jfs.model import FolderInfo, RepoPath
 from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.kept.keeper import FORGETFUL, Keeper
 from jfs.vfs.kernel import Notifier
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
@@ -53,10 +54,13 @@ async def composed(
     token: str | None = None,
     notifier: Notifier | None = None,
     metrics: Metrics | None = None,
+    kept: Keeper | None = None,
+    begins: bool = True,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
-    It stages what is written in a temporary directory, unless *writes* says where and how.
+    It stages what is written in a temporary directory, unless *writes* says where and how. Unless
+    it *begins* with the server, it does with what *kept* knows.
     """
     settings = server_settings(server, deadline_s, token)
     ranges = HttpRangeSource(settings, Metrics())
@@ -68,8 +72,13 @@ async def composed(
         if not read_only:
             area = StagingArea(writes or WriteSettings(Path(temporary) / "staging"), server.url)
             stack.callback(area.close)
-        await client.check()
-        await client.repositories()
+        if kept is not None:
+            stack.push_async_callback(kept.close)
+            kept.comes_first = not begins
+            client.remember(await kept.known_repositories(), kept.repositories)
+        if begins:
+            await client.check()
+            await client.repositories()
         plane = DataPlane(
             ranges,
             store,
@@ -81,7 +90,14 @@ async def composed(
         )
         root = FolderInfo(RepoPath.parse(source), 0)
         filesystem = Filesystem(
-            client, plane, tree, root, address=server.url, area=area, notifier=notifier
+            client,
+            plane,
+            tree,
+            root,
+            address=server.url,
+            area=area,
+            notifier=notifier,
+            kept=kept or FORGETFUL,
         )
         await filesystem.behind.resume()
         yield filesystem

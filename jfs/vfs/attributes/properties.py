@@ -125,9 +125,15 @@ class PropertyTable:
                 self._kept.tagged(path.parent, {path.name: properties}, asked)
             return properties
 
+        async def recall() -> Cell[Properties] | None:
+            found = await self._kept.properties(inode.path)
+            return tags if found is not None and tags.put(*found) else None
+
         for _ in range(_TRIES):
             try:
-                answer = await self._questions.answer(tags, ask, inode.path.repo, stands=tags)
+                answer = await self._questions.answer(
+                    tags, ask, inode.path.repo, stands=tags, recall=recall
+                )
             except StandsIn as stands:
                 tags.stand_in(stands.stand)
                 return tags.value

@@ -6,6 +6,7 @@ of the mount. A disk that fails or hangs costs what is kept, never an answer. Tr
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -49,7 +50,14 @@ _SEARCHES, _REPOSITORIES = "search ", "repositories"
 
 
 class Forgetful:
-    """A keeper that keeps nothing, and knows nothing: where there is no disk for it."""
+    """A keeper that keeps nothing, and knows nothing: where there is no disk for it.
+
+    Attributes:
+        comes_first: the server could not be asked when the mount began, nor since: look here before
+            it is asked for what is not known.
+    """
+
+    comes_first = False
 
     def listed(self, folder: RepoPath, entries: Sequence[EntryInfo], asked: Asked) -> None:
         """Note all that is in a folder."""
@@ -73,6 +81,10 @@ class Forgetful:
 
     def repositories(self, found: Sequence[Repository]) -> None:
         """Note which repositories the server has."""
+
+    def doubts(self) -> bool:
+        """Whether ``comes_first``."""
+        return self.comes_first
 
     async def listing(self, folder: RepoPath) -> tuple[Sequence[EntryInfo], Asked] | None:
         """Return all that is in a folder; None: it is not known."""
@@ -203,15 +215,18 @@ class Keeper(Forgetful):
             if not waiting:
                 return True
             limit = trio.current_time() + within_s
+            stopped = threading.Event()
             with trio.CancelScope(deadline=limit) as scope:
                 try:
-                    await threads.keeping(self._save, waiting, lambda: scope.cancel_called)
+                    await threads.keeping(self._save, waiting, stopped.is_set)
                 except CacheError as error:
                     self._complain(error)
                     self._waiting[:0] = [each for each in waiting if _weight(each) <= 1]
                     self._places.clear()
                     self._something.set()
                     return False
+                finally:
+                    stopped.set()
             return not scope.cancelled_caught
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ Trio thread only. Every answer goes through ``Names.take``, which brings a name 
 something newer is known of it: the answer to a later question, a change made here, a refresh.
 """
 
+import functools
 import gc
 import logging
 import math
@@ -60,6 +61,7 @@ class Names:
     ) -> None:
         self._store = store
         self._kept = kept
+        self._recalling = trio.Lock()
         self._settings = settings
         self._inodes = inodes
         self._questions = questions
@@ -114,7 +116,7 @@ class Names:
             try:
                 await self._list(parent, stands=known)
             except StandsIn as stands:
-                if repository is not None:
+                if (repository := below.children.get(name)) is not None:
                     repository.stat.stand_in(stands.stand)
             return self._listed(parent, name)
         cell = below.names.get(name)
@@ -178,6 +180,7 @@ class Names:
                     path.repo,
                     stands=known.stat if known is not None else self._denying(parent),
                     anew=anew,
+                    recall=functools.partial(self._recall_name, parent, name),
                 )
             except _Moved:
                 continue
@@ -230,6 +233,7 @@ class Names:
             NotYet, StandsIn: see ``Questions.answer``.
             NotFound, RemoteError
         """
+        recall = self._recall_listing
         for _ in range(_TRIES):
 
             async def ask(asked: Asked) -> bool:
@@ -242,12 +246,45 @@ class Names:
                     folder.path.repo,
                     stands=stands,
                     patience_s=patience_s,
+                    recall=None if patience_s < math.inf else functools.partial(recall, folder),
                 )
             except _Moved:
                 continue
             if answer.stored:
                 return
             # Refreshed since it was asked for: what changed until then must be in it.
+
+    async def _recall_name(self, parent: Inode, name: str) -> Cell[Any] | None:
+        """Find what an earlier mount knew of a name; see ``Questions.answer``."""
+        path = parent.path.child(name)
+        found = await self._kept.name(path, lists_all=self._store.lists_all(path.repo))
+        if found is None or parent.path.child(name) != path:
+            return None
+        info, asked = found
+        if info is None:  # by the listing alone, if there is one
+            await self._recall_listing(parent)
+            return self._denying(parent)
+        inode = self.take(parent, name, info, asked)
+        return inode.stat if inode is not None else None
+
+    async def _recall_listing(self, folder: Inode) -> Cell[bool] | None:
+        """Find what an earlier mount knew of a folder; see ``Questions.answer``."""
+        async with self._recalling:  # once for all who want it
+            path, below = folder.path, below_of(folder)
+            if below.listing.is_known:
+                return below.listing
+            found = await self._kept.listing(path)
+            if found is None:
+                return None
+            entries, asked = found
+            below.being_taken += 1
+            try:
+                await self._take_listing(folder, path, entries, asked)
+            except (_Moved, NoEntry):
+                return None
+            finally:
+                below.being_taken -= 1
+            return below.listing if below.listing.put(True, asked) else None
 
     async def _ask_listing(self, folder: Inode, asked: Asked) -> bool:
         path, below = folder.path, below_of(folder)

@@ -163,10 +163,16 @@ class Queries:
         async def ask(asked: Asked) -> _Folder:
             return await self._ask(criteria, asked)
 
+        async def recall() -> Cell[_Folder] | None:
+            found = await self._kept.search(QueryFolder(criteria).key)
+            if found is None:
+                return None
+            return cell if cell.put(await self._folder(found[0]), found[1]) else None
+
         # Queries over all repositories may fail while the list of them does not.
         subject = self._tree.inodes.root.path.repo or NAME
         try:
-            answer = await self._questions.answer(cell, ask, subject, stands=cell)
+            answer = await self._questions.answer(cell, ask, subject, stands=cell, recall=recall)
         except StandsIn as stands:
             cell.stand_in(stands.stand)
             return _Result(cell.value, cell.asked)

@@ -156,10 +156,19 @@ class Selectors:
             self._kept.searched(f"{folder.path}//{key[1]}", carriers, asked)
             return names
 
+        async def recall() -> Cell[frozenset[str]] | None:
+            found = await self._kept.search(f"{folder.path}//{key[1]}")
+            if found is None or not found[0]:
+                return None
+            names = frozenset(info.path.name for info in found[0])
+            return cell if cell.put(names, found[1]) else None
+
         # That nothing carried it does not stand in: a failure must not become ENOENT.
         known = cell if some else None
         try:
-            answer = await self._questions.answer(cell, ask, folder.path.repo, stands=known)
+            answer = await self._questions.answer(
+                cell, ask, folder.path.repo, stands=known, recall=recall
+            )
         except StandsIn as stands:
             cell.stand_in(stands.stand)
             return cell.value, cell.asked
