@@ -68,23 +68,22 @@ class Trust:
             if settings.client_key is not None:
                 self._key = _Named("--client-key", settings.client_key)
         files = [*self._authorities, self._certificate, self._key]
-        paths = [each.path for each in files if each is not None]
+        self._paths = [each.path for each in files if each is not None]
         self._files: Watched[_Contexts] | None = None
         self._fixed: _Contexts | None = None
-        if paths:
-            self._files = Watched(paths, self._read, self._read())
-        elif url.scheme == "https":
-            self._fixed = self._read()
+        # Variables are of no concern to who never speaks TLS: they are read when somebody does.
+        if url.scheme == "https" or settings.ca_file or settings.client_cert:
+            self._begin()
 
     def context(self, *, ours: bool) -> ssl.SSLContext:
         """Return the one for the server, or for others.
 
         Blocking, for a second at most: not for the event loop.
         """
-        if self._files is not None:
-            contexts = self._files.now()
-        else:
-            contexts = self._fixed = self._fixed or self._read()
+        if self._files is None and self._fixed is None:
+            self._begin()
+        contexts = self._fixed if self._files is None else self._files.now()
+        assert contexts is not None
         return contexts.ours if ours else contexts.others
 
     def is_of_server(self, host: str, port: int | None) -> bool:
@@ -96,6 +95,13 @@ class Trust:
         if self._files is None and self._fixed is not None:
             return self.context(ours=ours)
         return await threads.looking(lambda: self.context(ours=ours))
+
+    def _begin(self) -> None:
+        contexts = self._read()
+        if self._paths:
+            self._files = Watched(self._paths, self._read, contexts)
+        else:
+            self._fixed = contexts
 
     def _read(self) -> _Contexts:
         others = ours = self._context()

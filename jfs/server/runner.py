@@ -44,6 +44,8 @@ _KEEP_ALIVE_S = 75.0
 _READ_BUFFER = 1 * MiB
 _MAX_HEAD = 64 * KiB  # paths and matrix parameters may be long: 1 KiB of path, 4000 per value
 _SEED_BYTES = 4 * MiB
+# Turns of the loop from the end of a connection to its transport being closed: read, close, lost.
+_TO_CLOSE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +303,13 @@ class EmbeddedServer:
     async def _serve(self, store: Store, listener: socket.socket, ready: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        servers: list[web.Server] = []
+        left: list[socket.socket] = []
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="jfs-server") as executor:
             async with contextlib.AsyncExitStack() as stack:
 
                 async def listen(server: web.Server, on: socket.socket) -> None:
+                    servers.append(server)
                     runner = web.ServerRunner(server, shutdown_timeout=_DRAIN_S)
                     await runner.setup()
                     stack.push_async_callback(runner.cleanup)
@@ -336,6 +341,16 @@ class EmbeddedServer:
                 await self._stopping.wait()
                 service.end()
                 self.faults.release_all()
+                handlers = [each for server in servers for each in server.connections]
+                transports = [each.transport for each in handlers if each.transport is not None]
+                left += [each.get_extra_info("socket") for each in transports]
+        if self._tls is not None:
+            # TLS waits for clients to say that they close too, and the loop ends before that.
+            for sock in left:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            for _ in range(_TO_CLOSE if left else 0):
+                await asyncio.sleep(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -316,8 +316,13 @@ async def test_where_authorities_are_found(
 def test_authorities_that_cannot_be_used(tmp_path: Path, name: str, path: str, reason: str) -> None:
     (tmp_path / "text").write_text("text")
     (tmp_path / "none").mkdir()
+    environ = {name: str(tmp_path / path)}
     with pytest.raises(ConfigError, match=f"{name} .*{reason}"):
-        Trust(ServerSettings("https://a.example/artifactory"), {name: str(tmp_path / path)})
+        Trust(ServerSettings("https://a.example/artifactory"), environ)
+    # a server that is asked without TLS does not care, until it redirects to one with it
+    trust = Trust(ServerSettings("http://a.example/artifactory"), environ)
+    with pytest.raises(ConfigError, match=f"{name} .*{reason}"):
+        trust.context(ours=False)
 
 
 async def test_an_option_is_nearer_than_variables(

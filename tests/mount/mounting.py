@@ -99,7 +99,8 @@ def clean_environ() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("JF_", "JFROG_", "ARTIFACTORY_", "XDG_", "NOTIFY_"))
+        if not name.startswith(("JF_", "JFROG_", "ARTIFACTORY_", "XDG_", "NOTIFY_", "SSL_CERT_"))
+        and name not in ("NETRC", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
     }
 
 
