@@ -3,9 +3,9 @@
 Where to look:
 
 - both planes: ``access`` is what they share: ``auth``, ``trust`` (TLS) and ``proxies``, with
-  ``watched`` (files that are replaced); ``breaker`` and ``circuits`` (outages), ``retry``;
-  ``exchange`` (httpx's errors, redirects), ``pace``, ``wire`` (addresses, JSON, errors),
-  ``statements`` (checksums in heads);
+  ``watched`` (files that are replaced) and ``renewal`` (401); ``breaker``, ``circuits`` and
+  ``retry`` (outages); ``exchange`` (httpx's errors, redirects), ``pace``, ``wire`` (addresses,
+  JSON, errors), ``statements`` (checksums in heads);
 - control plane, trio thread: ``client`` is the ``ArtifactStore``; it asks by ``session``.
   ``repositories``, ``listings``, ``heads`` and ``upstream`` tell what there is; ``searching`` and
   ``locating`` query, in the language of ``aql``; ``mutations``, ``uploads`` and ``builds`` change.
@@ -19,8 +19,8 @@ repository while it waits for the server, and no lock.
 """
 
 from jfs.artifactory.access import Access
-from jfs.artifactory.breaker import Breakers, log_changes
-from jfs.artifactory.circuits import Outage, Plane
+from jfs.artifactory.breaker import Breakers
+from jfs.artifactory.circuits import Outage, Plane, log_changes
 from jfs.artifactory.client import ArtifactoryClient, explain
 from jfs.artifactory.ranges import HttpRangeSource
 

@@ -6,6 +6,7 @@ import httpx
 
 from jfs.artifactory.auth import Authenticator
 from jfs.artifactory.proxies import Proxies
+from jfs.artifactory.renewal import Renewal
 from jfs.artifactory.trust import Trust
 from jfs.config import ServerSettings
 from jfs.errors import ConfigError
@@ -24,6 +25,7 @@ class Access:
         except httpx.InvalidURL as error:
             raise ConfigError(f"{settings.url}: not a usable URL: {error}") from None
         self.authenticator = Authenticator(settings.credentials)
+        self.renewal = Renewal(self.authenticator)
         self.proxies = Proxies(environ)
         self.proxies.leading_to(url.scheme, url.host, url.port)
         self.trust = Trust(settings, environ)

@@ -19,7 +19,6 @@ to what was asked after the last failure. 4xx are answers; 429 holds calls for i
 Any thread; nothing here waits.
 """
 
-import logging
 import math
 import random
 import threading
@@ -39,8 +38,6 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.metrics import Metrics
-
-log = logging.getLogger(__name__)
 
 # A call that may not be repeated proves an outage only together with others, or if it took so long.
 _SURE_S = 3.0
@@ -92,7 +89,7 @@ class Breakers:
             subject: the repository, or the endpoint if it is about none.
             patience_s: how long after the beginning of a trouble it is asked again.
             deadline_s: and how long after the call's own beginning at the latest.
-            once: what is asked must not be asked twice, if it was sent at all.
+            once: what is asked must not be done twice.
         """
         return Call(self, (subject, plane), patience_s, deadline_s, once=once)
 
@@ -395,10 +392,11 @@ class Call:
             limit = self.deadline if hold else min(self.deadline, began + self._patience_s)
             wait = None
             self._first_failed = min(self._first_failed, self._attempted)
-            if not self._once or isinstance(error.__cause__, _NO_CONNECTION):  # nothing was sent
+            if not self._once or _did_nothing(error):
                 wait = retry.wait_before_retry(error, next(self._delays), limit - now)
             if circuit is not None and key is not None:
-                sure = not self._once or now - circuit.since >= _SURE_S
+                sure_s = min(_SURE_S, self._patience_s) if self._once else 0.0
+                sure = now - circuit.since >= sure_s
                 if wait is None and sure and circuit.since <= self._first_failed:
                     change = breakers._trip(key, circuit)
                 circuit.schedule(now, breakers._rng)
@@ -426,6 +424,11 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parsed.scheme, parsed.host, parsed.port
 
 
+def _did_nothing(error: JfsError) -> bool:
+    """Whether the server surely has not carried out what was asked."""
+    return isinstance(error, RateLimited) or isinstance(error.__cause__, _NO_CONNECTION)
+
+
 def _is_an_answer(error: JfsError) -> bool:
     """Whether somebody was there to answer, and it was the server."""
     known = isinstance(error, RemoteError) and error.status is not None
@@ -435,16 +438,3 @@ def _is_an_answer(error: JfsError) -> bool:
 def _is_repo(key: Key) -> bool:
     """Whether a probe from outside can tell: the server, and the names of a repository."""
     return key[1] is Plane.NAMES and not key[0].startswith("/")
-
-
-def log_changes(outage: Outage, up: bool) -> None:
-    """Log one line when something goes down, and one when it is up again: a ``Listener``."""
-    if up:
-        log.info(
-            "%s is back after %.1f s; %d calls were refused meanwhile",
-            outage.what,
-            max(0.0, time.time() - outage.since),
-            outage.refused,
-        )
-    else:
-        log.warning("%s is down: %s", outage.what, outage.reason)

@@ -1,5 +1,6 @@
-"""The state of one circuit, and how an outage is told: what ``breaker`` is made of. Pure."""
+"""The state of one circuit, and how an outage is told: what ``breaker`` is made of."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jfs.errors import RemoteError
+
+log = logging.getLogger(__name__)
 
 # Between probes: a tenth of the outage so far. At most 3 s, or it would not heal within seconds;
 # a thousand nodes then send some 500 pings a second to a server that starts.
@@ -107,3 +110,16 @@ class Circuit:
     def outage(self, key: Key) -> Outage:
         assert self.error is not None
         return Outage(key[0], key[1], self.wall, self.error.message, self.refused)
+
+
+def log_changes(outage: Outage, up: bool) -> None:
+    """Log one line when something goes down, and one when it is up again: a ``Listener``."""
+    if up:
+        log.info(
+            "%s is back after %.1f s; %d calls were refused meanwhile",
+            outage.what,
+            max(0.0, time.time() - outage.since),
+            outage.refused,
+        )
+    else:
+        log.warning("%s is down: %s", outage.what, outage.reason)

@@ -1,7 +1,7 @@
 """Changes of names on the server: folders, deletes, moves, copies. Trio thread only.
 
 A request that is not idempotent is not simply repeated: after an answer that was lost, the server's
-state tells whether it was carried out.
+state tells whether it was carried out. What was never sent, and what was refused by 429, is.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,12 +11,11 @@ import trio
 
 from jfs.artifactory import retry, wire
 from jfs.artifactory.session import Session
-from jfs.errors import NotFound, ReadOnly, RemoteError, Unavailable
+from jfs.errors import NotFound, RateLimited, ReadOnly, RemoteError, Unavailable
 from jfs.model import RepoPath
 
 # A move or copy costs the server some milliseconds an item; a tree of 100,000 takes minutes.
 _TRANSFER_S = 600.0
-_TRIES = 4
 
 
 async def make_folder(session: Session, path: RepoPath) -> None:
@@ -30,6 +29,7 @@ async def make_folder(session: Session, path: RepoPath) -> None:
 async def delete(session: Session, path: RepoPath) -> None:
     """See ``ArtifactStore``. A 404 after an answer that was lost means that it was carried out."""
     lost = False
+    until = trio.current_time() + session.settings.jobs_retries_s
     for delay in retry.delays():
         try:
             await session.exchange("DELETE", wire.encode_path(path), repo=path.repo, retries=False)
@@ -38,8 +38,8 @@ async def delete(session: Session, path: RepoPath) -> None:
             if lost:
                 return
             raise
-        except Unavailable:
-            if delay > 1.0:  # about the fifth try
+        except Unavailable as error:
+            if not error.retryable or trio.current_time() + delay > until:
                 raise
             lost = True
         await trio.sleep(delay)
@@ -69,8 +69,8 @@ async def transfer(
     address = f"/api/{verb}{wire.encode_path(source)}?to={to}&suppressLayouts=1&failFast=1"
     before = await exists(target) if verb == "copy" else False
     patience_s = _TRANSFER_S if tree else 0.0
-    delays = retry.delays()
-    for attempt in range(1, _TRIES + 1):
+    until = trio.current_time() + session.settings.jobs_retries_s
+    for delay in retry.delays():
         try:
             await session.exchange(
                 "POST", address, repo=source.repo, retries=False, patience_s=patience_s
@@ -83,9 +83,10 @@ async def transfer(
         except RemoteError as error:
             if error.status == 400 and "repositor" in error.message.lower():
                 raise not_local(error) from None
-            if not error.retryable or attempt == _TRIES:
+            asked_enough = isinstance(error, RateLimited) or trio.current_time() + delay > until
+            if not error.retryable or asked_enough:
                 raise
-            await trio.sleep(next(delays))
+            await trio.sleep(delay)
             if verb == "move" and not await exists(source) and await exists(target):
                 return
             if verb == "copy" and not before and await exists(target):

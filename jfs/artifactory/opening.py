@@ -40,7 +40,7 @@ import httpx
 from cachetools import TTLCache
 
 from jfs.artifactory import statements, wire
-from jfs.artifactory.auth import Authenticator
+from jfs.artifactory.access import Access
 from jfs.artifactory.exchange import (
     MAX_HOPS,
     REDIRECTS,
@@ -97,12 +97,12 @@ class Opener:
     def __init__(
         self,
         url: str,
-        authenticator: Authenticator,
+        access: Access,
         transport: BulkTransport,
         metrics: Metrics,
     ) -> None:
         self._url = url
-        self._authenticator = authenticator
+        self._access = access
         self._client = httpx.Client(transport=transport, follow_redirects=False, trust_env=False)
         self._metrics = metrics
         self._lock = threading.Lock()
@@ -333,9 +333,17 @@ class Opener:
         }
         if extent is not None:
             headers["Range"] = f"bytes={extent.start}-{extent.stop - 1}"
-        return {**headers, **self._authenticator.headers()} if secret else headers
+        return {**headers, **self._access.authenticator.headers()} if secret else headers
 
     def _send(self, method: str, url: httpx.URL, headers: dict[str, str]) -> httpx.Response:
+        response = self._send_once(method, url, headers)
+        renewed = self._access.renewal.headers(response, headers)
+        if renewed is None:
+            return response
+        response.close()
+        return self._send_once(method, url, renewed)
+
+    def _send_once(self, method: str, url: httpx.URL, headers: dict[str, str]) -> httpx.Response:
         self._metrics.count("range_requests" if method == "GET" else "requests")
         with mapped(method, url):
             request = httpx.Request(method, url, headers=headers)

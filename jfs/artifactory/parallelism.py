@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jfs.errors import JfsError
+from jfs.errors import DeadlineExceeded, JfsError
 
 
 class Parallelism:
@@ -32,13 +32,20 @@ class Parallelism:
         return max(1, int(self._limit))
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, patience_s: float) -> Iterator[None]:
         """Wait for a place and hold it; how the block ends moves the limit.
 
         After ``close`` no thread waits.
+
+        Raises:
+            DeadlineExceeded: no place became free in *patience_s* seconds.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._active < self.limit or self._closed)
+            free = self._changed.wait_for(
+                lambda: self._active < self.limit or self._closed, patience_s
+            )
+            if not free:
+                raise DeadlineExceeded("the server kept all downloads waiting")
             self._active += 1
         try:
             yield

@@ -59,7 +59,7 @@ class HttpRangeSource:
         )
         self._opener = Opener(
             settings.url,
-            access.authenticator,
+            access,
             self._transport,
             metrics,
         )
@@ -92,9 +92,11 @@ class HttpRangeSource:
                 wait = call.hold_s()
                 if not wait:
                     progress = _Progress(position, extent.stop, sink)
+                    asked = False
                     try:
-                        with self._gate(version.path.repo).request():
+                        with self._gate(version.path.repo).request(call.left_s):
                             if not (wait := call.hold_s()):  # it may have been a long wait
+                                asked = True
                                 self._fetch_once(version, Extent(position, extent.stop), progress)
                                 call.succeeded()
                                 return
@@ -102,6 +104,8 @@ class HttpRangeSource:
                         self._metrics.count("fetch_errors")
                         if self._closed.is_set():
                             raise Unavailable("the mount is ending") from error
+                        if not asked:
+                            raise
                         if progress.position - position >= _MOVED:
                             # A long download over a bad line is not given up.
                             call.moved(deadline_s)

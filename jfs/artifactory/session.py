@@ -251,6 +251,7 @@ class Session:
     ) -> _T:
         headers = {**headers, **await self.access.authenticator.current()}
         passed: list[httpx.Response] = []
+        renewed = None
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")
             with mapped(method, url):
@@ -261,6 +262,11 @@ class Session:
                         response.extensions[PASSED] = passed
                         return await take(response)
                     await response.aread()
+            if renewed is None and not passed:
+                renewed = await self.access.renewal.headers_now(response, headers)
+                if renewed is not None:
+                    headers = renewed
+                    continue
             # Only reads are sent elsewhere: a redirected write would become another request.
             if response.status_code not in REDIRECTS or method not in ("GET", "HEAD"):
                 raise failure(response, response.content)

@@ -11,7 +11,7 @@ Trio thread; bodies are sent by worker threads.
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
 import httpx
@@ -132,11 +132,11 @@ class Uploads:
         # An empty body is smaller than the question whether it is known.
         if deployment.size:
             with contextlib.suppress(NotFound):
-                answer = self._put(attempt.question(), deployment, {"X-Checksum-Deploy": "true"})
+                answer = self._put(attempt.question, deployment, {"X-Checksum-Deploy": "true"})
                 self._metrics.count("checksum_deploys")
                 return _parsed(answer, deployment)
         try:
-            return _parsed(self._put(attempt.body(), deployment, {}), deployment)
+            return _parsed(self._put(attempt.body, deployment, {}), deployment)
         except NotFound as error:
             raise not_local(error) from None
         except Conflict as error:
@@ -146,7 +146,10 @@ class Uploads:
         finally:
             self._metrics.count("sent_bytes", attempt.sent)
 
-    def _put(self, body: FileBody, deployment: Deployment, headers: Mapping[str, str]) -> bytes:
+    def _put(
+        self, make_body: Callable[[], FileBody], deployment: Deployment, headers: Mapping[str, str]
+    ) -> bytes:
+        body = make_body()
         url = httpx.URL(self._session.settings.url + _address(deployment))
         headers = {
             **_headers(deployment),
@@ -157,18 +160,26 @@ class Uploads:
             "Accept": "*/*",
             **self._session.access.authenticator.headers(),
         }
+        response, answer = self._send(url, headers, body)
+        renewed = self._session.access.renewal.headers(response, headers)
+        if renewed is not None:
+            response, answer = self._send(url, renewed, make_body())
+        # Not followed to another place: a redirected write would become another request.
+        if not 200 <= response.status_code < 300:
+            raise failure(response, answer)
+        return answer
+
+    def _send(
+        self, url: httpx.URL, headers: dict[str, str], body: FileBody
+    ) -> tuple[httpx.Response, bytes]:
         self._metrics.count("requests")
         with mapped("PUT", url):
             request = httpx.Request("PUT", url, headers=headers, stream=body)
             response = self._client.send(request, stream=True)
             try:
-                answer = response.read()
+                return response, response.read()
             finally:
                 response.close()
-        # Not followed to another place: a redirected write would become another request.
-        if not 200 <= response.status_code < 300:
-            raise failure(response, answer)
-        return answer
 
 
 class _Attempt:

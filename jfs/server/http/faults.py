@@ -16,6 +16,7 @@ What a request that changes something has done when it goes wrong:
 import asyncio
 import contextlib
 import json
+import random
 import threading
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -53,6 +54,7 @@ class When(TypedDict, total=False):
     times: int | None
     after: int
     agent: str
+    share: float
 
 
 class Gate:
@@ -90,6 +92,7 @@ class Fault:
         times: requests to spoil; None: all.
         after: matching requests to let pass first.
         agent: glob on the User-Agent: weather for one client, and not for another.
+        share: of the others so many, at random, the same in every run.
     """
 
     kind: Kind
@@ -99,6 +102,7 @@ class Fault:
     times: int | None = None
     after: int = 0
     agent: str = "*"
+    share: float = 1.0
     code: int = 503
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -116,6 +120,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         self._passed = 0
+        self._dice = random.Random(self.kind)
 
     def release(self) -> None:
         """Let every stalled request go on, and those that come later."""
@@ -134,6 +139,8 @@ class Fault:
             return False
         if self._passed < self.after:
             self._passed += 1
+            return False
+        if self.share < 1 and self._dice.random() >= self.share:
             return False
         self.hits += 1
         if self.kind not in (Kind.STALL, Kind.HOLD):
@@ -411,6 +418,7 @@ _FIELDS = {
     "times": int,
     "after": int,
     "agent": str,
+    "share": float,
     "code": int,
     "headers": dict,
     "offset": int,
