@@ -245,6 +245,7 @@ class MountSettings:
     nonempty: bool = False
     offline: bool = False  # the server is never asked
     wait_s: float = 0.0  # how long the start waits for a server that cannot be asked
+    watchdog_s: float = 60.0  # how long it may not answer itself; 0: for ever
 
 
 def default_cache_directory(environ: Mapping[str, str]) -> Path:

@@ -4,7 +4,9 @@ libfuse negotiates neither the read-ahead of the bdi nor, through pyfuse3, ``max
 ``max_read`` as a mount option is refused (the mount then answers ECONNREFUSED).
 """
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -20,13 +22,40 @@ _READ_AHEAD_KB = 2048
 _MAX_BACKGROUND = 64
 
 
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
 def tune(device: str) -> None:
     """Raise the limits of the mount with the device number *device* (``major:minor``)."""
     minor = device.partition(":")[2]
     _raise(Path("/sys/class/bdi") / device / "read_ahead_kb", _READ_AHEAD_KB)
-    connection = Path("/sys/fs/fuse/connections") / minor
+    connection = _CONNECTIONS / minor
     _raise(connection / "max_background", _MAX_BACKGROUND)
     _raise(connection / "congestion_threshold", _MAX_BACKGROUND * 3 // 4)
+
+
+def waiting(device: str) -> int | None:
+    """Return how many requests wait for an answer; None: it is not to be seen (a container)."""
+    try:
+        text = (_CONNECTIONS / device.partition(":")[2] / "waiting").read_text(encoding="ascii")
+        return int(text)
+    except (OSError, ValueError):
+        return None
+
+
+def abort(device: str) -> None:
+    """Cut the connection: whoever waits gets ECONNABORTED, whoever comes ENOTCONN.
+
+    Where fusectl is not mounted, by closing every descriptor of this process that may be it.
+    """
+    try:
+        (_CONNECTIONS / device.partition(":")[2] / "abort").write_text("1", encoding="ascii")
+    except OSError as error:
+        log.debug("cut off by closing it: %s", error)
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                    os.close(int(name))
 
 
 def _raise(setting: Path, value: int) -> None:

@@ -174,6 +174,14 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     metavar="SECONDS",
     help="Give up on a server that is silent for so long.",
 )
+@click.option(
+    "--watchdog",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="End a mount that itself does not answer for so long; 0: never.",
+)
 def command(
     source: str,
     mountpoint: Path,
@@ -211,6 +219,7 @@ def command(
     connections: int,
     read_ahead: int,
     timeout: float,
+    watchdog: float,
 ) -> None:
     """Mount SOURCE on the directory MOUNTPOINT.
 
@@ -282,6 +291,7 @@ def command(
         nonempty=listed.nonempty,
         offline=offline,
         wait_s=wait_for_server,
+        watchdog_s=watchdog,
     )
     level = logging.DEBUG if verbose else logging.INFO
     if background and log_file is None:

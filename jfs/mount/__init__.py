@@ -7,6 +7,8 @@
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
 ``waiters``     whether a thread was told to end
+``watchdog``    ends a mount that does not answer
+``stacks``      where every thread and task is
 ``signals``     how signals end a mount
 ``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none

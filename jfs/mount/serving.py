@@ -33,6 +33,7 @@ from jfs.mount.mountpoint import claim
 from jfs.mount.offline import OfflineSource, OfflineStore
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
+from jfs.mount.watchdog import Watchdog
 from jfs.notifier import KernelNotifier
 from jfs.protocols import ArtifactStore, BlockStore, RangeSource
 from jfs.vfs.filesystem import Filesystem
@@ -43,7 +44,7 @@ from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
-_END_S = 20.0  # unmounting, notifications and what is on the disk: each far below that
+END_S = 20.0  # unmounting, notifications and what is on the disk: each far below that
 _SETTLE_S = 15.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -277,9 +278,10 @@ async def _serve(
             if scope.cancelled_caught:  # what is left is in the journal
                 log.warning("uploads did not end within %.0f s: see `jfs recover ls`", drain_s)
             finished = True
+        watchdog.stop()
         # Not even a kernel or a disk that never answers keeps the process: this needs neither
         # the event loop nor the interpreter, and says where each thread was.
-        faulthandler.dump_traceback_later(_END_S, exit=True)
+        faulthandler.dump_traceback_later(END_S, exit=True)
         for cut in cuts:
             cut()
 
@@ -288,10 +290,17 @@ async def _serve(
         await finish()
         await mount.end()
 
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    watchdog = Watchdog(mount.device, settings.watchdog_s, root)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.beat)
+        watchdog.start()
         nursery.start_soon(finish_when_asked)
         nursery.start_soon(session.say_ready, mount, settings.mountpoint, ready)
         await mount.answer(nursery)
+        if watchdog.has_bitten:
+            await trio.sleep_forever()  # its thread ends the process, with its own exit code
         await finish()
         nursery.cancel_scope.cancel()
 

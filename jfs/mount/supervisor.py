@@ -34,3 +34,13 @@ def supervises(environ: Mapping[str, str]) -> bool:
         return False
     told = environ.get("SYSTEMD_EXEC_PID")
     return told == str(os.getpid()) if told is not None else os.getppid() == 1
+
+
+def watchdog_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return how long it waits for ``WATCHDOG=1``, in seconds; None: it waits for none of ours."""
+    try:
+        period_s = int(environ["WATCHDOG_USEC"]) / 1e6
+        process = int(environ.get("WATCHDOG_PID", os.getpid()))
+    except (KeyError, ValueError):
+        return None
+    return period_s if period_s > 0 and process == os.getpid() else None
