@@ -10,8 +10,8 @@ A thread of its own looks every few seconds:
 Requests that wait for a server are no sign: their deadlines end them. After a third of the limit
 the stacks of every thread and task are in the log. After the limit the connection is cut, so that
 whoever waits gets ECONNABORTED, and whoever comes ENOTCONN, instead of waiting for ever; the
-process ends with exit code 1, for whoever restarts it. Bytes of uploads are in the journal. Time in which the machine or this
-process was stopped does not count.
+process ends with exit code 1, for whoever restarts it. Bytes of uploads are in the journal. Time in
+which the machine or this process was stopped does not count.
 
 While the mount answers, systemd is told so (``WATCHDOG=1``).
 """
