@@ -44,6 +44,7 @@ from jfs.mount.mountpoint import refuse_inside
 from jfs.sources import parse_source
 
 _PATH = click.Path(path_type=Path)
+_LONGEST_S = 3600.0  # somebody waits for the answer
 log = logging.getLogger(__name__)
 _FOR_EVER = "36500d"  # longer than any machine runs
 
@@ -168,11 +169,27 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=Duration(1, _LONGEST_S),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give up on a server that is silent for so long.",
+    help="Give up on a server that is silent for so long; about one name, 10 s at most.",
+)
+@click.option(
+    "--connect-timeout",
+    type=Duration(0.1, _LONGEST_S),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up on a connection that is not made in so long.",
+)
+@click.option(
+    "--retry-for",
+    type=Duration(0, _LONGEST_S),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long into an outage reads and changes wait for its end; names 5 s at most.",
 )
 @click.option(
     "--watchdog",
@@ -219,6 +236,8 @@ def command(
     connections: int,
     read_ahead: int,
     timeout: float,
+    connect_timeout: float,
+    retry_for: float,
     watchdog: float,
 ) -> None:
     """Mount SOURCE on the directory MOUNTPOINT.
@@ -267,7 +286,11 @@ def command(
             client_cert=client_cert,
             client_key=client_key,
             verify_tls=not insecure,
+            connect_timeout_s=connect_timeout,
             idle_timeout_s=timeout,
+            request_deadline_s=max(60.0, timeout + retry_for),
+            retries_s=min(5.0, retry_for),
+            jobs_retries_s=retry_for,
             connections=connections,
         ),
         cache=CacheSettings(

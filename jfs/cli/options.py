@@ -101,9 +101,16 @@ class Place(click.ParamType[Path]):
 
 
 class Duration(click.ParamType[float]):
-    """Seconds, or a number with a unit: ``90``, ``1.5h``, ``30m``, ``1d``; returned in seconds."""
+    """Seconds, or a number with a unit: ``90``, ``1.5h``, ``30m``, ``1d``; returned in seconds.
+
+    Args:
+        least, most: in seconds; others are refused.
+    """
 
     name = "TIME"
+
+    def __init__(self, least: float = 0.0, most: float = float("inf")) -> None:
+        self._least, self._most = least, most
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -113,7 +120,12 @@ class Duration(click.ParamType[float]):
         found = _DURATION.fullmatch(str(value).strip())
         if found is None:
             self.fail(f"{value!r} is no time: write seconds, or such as 30m, 12h, 1d", param, ctx)
-        return float(found[1]) * _SECONDS[found[2]]
+        seconds = float(found[1]) * _SECONDS[found[2]]
+        if not self._least <= seconds <= self._most:
+            self.fail(
+                f"{value!r} is not between {self._least:g} and {self._most:g} seconds", param, ctx
+            )
+        return seconds
 
 
 class Umask(click.ParamType[int]):

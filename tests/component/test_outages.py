@@ -376,6 +376,7 @@ async def test_a_wrong_password_is_not_tried_twice(
         assert client.metrics.snapshot()["requests"] == 1
 
 
+@pytest.mark.timeout(900)  # the whole proof takes a minute and a half
 async def test_bad_weather_reaches_no_user(
     server: EmbeddedServer, version: ArtifactVersion, tmp_path: Path, scale: Scale
 ) -> None:

@@ -78,3 +78,9 @@ def test_times_are_seconds_or_have_a_unit(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is no time: write seconds, or such as"):
         Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["0.5", "2h"])
+def test_a_time_that_nobody_can_mean_is_refused_with_what_is_possible(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not between 1 and 3600 seconds"):
+        Duration(1, 3600).convert(text, None, None)
