@@ -102,9 +102,25 @@ def _explained(error: Exception) -> tuple[type[RemoteError], str]:
     if isinstance(error, httpx.ProxyError):
         if text.startswith(str(_PROXY_WANTS_CREDENTIALS)):
             return AccessDenied, _WANTS_CREDENTIALS
-        return kind, f"the proxy answers {text}" if text[:3].isdigit() else f"the proxy {text}"
+        if text[:3].isdigit():
+            return kind, f"the proxy answers {text}"
+        reason = _reason(error)
+        if reason is None:
+            return kind, f"the proxy {text}"
+        return reason[0] or kind, f"the proxy {text}: {reason[1]}"
     if isinstance(error, httpx.RemoteProtocolError) and "illegal request line" in text:
         return Untrusted, _IS_TLS  # so h11 calls a first byte that no status line can begin with
+    reason = _reason(error)
+    if reason is not None:
+        return reason[0] or kind, reason[1]
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionRefusedError):
+            return kind, "nothing listens there (connection refused): is the server running?"
+    return kind, f"cannot be reached: {text}" if isinstance(error, httpx.ConnectError) else text
+
+
+def _reason(error: Exception) -> tuple[type[RemoteError] | None, str] | None:
+    """Return what TLS or the resolver said, and the class for it unless it is the usual one."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Untrusted, _certificate(cause)
@@ -113,14 +129,12 @@ def _explained(error: Exception) -> tuple[type[RemoteError], str]:
         if isinstance(cause, ssl.SSLError) and _is_about_us(cause):
             return Untrusted, f"TLS failed ({cause.reason}): {_WANTS_ANOTHER}"
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            return kind, f"TLS failed ({cause.reason})"
+            return None, f"TLS failed ({cause.reason})"
         if isinstance(cause, socket.gaierror):
             again = cause.errno == socket.EAI_AGAIN
             advice = "is the name server well?" if again else "is the address right?"
-            return kind, f"its name cannot be resolved ({cause.strerror}): {advice}"
-        if isinstance(cause, ConnectionRefusedError):
-            return kind, "nothing listens there (connection refused): is the server running?"
-    return kind, f"cannot be reached: {text}" if isinstance(error, httpx.ConnectError) else text
+            return None, f"its name cannot be resolved ({cause.strerror}): {advice}"
+    return None
 
 
 def _is_about_us(error: ssl.SSLError) -> bool:
@@ -151,15 +165,23 @@ def _certificate(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _by_our_clock() -> str:
-    """Say what a certificate's dates were held against, and what is wrong with that if it is."""
     now = datetime.now(UTC)
-    said = f"by the clock of this machine ({now:%Y-%m-%d %H:%M} UTC)"
     try:
-        written = datetime.fromtimestamp(Path(__file__).stat().st_mtime, UTC)
+        return clock_remark(now, datetime.fromtimestamp(Path(__file__).stat().st_mtime, UTC))
     except (OSError, ValueError):
-        return said
-    behind = now < written - _ONE_DAY
-    return f"{said}, which is wrong: jfs was installed on {written:%Y-%m-%d}" if behind else said
+        return clock_remark(now, now)
+
+
+def clock_remark(now: datetime, installed: datetime) -> str:
+    """Say what a certificate's dates were held against, and that it is wrong if that is sure.
+
+    Args:
+        installed: when our own files were written.
+    """
+    said = f"by the clock of this machine ({now:%Y-%m-%d})"
+    if now < installed - _ONE_DAY:
+        return f"{said}, which is wrong: jfs was installed on {installed:%Y-%m-%d}"
+    return said
 
 
 def _class_for(error: Exception) -> type[RemoteError]:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -108,8 +107,7 @@ async def test_a_connection_that_was_kept_and_is_closed_is_no_outage() -> None:
 
 async def test_a_name_that_nobody_knows() -> None:
     """It is asked for again until the deadline: name servers fail for a moment, too."""
-    settings = ServerSettings("https://art.invalid/artifactory", request_deadline_s=0.5)
-    settings = replace(settings, retries_s=0.5)
+    settings = ServerSettings("https://art.invalid/artifactory", retries_s=0.1, jobs_retries_s=0.1)
     client = ArtifactoryClient(settings, Metrics())
     with pytest.raises(ConfigError, match=r"art.invalid.*: its name cannot be resolved"):
         await client.check()

@@ -159,7 +159,7 @@ async def test_past_the_proxy(
 
 async def failures(settings: ServerSettings) -> tuple[RemoteError, RemoteError, ConfigError]:
     """What the control plane, the bulk plane and the start say."""
-    settings = replace(settings, request_deadline_s=0.3, connect_timeout_s=0.3)
+    settings = replace(settings, retries_s=0.1, jobs_retries_s=0.1)
     async with client_of(settings) as client:
         with pytest.raises(RemoteError) as control:
             await client.stat(PATH)
@@ -202,11 +202,31 @@ async def test_a_proxy_that_fails(
         assert f"the proxy http://127.0.0.1:{proxy.port} cannot be reached" in str(error)
 
 
+async def test_a_proxy_that_is_not_trusted(
+    server: EmbeddedServer, certificate: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with forward_proxy({}, tls=certificate) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"https://ann:hunter2@127.0.0.1:{proxy.port}")
+        for error in await failures(server_settings(server)):
+            assert "its certificate is not trusted" in str(error)
+
+
+async def test_a_proxy_whose_name_nobody_knows(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    for error in await failures(server_settings(server)):
+        assert "the proxy http://proxy.invalid:3128 cannot be reached: its name" in str(error)
+
+
 async def test_a_proxy_that_says_nothing(
     tls_server: EmbeddedServer, certificate: TlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(
-        server_settings(tls_server), ca_file=certificate.certificate, idle_timeout_s=0.3
+        server_settings(tls_server),
+        ca_file=certificate.certificate,
+        connect_timeout_s=0.3,
+        idle_timeout_s=0.3,
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
+from jfs.artifactory.exchange import clock_remark
 from jfs.config import ServerSettings
 from jfs.errors import ConfigError, Untrusted
 from jfs.extents import Extent
@@ -88,7 +90,15 @@ async def test_an_expired_certificate(tmp_path: Path) -> None:
     )
     with EmbeddedServer(tmp_path / "server", tls=files) as server:
         settings = replace(server_settings(server), ca_file=files.certificate)
-        assert "has expired" in await refusals(settings)
+        assert "has expired by the clock of this machine (20" in await refusals(settings)
+
+
+def test_a_clock_that_is_surely_wrong_is_named() -> None:
+    installed = datetime(2026, 7, 1, tzinfo=UTC)
+    assert "(1970-01-01), which is wrong" in clock_remark(
+        datetime(1970, 1, 1, tzinfo=UTC), installed
+    )
+    assert "wrong" not in clock_remark(datetime(2026, 6, 30, 12, tzinfo=UTC), installed)
 
 
 async def test_a_certificate_for_another_name(tmp_path: Path) -> None:
