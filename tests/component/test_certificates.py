@@ -338,12 +338,18 @@ async def test_an_option_is_nearer_than_variables(
 async def test_authorities_are_rotated(
     tls_server: EmbeddedServer, certificate: TlsFiles, ann: TlsFiles, tmp_path: Path
 ) -> None:
+    """Connections that were made before are not used any more."""
     ca_file = tmp_path / "ca.pem"
-    ca_file.write_bytes(ann.certificate.read_bytes())
+    ca_file.write_bytes(certificate.certificate.read_bytes())
     settings = replace(server_settings(tls_server), ca_file=ca_file)
-    client = ArtifactoryClient(settings, Metrics())
+    access = Access(settings, {})
+    client = ArtifactoryClient(settings, Metrics(), access)
+    await client.check()
+    ca_file.write_bytes(ann.certificate.read_bytes())
     with pytest.raises(ConfigError, match="not trusted"):
         await client.check()
+    await client.aclose()
     ca_file.write_bytes(certificate.certificate.read_bytes())
+    client = ArtifactoryClient(settings, Metrics(), access)  # who has not seen an outage
     await client.check()
     await client.aclose()
