@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
 from jfs import threads
@@ -225,8 +225,12 @@ class Mutations:
             raise InvalidArgument("names cannot be exchanged: Artifactory has no such operation")
         writing = self._require_changeable(parent)
         self._require_place(new_parent, new_name)
-        async with self._claimed((parent, name), (new_parent, new_name), tree=True):
+        places = (parent, name), (new_parent, new_name)
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._claimed(*places, tree=True))
             source = await self._tree.lookup(parent, name)
+            # Somebody may look the name up meanwhile, and find another's content there.
+            held.enter_context(self._tree.inodes.held(source))
             if not source.path.path:
                 raise NotPermitted(f"{source.path}: a repository cannot be renamed")
             target = await self._target(new_parent, new_name, source)

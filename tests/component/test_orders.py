@@ -43,6 +43,28 @@ async def hit(fault: Fault) -> None:
     await trio.to_thread.run_sync(fault.wait_hit, limiter=trio.CapacityLimiter(1))
 
 
+async def test_what_is_renamed_stays_known_though_the_kernel_forgets_it_meanwhile(
+    ask: Requests, staging: Path
+) -> None:
+    """Somebody looks the old name up, which is another's by then; the first inode is forgotten."""
+    ask.server.deploy(REPO, "a", b"old")
+    async with writing(ask, staging) as fs:
+        ino = (await fs.lookup(ROOT, "a")).ino
+        async with trio.open_nursery() as nursery:
+            move = ask.server.faults.add(Fault.hold("/api/move/*"))
+            nursery.start_soon(fs.rename, ROOT, "a", ROOT, "b", 0)
+            await hit(move)
+            ask.server.deploy(REPO, "a", b"newer")
+            await fs.refresh(ROOT)
+            assert (await fs.lookup(ROOT, "a")).ino != ino
+            fs.forget(ino, 1)
+            move.release()
+        assert (await fs.lookup(ROOT, "b")).ino in (await names(fs, "")).values()
+        await fs.refresh(ROOT)
+        assert set(await names(fs, "")) == {"b"}
+        assert await content(fs, "b") == b"newer"
+
+
 async def test_a_close_beside_a_rename_goes_to_the_new_name(ask: Requests, staging: Path) -> None:
     ask.server.deploy(REPO, "r/a", b"old")
     async with writing(ask, staging) as fs, trio.open_nursery() as nursery:

@@ -7,7 +7,9 @@ Inode numbers are a hash of the path, so that they are the same after ``forget``
 and in another mount: tools that remember them (``rsync``, ``tar``, ``find``) stay right.
 """
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 from jfs.errors import NoEntry
@@ -29,6 +31,7 @@ class InodeTable:
         self._computed: dict[str, Inode] = {}
         # Folders that were forgotten, each with those of its children that are still to be dropped.
         self._forgotten: list[tuple[Inode, list[Inode]]] = []
+        self._held: Counter[Inode] = Counter()
         self._most = 1  # inodes at a time since the table was last shrunk
 
     def __len__(self) -> int:
@@ -143,6 +146,18 @@ class InodeTable:
         """The kernel was given the inode once more."""
         inode.lookup_count += 1
 
+    @contextmanager
+    def held(self, inode: Inode) -> Iterator[None]:
+        """Keep an inode for the time of the block, whatever the kernel forgets meanwhile."""
+        self._held[inode] += 1
+        try:
+            yield
+        finally:
+            self._held[inode] -= 1
+            if not self._held[inode]:
+                del self._held[inode]
+                self._settle(inode)
+
     def forget(self, ino: int, count: int) -> bool:
         """Take *count* lookups of the kernel back; True when it holds none any more.
 
@@ -178,7 +193,9 @@ class InodeTable:
                 continue
             budget -= 1
             child = children.pop()
-            if child.lookup_count or child.parent is not folder or not child.attached():
+            if child.parent is not folder or not child.attached():
+                continue
+            if child.lookup_count or child in self._held:
                 continue
             if child.dentries:
                 self._shed(child)
@@ -192,7 +209,7 @@ class InodeTable:
 
         A folder may have outlived its own ``forget`` for a child's sake: it goes with the child.
         """
-        if inode is self.root or inode.lookup_count or inode.dentries:
+        if inode is self.root or inode.lookup_count or inode.dentries or inode in self._held:
             return
         parent = inode.parent
         if parent is None or parent.below is None or not inode.attached():
