@@ -23,6 +23,7 @@
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
     ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
+    ├── NoMemory                  ENOMEM     an answer that is larger than the memory limit allows
     ├── NoThread                  EIO        no thread could be started for it; waited for first
     ├── CacheError                EIO        internal: treated as a miss
     │   ├── CacheFull             ENOSPC     nothing evictable is left
@@ -208,6 +209,12 @@ class NoDescriptor(JfsError):
 
     errno = errno.EMFILE
     retryable = True
+
+
+class NoMemory(JfsError):
+    """An answer that does not fit into the memory that this process may have."""
+
+    errno = errno.ENOMEM
 
 
 class NoThread(JfsError):

@@ -11,11 +11,71 @@ again (spare buffers, finished segments) is asked back by ``Budget.take``.
 
 Lock order: ``Budget._lock`` is the innermost lock, and no callback is called under it.
 
+What is known of names is no part of it: that grows with how much of the server somebody looks at.
+``follow`` sets what the whole process may have; answers that would pass it are refused
+(``require_room``), since a process that the kernel kills has taken the whole mount with it.
+
 Any thread.
 """
 
+import ctypes
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
+
+from jfs.errors import NoMemory
+from jfs.extents import MiB
+
+_STATM = Path("/proc/self/statm")
+_PAGE = os.sysconf("SC_PAGESIZE")
+# Of the limit: the rest is for pages of cache files, and for what is received meanwhile.
+_TIGHT, _FULL = 0.7, 0.85
+
+_limit: int | None = None
+
+
+def follow(limit: int | None) -> None:
+    """Set how many bytes this process may have in all; None: as many as there are."""
+    global _limit
+    _limit = limit
+
+
+def resident() -> int:
+    """Return how many bytes of memory this process has, without pages of files."""
+    pages = _STATM.read_text(encoding="ascii").split()
+    return (int(pages[1]) - int(pages[2])) * _PAGE
+
+
+def is_tight() -> bool:
+    """Whether most of the limit is used: what can be known again should be given back."""
+    return _limit is not None and resident() > _TIGHT * _limit
+
+
+def require_room(more: int, what: str) -> None:
+    """Make sure that *more* bytes fit below the limit.
+
+    Raises:
+        NoMemory: they do not; *what* names who wants them.
+    """
+    if _limit is None or resident() + more <= _FULL * _limit:
+        return
+    trim()
+    if resident() + more > _FULL * _limit:
+        raise NoMemory(
+            f"{what}: does not fit into the {_limit // MiB} MiB that this process may have: raise "
+            "its memory limit, or look at a smaller part"
+        )
+
+
+def trim() -> None:
+    """Give memory back to the system that is free, and kept for the next who wants some.
+
+    Blocking, for some ms: pieces of large answers leave holes that malloc keeps.
+    """
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none
+    if give_back is not None:
+        give_back(0)
 
 
 class Budget:

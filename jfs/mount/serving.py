@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import trio
 
-from jfs import descriptors, logs, threads
+from jfs import descriptors, logs, memory, threads
 from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource, log_changes
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
@@ -166,6 +166,7 @@ async def _compose(
         if store is not None:
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)
         limit = await threads.on_disk(memory_limit)
+        memory.follow(limit)
         reads = fit_to_memory(settings.read, limit)
         nursery.start_soon(client.watch)
         budget = Budget(reads.memory_bytes)
@@ -198,12 +199,13 @@ async def _compose(
             nursery.start_soon(starting.heal, client, settings, keeper)
         stats = reports.Stats(settings, metrics, budget, limit)
         stats.add("server", lambda: reports.server(breakers, metrics))
-        stats.add("names", filesystem.figures)
+        stats.add("names", filesystem.holdings.figures)
         stats.add("uploads", lambda: reports.uploads(filesystem.behind.state, area))
         filesystem.add_report("stats", stats.text)
         filesystem.add_report("stats.json", stats.json)
         filesystem.add_report("config", lambda: reports.config(settings))
         nursery.start_soon(_settle_logs)
+        nursery.start_soon(filesystem.holdings.watch)
         if area is not None:
             await filesystem.behind.resume()
             nursery.start_soon(recovery.resume, area, client)

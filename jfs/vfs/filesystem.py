@@ -23,6 +23,7 @@ from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.freshness import Questions
+from jfs.vfs.holdings import Holdings
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.kernel import KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
@@ -59,6 +60,7 @@ class Filesystem:
 
     Attributes:
         boundary: is told what is refused, and what is answered after that.
+        holdings: what is held in memory, and how it is given back.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Filesystem:
         self._folders = Folders(
             self._tree, self._queries, self._selectors, self._reports, questions, self._numbers
         )
+        self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
         self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names
@@ -387,11 +390,6 @@ class Filesystem:
     def add_report(self, name: str, write: Callable[[], str]) -> None:
         """Show one more text in ``.jfs/``; *write* returns it at once, whatever is down."""
         self._reports.add(name, write)
-
-    def figures(self) -> dict[str, int]:
-        """Return how much is known, and open, for ``.jfs/stats``."""
-        opened = len(list(self._files.inodes()))
-        return {"inodes": len(self._tree.inodes), "open_files": opened}
 
     async def drain(self) -> None:
         """Return when no upload is under way, and what is queued was tried once more."""

@@ -39,6 +39,7 @@ from jfs.model import (
 )
 from jfs.protocols import Sink
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.kernel import Notifier
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
 
@@ -118,10 +119,12 @@ class MemoryServer:
 
 
 @asynccontextmanager
-async def filesystem(server: MemoryServer, tree: TreeSettings = TREE) -> AsyncIterator[Filesystem]:
+async def filesystem(
+    server: MemoryServer, tree: TreeSettings = TREE, notifier: Notifier | None = None
+) -> AsyncIterator[Filesystem]:
     async with trio.open_nursery() as nursery:
         plane = DataPlane(server, None, ReadSettings(), Metrics(), nursery, fetches=2)
-        fs = Filesystem(server, plane, tree, FolderInfo(RepoPath("r"), 0))
+        fs = Filesystem(server, plane, tree, FolderInfo(RepoPath("r"), 0), notifier=notifier)
         yield fs
         await fs.close()
 

@@ -32,6 +32,7 @@ class Folders:
         self._questions = questions
         self._numbers = numbers
         self._opened: dict[int, Listing | QueryListing | ReportListing] = {}
+        self._read: dict[int, Inode] = {}
 
     async def resolve(self, parent: Inode, name: str) -> Inode:
         """Resolve a name: a real entry, else a computed one. Raises as ``Tree.lookup``.
@@ -65,6 +66,7 @@ class Folders:
             listing = Listing(self._tree.inodes, folder, entries)
         handle = next(self._numbers)
         self._opened[handle] = listing
+        self._read[handle] = folder
         return handle
 
     def read(self, handle: int, start: int, count: int) -> list[tuple[str, Inode, int]]:
@@ -75,8 +77,13 @@ class Folders:
             raise BadHandle(f"handle {handle} is not an open folder") from None
         return listing.read(start, count)
 
+    def is_open(self, folder: Inode) -> bool:
+        """Whether somebody reads a snapshot of a folder, whose entries must be there meanwhile."""
+        return any(folder is each for each in self._read.values())
+
     def release(self, handle: int) -> None:
         """Drop a snapshot."""
         listing = self._opened.pop(handle, None)
+        self._read.pop(handle, None)
         if listing is not None and listing.release():
             self._questions.run(released, listing)

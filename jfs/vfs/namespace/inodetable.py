@@ -204,6 +204,20 @@ class InodeTable:
                 self._drop(child)
         return bool(self._forgotten)
 
+    def give_back(self, folder: Inode) -> None:
+        """Drop what is known of a folder but nobody holds, its listing with it: memory is short.
+
+        Nobody may be reading a snapshot of it.
+        """
+        below = folder.below
+        if below is None or below.being_taken:
+            return
+        below.forget()
+        for child in list(below.children.values()):
+            if not (child.lookup_count or child.dentries or child.is_ours):
+                detach(child)
+                self._drop(child)
+
     def _settle(self, inode: Inode) -> None:
         """Drop an inode that nobody needs: not the kernel, no child, and no cached listing.
 

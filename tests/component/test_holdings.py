@@ -1,0 +1,84 @@
+"""Names that the kernel holds are given back when memory is tight, and asked for again."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from jfs import memory
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.namespace.inodes import ROOT
+from tests.component.test_filesystem import filesystem
+from tests.component.test_huge_folders import COUNT, BigServer, entries
+
+
+@pytest.fixture(autouse=True)
+def _no_limit_stays() -> Iterator[None]:
+    yield
+    memory.follow(None)
+
+
+class Kernel:
+    """Forgets a file whose name it is told to drop, as the kernel does."""
+
+    def __init__(self) -> None:
+        self.filesystem: Filesystem | None = None
+        self.held: dict[str, int] = {}
+        self.dropped: set[str] = set()
+        self.token = trio.lowlevel.current_trio_token()
+
+    def drop_entry(self, parent: int, name: str) -> bool:
+        self.dropped.add(name)
+        trio.from_thread.run_sync(self._forget, name, trio_token=self.token)
+        return True
+
+    def _forget(self, name: str) -> None:
+        assert self.filesystem is not None
+        self.filesystem.forget(self.held.pop(name), 1)
+
+    def drop_attributes(self, ino: int) -> bool:
+        return True
+
+    def drop_pages(self, ino: int) -> bool:
+        return True
+
+
+async def until(there: Callable[[], bool]) -> None:
+    while not there():  # noqa: ASYNC110 - by a virtual clock
+        await trio.sleep(1)
+
+
+async def test_names_are_given_back_when_memory_is_tight(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server, kernel = BigServer(), Kernel()
+    async with filesystem(server, notifier=kernel) as fs, trio.open_nursery() as nursery:
+        kernel.filesystem = fs
+        big = (await fs.lookup(ROOT, "big")).ino
+        handle = await fs.opendir(big)
+        kernel.held = dict(zip(server.names, await entries(fs, handle), strict=True))
+        fs.releasedir(handle)
+        opened = await fs.open(kernel.held[server.names[0]], os.O_RDONLY)
+        nursery.start_soon(fs.holdings.watch)
+        await trio.sleep(10)
+        assert kernel.dropped == set()  # there is room
+        memory.follow(memory.resident())
+        await until(lambda: fs.holdings.figures()["inodes"] < 10)
+        assert kernel.dropped == set(server.names[1:])  # not what is open, nor its folder
+        assert (await fs.getattr(big)).ino == big
+        assert (await fs.lookup(big, server.names[0])).ino == kernel.held[server.names[0]]
+        assert (await fs.lookup(big, server.names[1])).size == 1
+        await fs.release(opened.handle)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_reads_a_folder_meanwhile_gets_every_entry() -> None:
+    server = BigServer()
+    async with filesystem(server) as fs:
+        big = (await fs.lookup(ROOT, "big")).ino
+        handle = await fs.opendir(big)
+        await fs.holdings.shed()
+        assert len(await entries(fs, handle)) == COUNT
+        fs.releasedir(handle)
