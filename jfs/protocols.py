@@ -75,13 +75,14 @@ class ArtifactStore(Protocol):
 
     # changes; each raises AccessDenied without the right, ReadOnly where nothing can be written
 
-    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
         """Make content the artifact at a path: by its checksum if the server has it, else whole.
 
         Retries what is worth retrying. The answer's checksums have been compared with ours.
 
         Args:
             file: descriptor of the content; it is read by position and must not change meanwhile.
+            patient: whether an outage is waited for: not by who comes again by himself.
         Raises:
             QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
         Cancellation: the connection is cut; nothing half-done becomes visible.

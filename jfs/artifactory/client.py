@@ -221,8 +221,8 @@ class ArtifactoryClient:
 
     # changes; how they are asked and repeated is in ``mutations`` and ``uploads``
 
-    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
-        info = await self._uploads.deploy(deployment, file)
+    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
+        info = await self._uploads.deploy(deployment, file, patient=patient)
         late = uploads.set_afterwards(deployment.properties)
         if late:
             await self.set_properties(deployment.path, late)

@@ -38,6 +38,8 @@ _SETTLING_RATE = 20 * MiB
 _BODIES = 4
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
+# What is uploaded behind is tried again later: meanwhile it keeps its name from a rename.
+_HURRIED_S = 3.0
 # Request lines of Tomcat end at 8 KiB with everything else in them; the rest is set afterwards.
 _MAX_MATRIX = 4 * KiB
 # In a matrix parameter servers differ about these, whatever their encoding (artifactory-rest 2.2).
@@ -66,14 +68,15 @@ class Uploads:
         self._closed = True
         self._transport.close()
 
-    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
         """See ``ArtifactStore.deploy``; the caller sets what ``set_afterwards`` returns."""
         settings = self._session.settings
+        hurried_s = min(_HURRIED_S, settings.jobs_retries_s)
         bodies = refusals = 0
         call = self._session.breakers.call(
             deployment.path.repo,
             Plane.CHANGES,
-            patience_s=settings.jobs_retries_s,
+            patience_s=settings.jobs_retries_s if patient else hurried_s,
             deadline_s=settings.request_deadline_s,
         )
         try:

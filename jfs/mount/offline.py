@@ -54,7 +54,7 @@ class OfflineStore:
     async def downloads(self, path: RepoPath) -> int:
         raise _offline()
 
-    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
         raise _offline()
 
     async def make_folder(self, path: RepoPath) -> None:

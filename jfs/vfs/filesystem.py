@@ -229,7 +229,7 @@ class Filesystem:
             raise NotPermitted(f"{name}: Artifactory holds neither devices nor pipes nor sockets")
         opened, attributes = await self.create(parent, name, mode, os.O_WRONLY | os.O_EXCL, caller)
         try:
-            await self._files.fsync(opened.handle)
+            await self._files.flush(opened.handle)
         except (JfsError, OSError):
             self.forget(attributes.ino, 1)
             raise
@@ -361,6 +361,7 @@ class Filesystem:
         if change.size is not None:
             await self._files.truncate(inode, change.size, handle, pid)
         self._stat.change(inode, change)
+        await self._files.renaming.note_times(inode)
         if uid and change.size is not None:
             self._stat.drop_privileges(inode)
         return self._stat.of(inode)
@@ -405,10 +406,9 @@ class Filesystem:
         return await self._files.close()
 
     def up(self, subject: str) -> None:
-        """Ask anew for what stands in, at its next use: it can be asked again.
+        """Ask anew for what stands in, at its next use: *subject* can be asked again.
 
-        Args:
-            subject: a repository, or what else is asked; "": the server.
+        That is a repository, or what else is asked; "": the server.
         """
         self._questions.standing.up("" if subject.startswith("/") else subject)
 

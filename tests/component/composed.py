@@ -4,6 +4,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -35,10 +36,19 @@ TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=
 
 
 def server_settings(
-    server: EmbeddedServer, deadline_s: float = 60, token: str | None = None
+    server: EmbeddedServer,
+    deadline_s: float = 60,
+    token: str | None = None,
+    idle_s: float = 30,
+    patience_s: float | None = None,
 ) -> ServerSettings:
     credentials = Credentials(token=Secret(token or server.token))
-    return ServerSettings(server.url, credentials, request_deadline_s=deadline_s)
+    settings = ServerSettings(
+        server.url, credentials, request_deadline_s=deadline_s, idle_timeout_s=idle_s
+    )
+    if patience_s is None:
+        return settings
+    return replace(settings, retries_s=patience_s, jobs_retries_s=patience_s)
 
 
 @asynccontextmanager
@@ -49,6 +59,8 @@ async def composed(
     store: DiskBlockStore | None = None,
     tree: TreeSettings = TREE,
     deadline_s: float = 60,
+    idle_s: float = 30,
+    patience_s: float | None = None,
     writes: WriteSettings | None = None,
     read_only: bool = False,
     token: str | None = None,
@@ -60,9 +72,10 @@ async def composed(
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
     It stages what is written in a temporary directory, unless *writes* says where and how. Unless
-    it *begins* with the server, it does with what *kept* knows.
+    it *begins* with the server, it does with what *kept* knows. It asks again what fails, for
+    *patience_s*; what is silent is waited for as *deadline_s* and *idle_s* say.
     """
-    settings = server_settings(server, deadline_s, token)
+    settings = server_settings(server, deadline_s, token, idle_s, patience_s)
     ranges = HttpRangeSource(settings, Metrics())
     async with AsyncExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))

@@ -35,7 +35,7 @@ class Store:
     async def properties(self, path: RepoPath) -> Properties:
         return {"env": ("production",)}
 
-    async def deploy(self, deployment: Deployment, file: int) -> FileInfo:
+    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
         if self.refusal is not None:
             raise self.refusal
         assert os.pread(file, 100, 0) == DATA

@@ -10,13 +10,15 @@ import pytest
 import trio
 
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoEntry, Unavailable
+from jfs.errors import JfsError, NoEntry, ServerDown, Unavailable
 from jfs.extents import Extent
+from jfs.model import RepoPath
 from jfs.server import Fault
-from jfs.vfs.attributes.stat import Caller
+from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from jfs.vfs.writing.journal import Journal, Record, State
+from jfs.vfs.writing.journal import Entry, Journal, Record, State
+from jfs.vfs.writing.staging import StagingArea, StagingFile
 from tests.component.composed import composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 
@@ -44,7 +46,7 @@ async def behind(
 ) -> AsyncIterator[Filesystem]:
     """A mount with --write-back; it knows its root."""
     writes = WriteSettings(staging, write_back=True, **{**AT_ONCE, **settings})  # type: ignore[arg-type]
-    async with composed(ask.server, source, writes=writes, deadline_s=0.5) as fs:
+    async with composed(ask.server, source, writes=writes, patience_s=0.1) as fs:
         yield fs
 
 
@@ -281,7 +283,12 @@ async def test_fsync_waits_for_the_server(
             await fs.fsync(opened.handle)
         assert await state(fs, attributes.ino) == "pending"
         ask.server.faults.clear()
-        await fs.fsync(opened.handle)
+        while True:  # a mount finds out in the background that the server is back
+            try:
+                await fs.fsync(opened.handle)
+                break
+            except ServerDown:
+                await trio.sleep(0.02)
         assert await state(fs, attributes.ino) == "clean"
         await fs.release(opened.handle)
         await uploaded(fs)
@@ -412,7 +419,8 @@ async def test_a_full_queue_uploads_as_files_are_closed(
         with pytest.raises(Unavailable):
             await put(fs, "h", ONE)
         ask.server.faults.clear()
-        await fs.drain()
+        fs.behind.wake()
+        await uploaded(fs)
     assert ask.get(f"/{REPO}/f").body == ONE
 
 
@@ -455,16 +463,84 @@ async def test_a_failed_write_shows_what_was_closed_before(ask: Requests, stagin
     assert journal(staging) == []
 
 
-async def test_close_without_write_back_fails_at_once_in_an_outage(
-    ask: Requests, staging: Path, expected_logs: list[str]
-) -> None:
-    expected_logs += OUTAGE
-    async with composed(ask.server, REPO, writes=WriteSettings(staging), deadline_s=0.5) as fs:
-        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
-        await fs.write(opened.handle, 0, ONE)
-        down(ask)
-        with pytest.raises(Unavailable):
-            await fs.flush(opened.handle)
-        await fs.release(opened.handle)
-    ((record, data),) = journal(staging)
-    assert (record.state, data) == (State.FAILED, ONE)
+async def test_a_time_that_is_set_after_close_goes_along(ask: Requests, staging: Path) -> None:
+    """As rsync, tar and cp -p do it; it survives the mount."""
+    async with behind(ask, staging, **NEVER) as fs:
+        ino = await put(fs, "f", ONE)
+        await fs.setattr(ino, Change(mtime_ns=1_500_000_000_000_000_000))
+        ask.server.faults.add(Fault.status(507, method="PUT"))
+    async with behind(ask, staging) as fs:
+        assert (await fs.lookup(ROOT, "f")).mtime_ns == 1_500_000_000_000_000_000
+        ask.server.faults.clear()
+        await uploaded(fs)
+    assert (
+        ask.get(f"/api/storage/{REPO}/f").json()["lastModified"].startswith("2017-07-14T02:40:00")
+    )
+
+
+REFUSED = random.Random(3).randbytes(1000)
+
+
+def left_by_a_crash(staging: Path, server: str) -> dict[str, bytes]:
+    """Leave in the journal what a mount leaves that dies between any two steps.
+
+    Returns:
+        What close has promised of each file: that comes to the server, whole.
+    """
+    area = StagingArea(WriteSettings(staging, write_back=True), server)
+    made: list[Entry] = []
+    pending: dict[str, object] = {"state": State.PENDING, "queued_ns": 1}
+
+    def note(file: StagingFile, record: dict[str, object]) -> StagingFile:
+        assert file.entry is not None
+        file.entry.update(**record)
+        made.append(file.entry)
+        return file
+
+    def staged(name: str, data: bytes, **record: object) -> StagingFile:
+        file = area.new(RepoPath(REPO, name), None, made=True)
+        file.write(0, data)
+        return note(file, record)
+
+    def newer(older: StagingFile, size: int, **record: object) -> None:
+        note(area.successor(older, size), record)
+
+    staged("unclosed", REFUSED)  # its data is on disk, its promise is not
+    staged("kept", ONE, **pending)
+    newer(staged("beside", ONE, **pending), 1000)  # newer content is being written
+    newer(staged("both", ONE, **pending), 10, **pending)  # and promised: the older is still there
+    newer(staged("synced", ONE, **pending), 20, state=State.DEPLOYING)  # and uploaded by fsync
+    staged("adopted", ONE, **pending)  # it is on the server, and its data in the cache
+    made[-1].data_path.unlink()
+    staged("over", REFUSED, **pending)  # a rename that is noted, over what still is there
+    over = {"path": RepoPath(REPO, "over"), "supersedes": (made[-1].name,)}
+    note(staged("over.tmp", TWO, **pending), over)
+    staged("damaged", ONE, **pending)
+    (staging / f"{made[-1].name}.json.new").write_text("{half of a rec")
+    for entry in made:
+        entry.close()
+    area.close()
+    return {
+        "kept": ONE,
+        "beside": ONE,
+        "damaged": ONE,
+        "both": ONE[:10],
+        "synced": ONE[:20],
+        "over": TWO,
+    }
+
+
+async def test_a_mount_that_dies_between_any_two_steps(ask: Requests, staging: Path) -> None:
+    promised = await trio.to_thread.run_sync(left_by_a_crash, staging, ask.server.url)
+    async with behind(ask, staging) as fs:
+        await uploaded(fs)
+        assert (await names(fs, "")).keys() == promised.keys()
+        for name, data in promised.items():
+            assert await content(fs, name) == data
+    for name, data in promised.items():
+        assert ask.get(f"/{REPO}/{name}").body == data
+    assert ask.get(f"/{REPO}/unclosed").status == 404
+    assert {(record.path.path, record.state) for record, _ in journal(staging)} == {
+        ("unclosed", State.WRITING),
+        ("beside", State.WRITING),
+    }

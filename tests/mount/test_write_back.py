@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,88 @@ def test_a_mount_that_hangs_or_is_dead_is_said_so(server: EmbeddedServer, mounte
     (row,) = json.loads(jfs("status", "--json", str(mounted.root), code=1))
     assert row["state"] == "dead"
     mounted.kill()
+
+
+def test_cp_and_mv_while_the_server_is_down(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+) -> None:
+    """Programs save as usual; the mount finds out by itself that the server is back."""
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    server.deploy(REPO, "model", b"old", {"env": ["production"]})
+    mounted = behind(server, mounter)
+    assert os.listdir(mounted.root) == ["model"]
+    server.stop()
+    subprocess.run(["cp", source, mounted.root / "f"], check=True)
+    subprocess.run(["cp", source, mounted.root / "model.tmp"], check=True)
+    subprocess.run(["mv", mounted.root / "model.tmp", mounted.root / "model"], check=True)
+    assert sorted(os.listdir(mounted.root)) == ["f", "model"]
+    assert os.getxattr(mounted.root / "model", "user.jfs.state") == b"pending"
+    assert (mounted.root / "model").read_bytes() == DATA
+    server.start()
+    wait_for(server, "f", DATA)
+    while Requests(server).get(f"/{REPO}/model").body != DATA:
+        time.sleep(0.02)
+    assert Requests(server).properties("model") == {"env": ["production"]}
+    while queue(tmp_path):
+        time.sleep(0.02)
+    mounted.stop(expected=["is down", "cannot be asked", "serving what was known"])
+
+
+_WRITER = """
+import sys
+from tests.mount.test_write_back import version
+number = int(sys.argv[2])
+while True:
+    number += 1
+    with open(sys.argv[1], "wb") as file:
+        file.write(version(number))
+    print(number, flush=True)
+"""
+
+
+def version(number: int) -> bytes:
+    """The content of one version of a file: it says which, in every part."""
+    return b"%08d" % number * (1 + number * 7919 % 60_000)
+
+
+@pytest.mark.timeout(3600)
+def test_no_version_is_lost_by_a_mount_that_is_killed(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path, scale: Callable[[int, int], int]
+) -> None:
+    """Versions of a file are closed one after the other, the mount killed at any moment.
+
+    The next one brings to the server the last that was closed, whole, or the one after it, whose
+    close had no time to return; never an older one.
+    """
+    choose = random.Random(7)
+    last = 0
+    for turn in range(scale(3, 100)):
+        if choose.random() < 0.5:
+            server.faults.add(Fault.status(503, f"/{REPO}/f*", method="PUT", after=last % 3))
+        mounted = behind(server, mounter, name=f"mnt{turn}")
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(mounted.root / "f"), str(last)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # ENOTCONN, in the end
+            env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
+        ) as writer:
+            assert writer.stdout is not None
+            for _ in range(choose.randrange(1, 30)):
+                last = int(writer.stdout.readline())
+            time.sleep(choose.random() * 0.02)  # somewhere in the next one
+            mounted.kill()
+            for line in writer.stdout:
+                last = int(line)
+        server.faults.clear()
+        mounted = behind(server, mounter, name=f"again{turn}")
+        jfs("umount", "--wait", str(mounted.root))
+        assert mounted.process.wait(30) == 0
+        there = Requests(server).get(f"/{REPO}/f").body
+        number = int(there[:8])
+        assert there == version(number)
+        assert number in (last, last + 1)
+        last = number
+        for row in queue(tmp_path):  # half of a version that was being written
+            assert row["state"] == "writing"
+            jfs("recover", "drop", "--yes", "--cache-dir", str(tmp_path / "cache"), row["id"])

@@ -155,6 +155,16 @@ class Renaming:
         assert file.staged is not None
         file.staged.sent.clear()
 
+    async def note_times(self, inode: Inode) -> None:
+        """Let the journal know the time that was set on a file that waits for its upload."""
+        file = self._registry.find(inode)
+        if file is None or not file.is_pending or file.lock.locked():
+            return  # an upload that is under way is not waited for: it is too late for it
+        async with file.lock:
+            entry = file.staged.entry if file.staged is not None else None
+            if entry is not None:
+                await threads.on_disk(partial(entry.note, modified_ns=file.modified_ns))
+
     async def note_properties(self, inode: Inode) -> None:
         """Let the journal know what was set on a file that was never uploaded."""
         file = self._registry.find(inode)

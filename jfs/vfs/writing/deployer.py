@@ -99,7 +99,8 @@ class Deployer:
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, done)
             try:
-                info = await self._store.deploy(deployment, staged.file)
+                patient = entry.record.state is not State.PENDING
+                info = await self._store.deploy(deployment, staged.file, patient=patient)
             finally:
                 done.set()
             if gone := there.keys() - properties.keys():

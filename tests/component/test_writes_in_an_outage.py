@@ -1,0 +1,165 @@
+"""Writes without --write-back while the server is down: told in time, with its errno, kept."""
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from jfs.config import WriteSettings
+from jfs.errors import JfsError, NoAttribute, Unavailable, errno_of
+from jfs.server import Fault
+from jfs.vfs.attributes.stat import Caller, Change
+from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing.journal import Journal, State
+from tests.component.composed import composed, content, find, names
+from tests.component.server_requests import REPO, Requests
+
+_T = TypeVar("_T")
+ME = Caller(os.getuid(), os.getgid())
+DATA = os.urandom(200_000)
+OUTAGE = ["cannot be asked", "is down", "serving what was known before"]
+_LONGEST_S = 30  # of what takes a second or two, on a machine that is loaded
+# What fails is known at once. What is silent is not; a loaded machine must not look so.
+_FAILING = {"patience_s": 0.1}
+_SILENT = {"patience_s": 0.1, "idle_s": 1.0, "deadline_s": 1.5}
+
+
+@pytest.fixture
+def ask(server: object) -> Requests:
+    return Requests(server)  # type: ignore[arg-type]
+
+
+REFUSALS: list[tuple[str, Callable[[], Fault], int]] = [
+    ("401", lambda: Fault.status(401, method="PUT"), errno.EACCES),
+    ("403", lambda: Fault.status(403, method="PUT"), errno.EACCES),
+    ("404", lambda: Fault.status(404, method="PUT"), errno.EROFS),
+    ("405", lambda: Fault.status(405, method="PUT"), errno.EROFS),
+    ("409", lambda: Fault.status(409, method="PUT"), errno.EBUSY),
+    ("423", lambda: Fault.status(423, method="PUT"), errno.EBUSY),
+    ("413", lambda: Fault.status(413, method="PUT"), errno.ENOSPC),
+    ("507", lambda: Fault.status(507, method="PUT"), errno.ENOSPC),
+    ("429", lambda: Fault.status(429, method="PUT"), errno.EIO),
+    ("500", lambda: Fault.status(500, method="PUT"), errno.EIO),
+    ("503", lambda: Fault.status(503, method="PUT"), errno.EIO),
+    ("503 to all", lambda: Fault.status(503), errno.EIO),
+    ("nobody there", lambda: Fault.cut(), errno.EIO),
+    ("silence", lambda: Fault.hold(method="PUT"), errno.ETIMEDOUT),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [pytest.param(fault, code, id=name) for name, fault, code in REFUSALS]
+)
+async def test_close_says_what_kind_of_failure_it_was(
+    ask: Requests,
+    tmp_path: Path,
+    fault: Callable[[], Fault],
+    code: int,
+    expected_logs: list[str],
+) -> None:
+    """In bounded time; the bytes are in the journal, with the reason."""
+    expected_logs += OUTAGE
+    writes = WriteSettings(tmp_path / "staging")
+    impatient = _SILENT if code == errno.ETIMEDOUT else _FAILING
+    async with composed(ask.server, REPO, writes=writes, **impatient) as fs:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, DATA)
+        ask.server.faults.add(fault())
+        with trio.fail_after(_LONGEST_S), pytest.raises(JfsError) as told:
+            await fs.flush(opened.handle)
+        ask.server.faults.clear()
+        await fs.release(opened.handle)
+    assert errno_of(told.value) == code, told.value
+    (seen,) = Journal(writes.staging).survey()
+    assert (seen.record.state, seen.size, seen.in_use) == (State.FAILED, len(DATA), False)
+    assert seen.record.error
+
+
+async def _rename(fs: Filesystem) -> None:
+    await fs.rename(ROOT, "f", ROOT, "g", 0)
+
+
+async def _replace(fs: Filesystem) -> None:
+    await fs.rename(ROOT, "f", ROOT, "other", 0)
+
+
+async def _move(fs: Filesystem) -> None:
+    await fs.rename(ROOT, "d", await find(fs, "e"), "d", 0)
+
+
+async def _truncate(fs: Filesystem) -> None:
+    await fs.setattr(await find(fs, "f"), Change(size=3))
+
+
+async def _set(fs: Filesystem) -> None:
+    await fs.setxattr(await find(fs, "f"), b"user.env", b"staging")
+
+
+async def _remove(fs: Filesystem) -> None:
+    await fs.removexattr(await find(fs, "f"), b"user.env")
+
+
+async def _symlink(fs: Filesystem) -> None:
+    await fs.symlink(ROOT, "link", "f", ME)
+
+
+async def _mkdir(fs: Filesystem) -> None:
+    await fs.mkdir(ROOT, "new", 0o755, ME)
+
+
+CHANGES: list[Callable[[Filesystem], Awaitable[None]]] = [
+    *(_rename, _replace, _move, _truncate, _set, _remove, _symlink, _mkdir),
+    lambda fs: fs.unlink(ROOT, "f"),
+    lambda fs: fs.rmdir(ROOT, "empty"),
+]
+
+
+async def healed(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask until the mount has found out that the server is back."""
+    while True:
+        try:
+            return await ask()
+        except Unavailable:
+            await trio.sleep(0.02)
+
+
+async def test_a_change_that_fails_in_an_outage_changes_nothing(
+    ask: Requests, tmp_path: Path, expected_logs: list[str]
+) -> None:
+    """Every name, every byte and every property is as it was, here and on the server."""
+    expected_logs += OUTAGE
+    ask.server.deploy(REPO, "f", DATA, {"env": ["production"]})
+    ask.server.deploy(REPO, "other", b"another")
+    ask.server.deploy(REPO, "d/inside", b"inside")
+    ask("PUT", f"/{REPO}/e/")
+    ask("PUT", f"/{REPO}/empty/")
+    writes = WriteSettings(tmp_path / "staging")
+    async with composed(ask.server, REPO, writes=writes, **_FAILING) as fs:
+        before = set(await names(fs, ""))
+        assert await content(fs, "f") == DATA
+        assert await fs.getxattr(await find(fs, "f"), b"user.env") == b"production"
+        ask.server.faults.add(Fault.cut())
+        with trio.fail_after(_LONGEST_S):
+            for change in CHANGES:
+                with pytest.raises(JfsError) as told:
+                    await change(fs)
+                assert errno_of(told.value) in (errno.EIO, errno.ETIMEDOUT), told.value
+        assert set(await names(fs, "")) == before
+        ask.server.faults.clear()
+        fs.up("")
+        await fs.refresh(ROOT)
+        assert set(await healed(lambda: names(fs, "d"))) == {"inside"}
+        assert set(await healed(lambda: names(fs, ""))) == before
+        assert await healed(lambda: content(fs, "f")) == DATA
+        f, other = await find(fs, "f"), await find(fs, "other")
+        assert await healed(lambda: fs.getxattr(f, b"user.env")) == b"production"
+        with pytest.raises(NoAttribute):
+            await healed(lambda: fs.getxattr(other, b"user.env"))
+    assert ask.get(f"/{REPO}/f").body == DATA
+    assert ask.get(f"/{REPO}/other").body == b"another"
+    assert ask.properties("f") == {"env": ["production"]}
