@@ -221,6 +221,44 @@ async def test_a_name_that_the_kernel_forgets_while_it_is_made_is_known(
     assert ask.get(PATH).body == b""
 
 
+async def test_what_the_kernel_forgets_while_it_is_uploaded_is_found_again(
+    ask: Requests, staging: Path
+) -> None:
+    """The last stores of a mapping are uploaded by RELEASE, which nobody waits for."""
+    ask.server.deploy(REPO, "f", b"old")
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        ino = (await fs.lookup(ROOT, "f")).ino
+        opened = await fs.open(ino, os.O_RDWR)
+        await fs.write(opened.handle, 0, b"new")
+        upload = ask.server.faults.add(Fault.hold(f"{PATH}*", method="PUT"))
+        nursery.start_soon(fs.release, opened.handle)
+        await hit(upload)
+        fs.forget(ino, 1)
+        upload.release()
+        while ask.get(PATH).body != b"new":
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        for _ in range(2):
+            assert (await fs.getattr((await fs.lookup(ROOT, "f")).ino)).size == 3
+        assert await content(fs, "f") == b"new"
+
+
+async def test_what_the_kernel_forgets_while_it_is_renamed_is_found_again(
+    ask: Requests, staging: Path
+) -> None:
+    """It had looked up what was there before: it knows nothing of what is renamed."""
+    ask.server.deploy(REPO, "f", b"old")
+    async with writing(ask, staging) as fs:
+        async with trio.open_nursery() as nursery:
+            move = ask.server.faults.add(Fault.hold("/api/move/*"))
+            nursery.start_soon(fs.rename, ROOT, "f", ROOT, "g", 0)
+            await hit(move)
+            fs.forget((await fs.lookup(ROOT, "f")).ino, 1)
+            move.release()
+        assert (await fs.getattr((await fs.lookup(ROOT, "g")).ino)).size == 3
+        assert await content(fs, "g") == b"old"
+
+
 async def test_a_removal_that_is_refused_changes_nothing(
     ask: Requests, staging: Path, expected_logs: list[str]
 ) -> None:

@@ -79,10 +79,12 @@ class InodeTable:
         parent = inode.parent
         if parent is None or inode.attached() or inode.path != parent.path.child(inode.name):
             return
+        if not self.lives(parent):
+            return
         if (other := parent.dentries.get(inode.name)) is not None:
             detach(other)
             self._settle(other)
-        attach(inode, parent)
+        self._attach(inode, parent)
 
     def compute(self, key: str, info: EntryInfo, computed: object, asked: Asked) -> Inode:
         """Return the inode of an entry that is computed, made or brought up to date.
@@ -136,11 +138,21 @@ class InodeTable:
         if inode.attached():
             detach(inode)
         inode.parent, inode.name = parent, name
-        attach(inode, parent)
+        self._attach(inode, parent)
         relocate(inode, parent.path.child(name))
         if inode.tags is None:
             inode.doubt_properties()  # a query of the new folder may be on its way
         self._settle(before)
+
+    def _attach(self, inode: Inode, parent: Inode) -> None:
+        """Give an inode a dentry, which the kernel may have forgotten while the server was asked.
+
+        A dentry whose inode cannot be found by its number would be ENOENT to whoever opens it.
+        """
+        attach(inode, parent)
+        if not self.lives(inode):
+            inode.ino = self._number(str(parent.path.child(inode.name)))
+            self._inodes[inode.ino] = inode
 
     def remember(self, inode: Inode) -> None:
         """The kernel was given the inode once more."""
