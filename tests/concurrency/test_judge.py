@@ -210,6 +210,43 @@ def test_an_upload_that_was_killed_is_taken_up_behind_the_next_start(history: Hi
     assert history.rules() == [NOT_CURRENT]
 
 
+def test_bad_weather_is_a_reason(history: History) -> None:
+    history.put("a", 1, 1, 2).add(A, "stat", "a", 6, 8, errno=errno.EIO)
+    assert history.rules() == ["failed"]
+    history.add(X, "weather", "", 7, 9)
+    assert history.rules() == []
+    # What it was to change may have come about, or not.
+    history.store(A, "a", 2, 7, 8, errno=errno.EIO).read(A, "a", 9, 10, V2).server("a", 11, V1)
+    history.add(A, "unlink", "a", 12, 13, errno=errno.EIO).server("a", 14, V2).server("a", 15, None)
+    assert history.rules(V2) == []
+    assert history.rules() == ["was refused at close, and is not in the journal"]
+    assert history.add(A, "stat", "a", 40, 41, errno=errno.EIO).rules(V2) == ["failed"]
+
+
+def test_in_bad_weather_what_is_known_stands_in_and_no_close_is_lost(history: History) -> None:
+    history.put("a", 1, 1, 2).put("a", 2, 5, 6).add(X, "weather", "", 5, 7)
+    assert history.read(A, "a", 8, 9, V1).rules() == []
+    assert history.read(A, "a", 40, 41, V1).rules() == [NOT_CURRENT]
+    one = History()
+    one.add(X, "weather", "", 5, 7).store(A, "a", 3, 5, 6).server("a", 9, None)
+    assert one.rules() == ["is wrong on the server", "was closed well, and is lost"]
+
+
+def test_what_was_synced_may_be_seen(history: History) -> None:
+    times = {"sync": 32, "syncing": 5.1, "synced": 5.2}
+    history.store(A, "a", 2, 5, 8, closing=7, **times).read(B, "a", 6, 6.5, whole(2, 32))
+    assert history.server("a", 9, V2).rules() == []
+    assert history.read(B, "a", 6.6, 6.7, whole(2, 40)).rules() == [NOT_CURRENT]
+
+
+def test_a_folder_that_is_renamed_takes_its_file_along(history: History) -> None:
+    for number, seen in ((1, V1), (2, whole(2, 32))):
+        assert history.rules() == []
+        reply = {"sizes": [64], "chunks": [(0, 72, seen)]}
+        history.add(A, "tree", "folder-1", 1, 2, to="folder-2", write=number, **reply)
+    assert history.rules() == ["was written while its folder was renamed, and is wrong"]
+
+
 def test_a_change_replaces_what_it_is_based_on(history: History) -> None:
     history.put("a", 1, 1, 2).patch(B, "a", 9, 5, 8, V1)
     assert history.rules() == []
