@@ -29,7 +29,7 @@ SUFFIX = ".sqlite3"
 _JOURNAL = "-journal"
 _VERSION = 1  # of the tables; what another version wrote is dropped
 _PATIENCE_S = 10.0  # for the transaction of another mount
-_A_TRANSACTION = 20_000  # rows; a listing is never cut
+_A_TRANSACTION = 5000  # rows; a listing is never cut
 _MEMORY_KIB = 8192
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -63,7 +63,7 @@ class Database:
                 now = time.time_ns()
                 connection.execute("BEGIN IMMEDIATE")
                 done = 0
-                while waiting and done < _A_TRANSACTION:
+                while waiting and done < _A_TRANSACTION and not stop():
                     done += tables.learn(connection, waiting.pop(), now, stop)
                 tables.trim(connection, self._bound)
                 connection.execute("COMMIT")
@@ -162,6 +162,7 @@ class Database:
             "cell_size_check = ON",
             "mmap_size = 0",
             "journal_mode = TRUNCATE",
+            "synchronous = NORMAL",  # what a loss of power cuts is found out by the checksums
             f"cache_size = -{_MEMORY_KIB}",
         ):
             connection.execute(f"PRAGMA {setting}")

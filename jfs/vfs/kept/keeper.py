@@ -40,8 +40,8 @@ _T = TypeVar("_T")
 
 _FOLDER = "metadata"  # in the cache directory
 _TOGETHER = 1024 * MiB  # databases of all sources; what was not used for longest goes first
-# What was learnt is written this long after, and no more than a tenth of the time is for writing.
-_EVERY_S, _SHARE = 2.0, 10
+# What was learnt is written this long after, and no more than a fifth of the time is for writing.
+_EVERY_S, _SHARE = 2.0, 4
 _AFTER_FAILURE_S = 30.0
 _END_S = 5.0
 # Entries that wait to be written. They are in memory anyway while somebody looks at them.
