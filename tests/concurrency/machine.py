@@ -40,7 +40,9 @@ _STEP_S = 0.03  # how long a step takes about: a kill comes in the middle of a r
 # What a mount says rightly when others replace what is open, when it was killed, and at its end.
 _LOG = re.compile(
     r" (INFO|DEBUG) | jfs\.vfs\.refusals: [a-z]+ \S+: (Stale|ChangedElsewhere)"
-    "|that crashed$|was not closed, so not uploaded"
+    r"|that crashed$|was not closed, so not uploaded"
+    # In bad weather, and on a machine that is too busy to answer in time.
+    r"| WARNING jfs\.vfs\.standing: | WARNING \S+: .*(Unavailable|DeadlineExceeded|ServerDown)"
 )
 
 
