@@ -82,6 +82,9 @@ class ServerSettings:
     idle_timeout_s: float = 30.0
     # An answer about one item takes milliseconds; 10 s are a server that hangs.
     answer_timeout_s: float = 10.0
+    # Nothing of a longer one (a listing, a query) has come for so long: a ping tells how the server
+    # is, and if it tells nothing either, nobody waits any longer.
+    ping_after_s: float = 5.0
     # One call, its retries and its turn in the queue included: about one item; any other one (a
     # listing of a million files, a query, the end of an upload).
     answer_deadline_s: float = 15.0

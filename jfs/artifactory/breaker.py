@@ -379,6 +379,8 @@ class Call:
             key = breakers._weigh(error, self._subject)
             if key is not None and self._attempted < breakers._healed.get(key, 0.0):
                 key = None  # asked while it was down, which is over
+            if key is not None and breakers.is_down:
+                key = SERVER  # what a part of it does is no news then
             began = self.began
             circuit = None
             if key is not None:

@@ -37,6 +37,8 @@ _READS = ("GET", "HEAD")
 # A server that is up answers a ping in milliseconds; what is lost on the way is sent again after
 # 1 s and after 3. One that is asked for longer is found only so much later to be up.
 _PROBE_S = 4.0
+# How often it is looked whether something waits for an answer for too long.
+_LOOK_S = 2.0
 CACHE = "-cache"  # the suffix of the repository in which a remote one keeps what it fetched
 
 
@@ -68,6 +70,7 @@ class Session:
             headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
         )
         self._limits: dict[str, trio.CapacityLimiter] = {}
+        self._unheard: dict[trio.CancelScope, float] = {}  # since when no head of an answer came
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -76,6 +79,7 @@ class Session:
     async def watch(self) -> None:
         """Probe what is down until it is up again; never ends. For the background of a mount."""
         token = trio.lowlevel.current_trio_token()
+        look_s = min(_LOOK_S, self.settings.ping_after_s)
         woken = trio.Event()
 
         def deliver(call: Callable[[], None]) -> None:
@@ -85,13 +89,46 @@ class Session:
         self.breakers.attend(deliver, lambda: deliver(lambda: woken.set()))
         try:
             while True:
-                with trio.move_on_after(self.breakers.next_probe_s()):
+                with trio.move_on_after(min(look_s, self.breakers.next_probe_s())):
                     await woken.wait()
                 woken = trio.Event()
-                for repo in self.breakers.due():
+                for repo in self.breakers.due() or ([""] if self._hang() else []):
                     await self._probe(repo)
+                if self.breakers.is_down:
+                    for scope in self._hang():
+                        scope.cancel()
         finally:
             self.breakers.leave()
+
+    def _hang(self) -> list[trio.CancelScope]:
+        """Return what has waited for an answer for long."""
+        before = trio.current_time() - self.settings.ping_after_s
+        return [scope for scope, since in self._unheard.items() if since <= before]
+
+    async def _attempt(
+        self,
+        method: str,
+        url: httpx.URL,
+        take: Callable[[httpx.Response], Awaitable[_T]],
+        content: bytes | None,
+        headers: dict[str, str],
+        timeout: httpx.Timeout,
+    ) -> _T:
+        """Ask once; cut by the watch if nothing comes, and the server answers no ping either."""
+
+        async def heard(response: httpx.Response) -> _T:
+            del self._unheard[scope]
+            return await take(response)
+
+        with trio.CancelScope() as scope:
+            self._unheard[scope] = trio.current_time()
+            try:
+                return await self._once(method, url, heard, content, headers, timeout)
+            finally:
+                self._unheard.pop(scope, None)
+        raise DeadlineExceeded(
+            "no answer, and none to a ping either", method=method, url=redacted(url)
+        )
 
     async def _probe(self, repo: str) -> None:
         """Ask how the server is, or the names of a repository of it."""
@@ -102,9 +139,11 @@ class Session:
         with contextlib.suppress(AccessDenied):  # a token file that is gone: any answer will do
             headers = await self.access.authenticator.current()
         self._metrics.count("probes")
+        settings = self.settings
+        probe_s = min(_PROBE_S, settings.connect_timeout_s + settings.ping_after_s)
         found: JfsError | None = None
         try:
-            with trio.fail_after(_PROBE_S), mapped("GET", url):
+            with trio.fail_after(probe_s), mapped("GET", url):
                 async with self._client.stream("GET", url, headers=headers) as response:
                     status = response.status_code
                     body = await response.aread() if not repo or status >= 500 else b""
@@ -114,7 +153,7 @@ class Session:
                 found = ProtocolViolation("something else answers", method="GET", url=redacted(url))
         except trio.TooSlowError:
             found = DeadlineExceeded(
-                f"no answer within {_PROBE_S:.0f} s", method="GET", url=redacted(url)
+                f"no answer within {probe_s:.0f} s", method="GET", url=redacted(url)
             )
         except JfsError as error:
             found = error
@@ -208,7 +247,8 @@ class Session:
                                 # what was well when we began to queue may be down by now
                                 if not (wait := call.hold_s()):
                                     asked = True
-                                    found = await self._once(
+                                    ask = self._attempt if reads else self._once
+                                    found = await ask(
                                         method, url, take, content, headers or {}, timeout
                                     )
                                     call.succeeded()

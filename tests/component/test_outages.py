@@ -47,6 +47,7 @@ QUICK = ServerSettings(
     retries_s=0.2,
     jobs_retries_s=0.2,
 )
+PATIENT = {"idle_timeout_s": 300.0, "request_deadline_s": 300.0}
 HASTY = {"connect_timeout_s": 0.3, "idle_timeout_s": 0.3, "answer_timeout_s": 0.3}
 
 
@@ -179,6 +180,17 @@ def faulty(make: Callable[[], Fault]) -> Callable[[EmbeddedServer], None]:
     return begin
 
 
+async def surely(use: Use, client: Client) -> None:
+    """Use it until that goes well."""
+    with trio.fail_after(30):
+        while True:
+            try:
+                await use(client)
+                return
+            except Unavailable:
+                await trio.lowlevel.checkpoint()
+
+
 PAUSE = {"Retry-After": "120"}
 FAULTS: dict[str, tuple[Callable[[EmbeddedServer], None], int]] = {
     "refused": (stopped, errno.EIO),
@@ -223,16 +235,10 @@ async def test_in_an_outage_calls_fail_at_once_and_it_heals(
         server.faults.clear()
         if not server.running:
             server.start()
-        with trio.fail_after(30):
-            while True:
-                try:
-                    await use(client)
-                    break
-                except NotFound:
-                    assert fault == "silent"  # it was done, and the answer was lost
-                    break
-                except Unavailable:
-                    await trio.lowlevel.checkpoint()
+        try:
+            await surely(use, client)
+        except NotFound:
+            assert fault == "silent"  # it was done, and the answer was lost
 
 
 async def test_a_black_hole_is_a_time_out_once(
@@ -298,6 +304,32 @@ async def test_a_repository_that_hangs_keeps_no_other_waiting(
             await client.store.repositories()
         nursery.cancel_scope.cancel()
         hanging.release()
+
+
+async def test_a_server_that_is_stopped_is_found_out_by_a_ping(
+    server: EmbeddedServer, version: ArtifactVersion, tmp_path: Path
+) -> None:
+    settings = settings_of(server, connect_timeout_s=0.3, ping_after_s=0.1, **PATIENT)
+    async with watched(settings, version, tmp_path) as client:
+        await surely(Client.list, client)
+        fault = server.faults.add(Fault.stall())
+        with trio.fail_after(60):  # and not until the listing has been silent for five minutes
+            assert errno_of(await fails(Client.list, client)) == errno.ETIMEDOUT
+        assert client.breakers.is_down
+        fault.release()
+
+
+async def test_a_long_answer_of_a_server_that_is_well_is_waited_for(
+    server: EmbeddedServer, version: ArtifactVersion, tmp_path: Path
+) -> None:
+    settings = settings_of(server, ping_after_s=0.1, **PATIENT)
+    async with watched(settings, version, tmp_path) as client, trio.open_nursery() as nursery:
+        await client.store.repositories()
+        fault = server.faults.add(Fault.stall("/api/storage/*"))
+        pings = server.faults.add(Fault.set_headers({}, "/api/system/ping", after=1))
+        nursery.start_soon(client.store.list_children, PATH.parent)
+        await threads.on_disk(pings.wait_hit)  # the second one: the first was answered
+        fault.release()
 
 
 async def test_500_of_one_item_is_no_outage_but_a_server_that_answers_it_to_all_is(
