@@ -165,7 +165,8 @@ class ServerDown(Unavailable):
     @classmethod
     def after(cls, error: RemoteError, seconds: float) -> "ServerDown":
         """Make it of the last failure, and for how long it has been so."""
-        down = cls(f"down for {seconds:.0f} s: {error.message}", status=error.status, url=error.url)
+        message = f"down for {seconds:.0f} s: {error.message}"
+        down = cls(message, status=error.status, method=error.method, url=error.url)
         down.errno = error.errno
         return down
 

@@ -119,6 +119,7 @@ def test_the_errno_stays_that_of_the_failure(error: RemoteError, number: int) ->
         call.hold_s()
     assert errno_of(caught.value) == number
     assert not caught.value.retryable
+    assert f"{error.message} (GET {URL}/api/storage/r)" in str(caught.value)
 
 
 @pytest.mark.parametrize(
