@@ -121,7 +121,7 @@ class Behind:
         """Claim what is queued and nobody's, the oldest first. Blocking. Raises OSError."""
         root = self._tree.inodes.root.path
         found: dict[str, Entry] = {}
-        for entry in area.journal.left_behind():
+        for entry in area.journal.left_behind((State.PENDING, State.DEPLOYING)):
             record = entry.record
             # Closed while it replaced something that is queued: it is whole, and newer.
             closed = record.state is State.DEPLOYING and bool(record.supersedes)

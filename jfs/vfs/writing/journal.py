@@ -17,7 +17,7 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -255,12 +255,15 @@ class Journal:
             path.unlink(missing_ok=True)
         return frozenset(path.stem for path in found)
 
-    def left_behind(self) -> Iterator[Entry]:
+    def left_behind(self, states: Collection[State] = tuple(State)) -> Iterator[Entry]:
         """Yield every staged file that no living process holds; the caller closes each.
 
-        Whoever gets one holds it: two processes never deal with the same file.
+        Whoever gets one holds it: two processes never deal with the same file. Those of other
+        *states* are not held, not even for a moment.
         """
         for name in self._names():
+            if len(states) < len(State) and _read(self._paths(name)[1]).state not in states:
+                continue
             entry = self._claim(name)
             if entry is not None:
                 yield entry
