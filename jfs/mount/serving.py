@@ -195,8 +195,6 @@ async def _compose(
             kept=keeper,
         )
         nursery.start_soon(keeper.run)
-        if begun.known_at is not None and not settings.offline:
-            nursery.start_soon(starting.heal, client, settings, keeper)
         stats = reports.Stats(settings, metrics, budget, limit)
         stats.add("server", lambda: reports.server(breakers, metrics))
         stats.add("names", filesystem.holdings.figures)
@@ -208,7 +206,14 @@ async def _compose(
         nursery.start_soon(filesystem.holdings.watch)
         if area is not None:
             await filesystem.behind.resume()
-            nursery.start_soon(recovery.resume, area, client)
+
+        async def resume() -> None:
+            if begun.known_at is not None and not settings.offline:
+                await starting.heal(client, settings, keeper)
+            if area is not None:
+                await recovery.resume(area, client)
+
+        nursery.start_soon(resume)
         breakers.on_change(lambda outage, up: filesystem.up(outage.subject) if up else None)
         breakers.on_change(
             lambda outage, up: filesystem.behind.wake(outage.subject) if up else None

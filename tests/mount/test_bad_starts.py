@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,29 @@ def test_what_a_killed_daemon_has_kept_is_known(
     assert metadata.stat().st_mode & 0o777 == 0o700
     kept = b"".join(path.read_bytes() for path in metadata.iterdir())
     assert server.token.encode() not in kept
+
+
+def test_an_interrupted_upload_is_taken_up_once_the_server_is_back(
+    server: EmbeddedServer, tmp_path: Path, mounter: Mounter
+) -> None:
+    first = remount(mounter, server)
+    fault = server.faults.add(Fault.hold(f"/{REPO}/m.bin", method="PUT"))
+    write = "import sys; open(sys.argv[1], 'wb').write(b'x' * 9)"
+    with subprocess.Popen(
+        [sys.executable, "-c", write, first.root / "m.bin"], stderr=subprocess.DEVNULL
+    ):
+        fault.wait_hit()
+        metadata = tmp_path / "cache/metadata"
+        until(lambda: _holds(metadata, REPO.encode()), "nothing is kept while the mount runs")
+        first.kill()
+    server.faults.clear()
+    server.stop()
+    second = remount(mounter, server, "--retry-for", "0")
+    assert re.search(STARTS, second.log())
+    server.start()
+    until(lambda: os.path.exists(second.root / "m.bin"), "it is not uploaded")
+    assert Requests(server).get(f"/{REPO}/m.bin").body == b"x" * 9
+    second.stop(expected=[STARTS, DOWN])
 
 
 def _holds(directory: Path, text: bytes) -> bool:
