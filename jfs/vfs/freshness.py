@@ -397,6 +397,8 @@ class Questions:
     async def _guarded(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
         with trio.CancelScope() as scope:
             self._running.add(scope)
+            if self._closed:  # before this task had its first turn
+                scope.cancel()
             try:
                 await work(*args)
             finally:
@@ -411,6 +413,8 @@ class Questions:
     ) -> None:
         with trio.CancelScope() as scope, self.standing.asking(subject) as known:
             self._running.add(scope)
+            if self._closed:  # before this task had its first turn
+                scope.cancel()
             try:
                 value = await ask(question.asked)
                 # no checkpoint until it is stored and those who wait are told

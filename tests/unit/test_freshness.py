@@ -511,3 +511,10 @@ def test_never_is_older_than_everything() -> None:
 
 async def _serial() -> int:
     return Asked.now().serial
+
+
+async def test_work_that_has_not_begun_ends_with_the_mount_too() -> None:
+    async with trio.open_nursery() as nursery:
+        questions = Questions(nursery, Standing(0, 2.0, Metrics()))
+        questions.run(trio.sleep_forever)
+        questions.close()

@@ -226,7 +226,7 @@ class InodeTable:
             return
         below.forget()
         for child in list(below.children.values()):
-            if not (child.lookup_count or child.dentries or child.is_ours):
+            if not (child.lookup_count or child.dentries or child.is_ours or child in self._held):
                 detach(child)
                 self._drop(child)
 
