@@ -194,12 +194,13 @@ def test_cp_and_mv_while_the_server_is_down(
 
 
 _WRITER = """
-import sys
+import os, sys
 from tests.mount.test_write_back import version
+os.chdir(sys.argv[1])  # it stays in the mount, also when that is dead and taken away
 number = int(sys.argv[2])
 while True:
     number += 1
-    with open(sys.argv[1], "wb") as file:
+    with open("f", "wb") as file:
         file.write(version(number))
     print(number, flush=True)
 """
@@ -226,7 +227,7 @@ def test_no_version_is_lost_by_a_mount_that_is_killed(
             server.faults.add(Fault.status(503, f"/{REPO}/f*", method="PUT", after=last % 3))
         mounted = behind(server, mounter, name=f"mnt{turn}")
         with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(mounted.root / "f"), str(last)],
+            [sys.executable, "-c", _WRITER, str(mounted.root), str(last)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # ENOTCONN, in the end
             env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
