@@ -122,7 +122,7 @@ def test_an_interrupted_upload_is_taken_up_once_the_server_is_back(
         first.kill()
     server.faults.clear()
     server.stop()
-    second = remount(mounter, server, "--retry-for", "0")
+    second = remount(mounter, server, "--retry-for", "0", "--negative-ttl", "0")
     assert re.search(STARTS, second.log())
     server.start()
     until(lambda: os.path.exists(second.root / "m.bin"), "it is not uploaded")
@@ -246,13 +246,20 @@ def test_a_signal_ends_the_wait_at_once(
 
 def test_the_wait_has_an_end(server: EmbeddedServer, tmp_path: Path) -> None:
     server.stop()
-    for index, options in enumerate((["-o", "wait_for_server=0.3"], ["--wait-for-server=0"], [])):
-        process = start(f"{server.url}/{REPO}", tmp_path / f"m{index}", *options)
+    started = {
+        name: start(f"{server.url}/{REPO}", tmp_path / name, *options)
+        for name, options in (
+            ("some", ["-o", "wait_for_server=0.3"]),
+            ("none", ["--wait-for-server=0"]),
+            ("default", []),
+        )
+    }
+    for name, process in started.items():
         _, log = process.communicate(timeout=30)
         assert process.returncode == 2
         assert "nothing listens there" in log
-        assert ("waiting for the server" in log) is (index == 0)
-        assert ("(waited " in log) is (index == 0)
+        assert ("waiting for the server" in log) is (name == "some")
+        assert ("(waited " in log) is (name == "some")
 
 
 @pytest.mark.parametrize("source", ["missing-local", f"{REPO}/missing"])
