@@ -7,11 +7,13 @@ disturb a call, and neither do we: programs take EINTR for an error. What counts
 - one that will end the thread: SIGKILL, or any other that it neither catches, ignores nor blocks,
   and whose default is to end it;
 - SIGINT, SIGTERM, SIGHUP, SIGQUIT that it catches: somebody means it to stop (Ctrl-C in Python);
-- it was killed already, and waits for the FLUSH of a file that it had open.
+- it was killed already, and waits for the FLUSH of a file that it had open; or it is gone, and
+  left a read ahead behind, which keeps an unmounted file system alive.
 
 Any thread; reads files of ``/proc`` that never wait for the thread.
 """
 
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -44,7 +46,8 @@ class Told(Enum):
     NOTHING = auto()
     TO_END = auto()
     TO_STOP_LATER = auto()  # in a page fault: without the page it gets SIGBUS before its signal
-    UNKNOWN = auto()  # another PID namespace, another user's, or gone
+    GONE = auto()  # it has ended: its reads ahead wait for nobody
+    UNKNOWN = auto()  # another PID namespace, or another user's
 
 
 def told(threads: Sequence[int]) -> dict[int, Told]:
@@ -65,10 +68,21 @@ def _told(thread: int) -> Told:
         if heard & _ENDING & ~caught or _was_killed(place):
             return Told.TO_END
     except (OSError, KeyError, ValueError, IndexError):
-        return Told.UNKNOWN
+        return Told.GONE if _is_gone(thread) else Told.UNKNOWN
     if heard & _STOPPING:
         return Told.TO_STOP_LATER if _in_page_fault(place) else Told.TO_END
     return Told.NOTHING
+
+
+def _is_gone(thread: int) -> bool:
+    """Whether there is no such thread; /proc may only hide it (``hidepid``, proc(5))."""
+    try:
+        os.kill(thread, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
 
 
 def _was_killed(place: Path) -> bool:

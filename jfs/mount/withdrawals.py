@@ -172,7 +172,7 @@ class Withdrawals:
 
 
 def _is_to_go(slow: _Slow, what: Told, now: float) -> bool:
-    if what is Told.TO_END:
+    if what in (Told.TO_END, Told.GONE):
         return True
     if what is Told.TO_STOP_LATER and slow.told is None:
         slow.told = now
