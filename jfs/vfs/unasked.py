@@ -66,8 +66,11 @@ class Unasked:
 
     async def there(self, source: Inode, target: Inode | None, path: RepoPath) -> EntryInfo | None:
         """Return what the server has at *path*, where *source* takes the place of *target*."""
-        if target is None or target.local:
+        if target is None:
             return None
+        if target.local:  # made here too, it may wait in the place of a file of the server
+            file = self._files.find(target)
+            return file.replaces if file is not None else None
         try:
             return await self._store.stat(path)
         except NotFound:  # removed since we looked

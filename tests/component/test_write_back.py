@@ -544,3 +544,35 @@ async def test_a_mount_that_dies_between_any_two_steps(ask: Requests, staging: P
         ("unclosed", State.WRITING),
         ("beside", State.WRITING),
     }
+
+
+async def test_what_was_saved_by_rename_is_saved_so_again(ask: Requests, staging: Path) -> None:
+    """A file that waits in the place of the server's is replaced by the next save."""
+    ask.server.deploy(REPO, "f", OLD)
+    async with behind(ask, staging, **NEVER) as fs:
+        for data in (ONE, TWO):
+            await put(fs, "f.tmp", data)
+            await fs.rename(ROOT, "f.tmp", ROOT, "f", 0)
+            assert await content(fs, "f") == data
+        fs.behind.wake()
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/f").body == TWO
+    assert journal(staging) == []
+
+
+async def test_a_save_replaces_one_whose_answer_was_lost(ask: Requests, staging: Path) -> None:
+    """What the server got of a file that waits still is ours: the next save is no conflict."""
+    held = ask.server.faults.add(Fault.stall(f"/{REPO}/f", method="PUT", after=1, times=1))
+    async with behind(ask, staging) as fs:
+        await put(fs, "f", ONE)
+        await trio.to_thread.run_sync(held.wait_hit)
+        handle = (await fs.open(await find(fs, "f"), os.O_WRONLY)).handle
+        await fs.write(handle, 0, b"x")  # cuts the upload
+        assert ask.get(f"/{REPO}/f").body == ONE
+        await put(fs, "f.tmp", TWO)
+        await fs.rename(ROOT, "f.tmp", ROOT, "f", 0)
+        await fs.release(handle)
+        held.release()
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/f").body == TWO
+    assert journal(staging) == []

@@ -139,21 +139,27 @@ class Renaming:
         Raises:
             OSError: it belongs where it did.
         """
-        entry = file.staged.entry if file.staged is not None else None
-        if not file.is_pending or entry is None:
+        staged = file.staged
+        places = () if over is None else (over.staged, over.acknowledged)
+        gone = [each for each in places if each is not None]
+        # What is there may be an upload of it whose answer was lost: that is ours.
+        sent = {sha256 for each in gone for sha256 in each.sent}
+        if staged is None or staged.entry is None or not file.is_pending:
+            if staged is not None:
+                staged.sent.update(sent)
             return  # whoever writes it still has to close it
-        gone = () if over is None else (over.staged, over.acknowledged)
-        names = [each.entry.name for each in gone if each is not None and each.entry is not None]
+        entry = staged.entry
+        names = [each.entry.name for each in gone if each.entry is not None]
         changes = {
             "path": path,
             "base": replaces.checksums.sha256 if replaces is not None else None,
             "base_size": replaces.size if replaces is not None else 0,
             "supersedes": (*entry.record.supersedes, *names),
-            "sent": (),
+            "sent": tuple(sorted(sent)),
         }
         await threads.on_disk(partial(entry.update, **changes))
-        assert file.staged is not None
-        file.staged.sent.clear()
+        staged.sent.clear()
+        staged.sent.update(sent)
 
     async def note_times(self, inode: Inode) -> None:
         """Let the journal know the time that was set on a file that waits for its upload."""
