@@ -128,6 +128,8 @@ class Answers:
         try:
             await waited.done.wait()
         except trio.Cancelled:
+            if waited.done.is_set():  # in the same turn: it would be lost
+                return waited.outcome()
             # Else the mount ends, and whose bytes are on no server is told by the journal.
             waited.left = left(answer) if answer.is_let_go else Left()
             raise
