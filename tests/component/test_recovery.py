@@ -146,3 +146,23 @@ def test_export_keeps_holes_and_what_it_fails_to_replace(journal: Journal, tmp_p
         with pytest.raises(FileNotFoundError):
             recovery.export(entry, tmp_path / "no/such")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["out.bin", "staging"]
+
+
+def test_several_may_change_one_record_at_a_time(journal: Journal) -> None:
+    """An upload that fails notes that while its file is renamed: neither is lost."""
+    with closing(left(journal, State.PENDING)) as entry, ThreadPoolExecutor(2) as pool:
+        paths = [RepoPath("models", f"{number}.bin") for number in range(200)]
+        moving = pool.submit(lambda: [entry.update(path=path) for path in paths])
+        trying = pool.submit(lambda: [entry.note(tries=number) for number in range(200)])
+        moving.result(), trying.result()
+        assert (entry.record.path, entry.record.tries) == (paths[-1], 199)
+        assert journal.survey()[0].record == entry.record
+
+
+def test_a_change_that_the_disk_refuses_is_not_made(journal: Journal) -> None:
+    """A file that is written again would be taken for a whole one by the next mount."""
+    with closing(left(journal, State.DEPLOYING)) as entry:
+        (journal.directory / f"{entry.name}.json.new").mkdir()
+        with pytest.raises(IsADirectoryError):
+            entry.update(state=State.WRITING)
+        assert entry.record.state is State.DEPLOYING

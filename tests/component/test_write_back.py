@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoEntry, ServerDown, Unavailable
+from jfs.errors import JfsError, NoEntry, ServerDown, Stale, Unavailable
 from jfs.extents import Extent
 from jfs.model import RepoPath
 from jfs.server import Fault
@@ -576,3 +576,55 @@ async def test_a_save_replaces_one_whose_answer_was_lost(ask: Requests, staging:
         await uploaded(fs)
     assert ask.get(f"/{REPO}/f").body == TWO
     assert journal(staging) == []
+
+
+async def test_what_cannot_be_looked_at_once_is_taken_over_later(
+    ask: Requests, staging: Path, expected_logs: list[str]
+) -> None:
+    """A disk that refuses one thing for a moment costs nothing that earlier mounts have left."""
+    expected_logs.append("what earlier mounts left cannot be looked at")
+    async with behind(ask, staging, **NEVER) as fs:
+        await put(fs, "f", ONE)
+        await put(fs, "g", TWO)
+    last = sorted(staging.glob("*.json"))[-1]
+    (blocked := last.with_name(f"{last.name}.new")).mkdir()
+    async with behind(ask, staging, adopt_s=0.02) as fs:
+        blocked.rmdir()
+        await until(lambda: not journal(staging))
+    assert ask.get(f"/{REPO}/f").body == ONE
+    assert ask.get(f"/{REPO}/g").body == TWO
+
+
+async def test_what_was_given_up_is_not_uploaded_by_who_has_it_open(
+    ask: Requests, staging: Path, expected_logs: list[str]
+) -> None:
+    """Its bytes are in the journal: what the handle would stage again are not those."""
+    ask.server.deploy(REPO, "f", OLD)
+    expected_logs.append(f"{REPO}/f: not uploaded, see `jfs recover ls`")
+    async with behind(ask, staging) as fs:
+        ask.server.faults.add(Fault.status(403, f"/{REPO}/f", method="PUT"))
+        other = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        await put(fs, "f", ONE[: len(OLD)])
+        await uploaded(fs)
+        ask.server.faults.clear()
+        ask.server.stats.reset()
+        for last_words in (fs.fsync, fs.flush):
+            with pytest.raises(Stale):
+                await last_words(other)
+        await fs.release(other)
+        await uploaded(fs)
+        assert ask.server.stats.bytes_received == 0
+    ((record, data),) = journal(staging)
+    assert (record.state, data) == (State.FAILED, ONE[: len(OLD)])
+
+
+async def test_a_mount_drops_what_is_its_own(ask: Requests, staging: Path) -> None:
+    """``jfs recover drop`` tells every mount; another that shares the directory leaves it be."""
+    async with behind(ask, staging, **NEVER) as first, behind(ask, staging, **NEVER) as second:
+        await put(first, "f", ONE)
+        (waiting,) = Journal(staging).survey()
+        Journal(staging).want_no_more(waiting.name)
+        assert await second.behind.look() == 0
+        assert await first.behind.look() == 0
+    assert journal(staging) == []
+    assert not list(staging.glob("*.drop"))

@@ -82,11 +82,12 @@ class Behind:
         if self._writing is None or self._files.queue is None:
             return 0
         journal = self._writing.area.journal
-        names = await threads.on_disk(journal.unwanted)
-        for file in self._files.queue.files() if names else ():
-            entry = file.staged.entry if file.staged is not None else None
-            if entry is not None and entry.name in names:
-                await self._files.discard(file)
+        ours = {}
+        for file in self._files.queue.files():
+            if file.staged is not None and file.staged.entry is not None:
+                ours[file.staged.entry.name] = file
+        for name in await threads.on_disk(journal.unwanted, ours.keys()):
+            await self._files.discard(ours[name])
         await self._take_over(self._writing)
         self.wake()
         return self.state.pending
@@ -119,8 +120,16 @@ class Behind:
 
     def _claim(self, area: StagingArea) -> list[_Left]:
         """Claim what is queued and nobody's, the oldest first. Blocking. Raises OSError."""
-        root = self._tree.inodes.root.path
         found: dict[str, Entry] = {}
+        try:
+            return self._claim_into(found, area)
+        except BaseException:
+            for entry in found.values():  # whoever holds one keeps everybody from it
+                entry.close()
+            raise
+
+    def _claim_into(self, found: dict[str, Entry], area: StagingArea) -> list[_Left]:
+        root = self._tree.inodes.root.path
         for entry in area.journal.left_behind((State.PENDING, State.DEPLOYING)):
             record = entry.record
             # Closed while it replaced something that is queued: it is whole, and newer.
@@ -132,8 +141,9 @@ class Behind:
                 entry.close()
         for entry in list(found.values()):
             for name in entry.record.supersedes:
-                if (older := found.pop(name, None)) is not None:
+                if (older := found.get(name)) is not None:
                     older.remove()
+                    del found[name]
                     older.close()
         for entry in found.values():
             if entry.record.state is State.DEPLOYING:

@@ -138,11 +138,12 @@ class Writer:
     async def enqueue(self, file: OpenFile) -> None:
         """Let what is new survive everything here, and have it uploaded behind.
 
-        Claims the path, then takes the lock. Raises OSError: this disk does not keep it.
+        Claims the path, then takes the lock. Raises Stale; OSError: this disk does not keep it.
         """
         async with self._placed(file):
             if not file.dirty or file.is_pending:
                 return
+            file.require_current()  # given up meanwhile: the journal has it
             generation = file.tried = file.generation
             if file.broken is not None:
                 raise file.broken
@@ -212,6 +213,7 @@ class Writer:
         """
         async with self._placed(file):
             if file.dirty:
+                file.require_current()
                 await self._deploy(file)
         self._queue.done(file)
 

@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -96,7 +97,10 @@ class Sighting:
 
 
 class Entry:
-    """A staged file: its data, open and locked, and its record."""
+    """A staged file: its data, open and locked, and its record.
+
+    Several threads may change the record: an upload notes that it failed, and its file is renamed.
+    """
 
     def __init__(self, directory: Path, name: str, file: int, record: Record) -> None:
         self._directory = directory
@@ -104,6 +108,7 @@ class Entry:
         self.file = file
         self.record = record
         self._removed = False
+        self._changing = threading.Lock()
 
     @property
     def data_path(self) -> Path:
@@ -117,22 +122,24 @@ class Entry:
         """Change fields of the record, and write it, unless it was removed. Raises OSError.
 
         What is PENDING, or becomes so, is on disk when this returns, but for its data: *close* has
-        promised that.
+        promised that. What cannot be written is not changed.
         """
-        was = self.record.state
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
-        if self._removed:
-            return
-        durable = State.PENDING in (was, self.record.state)
-        _write(self._directory / (self.name + RECORD), self.record, durable=durable)
-        if durable:
-            _sync(self._directory)
+        with self._changing:
+            record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
+            if not self._removed:
+                durable = State.PENDING in (self.record.state, record.state)
+                _write(self._directory / (self.name + RECORD), record, durable=durable)
+                if durable:
+                    _sync(self._directory)
+            self.record = record
 
     def note(self, **changes: object) -> None:
         """As ``update``, for what may be lost with the power: how the last try went."""
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
-        if not self._removed:
-            _write(self._directory / (self.name + RECORD), self.record)
+        with self._changing:
+            record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
+            if not self._removed:
+                _write(self._directory / (self.name + RECORD), record)
+            self.record = record
 
     def sync(self) -> None:
         """Let data, record and their names survive a loss of power. Raises OSError."""
@@ -151,7 +158,8 @@ class Entry:
 
     def remove(self) -> None:
         """Forget it; who has the data open keeps it. Harmless if it is gone."""
-        self._removed = True
+        with self._changing:
+            self._removed = True
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
@@ -248,12 +256,16 @@ class Journal:
         """Ask the mount that has a staged file to drop it: see ``unwanted``. Raises OSError."""
         (self.directory / (name + UNWANTED)).touch(0o600)
 
-    def unwanted(self) -> frozenset[str]:
-        """Return, once, what shall be dropped. Raises OSError."""
-        found = list(self._files(UNWANTED))
-        for path in found:
+    def unwanted(self, ours: Collection[str]) -> frozenset[str]:
+        """Return, once, which of *ours* shall be dropped. Raises OSError."""
+        found = set()
+        for path in self._files(UNWANTED):
+            if path.stem in ours:
+                found.add(path.stem)
+            elif self._paths(path.stem)[0].exists():
+                continue  # another mount has it, and is told, too
             path.unlink(missing_ok=True)
-        return frozenset(path.stem for path in found)
+        return frozenset(found)
 
     def left_behind(self, states: Collection[State] = tuple(State)) -> Iterator[Entry]:
         """Yield every staged file that no living process holds; the caller closes each.
