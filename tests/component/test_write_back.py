@@ -95,6 +95,10 @@ def journal(staging: Path) -> list[tuple[Record, bytes]]:
     return sorted(found, key=lambda each: (str(each[0].path), each[0].created_ns))
 
 
+def files(staging: Path, pattern: str) -> list[Path]:
+    return sorted(staging.glob(pattern))
+
+
 async def test_close_waits_for_this_disk_alone(
     ask: Requests, staging: Path, expected_logs: list[str]
 ) -> None:
@@ -586,7 +590,7 @@ async def test_what_cannot_be_looked_at_once_is_taken_over_later(
     async with behind(ask, staging, **NEVER) as fs:
         await put(fs, "f", ONE)
         await put(fs, "g", TWO)
-    last = sorted(staging.glob("*.json"))[-1]
+    last = files(staging, "*.json")[-1]
     (blocked := last.with_name(f"{last.name}.new")).mkdir()
     async with behind(ask, staging, adopt_s=0.02) as fs:
         blocked.rmdir()
@@ -627,4 +631,4 @@ async def test_a_mount_drops_what_is_its_own(ask: Requests, staging: Path) -> No
         assert await second.behind.look() == 0
         assert await first.behind.look() == 0
     assert journal(staging) == []
-    assert not list(staging.glob("*.drop"))
+    assert not files(staging, "*.drop")
