@@ -85,7 +85,7 @@ class RemoteError(JfsError):
         self.url = url
 
     def __str__(self) -> str:
-        where = f" ({self.method} {self.url})" if self.url else ""
+        where = f" ({f'{self.method} {self.url}'.lstrip()})" if self.url else ""
         code = f"{self.status}: " if self.status is not None else ""
         return f"{code}{self.message}{where}"
 

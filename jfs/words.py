@@ -16,7 +16,7 @@ _LEFT_OUT = "…"
 # overrides (Unicode 15, PropList Bidi_Control), line and paragraph separator.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 _QUERY = re.compile(r"(\bhttps?://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", re.IGNORECASE)
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@\"'<>]+@", re.IGNORECASE)
+_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/\"'<>]+@", re.IGNORECASE)
 _SECRETS = (
     # Authorization and its kin, whose value is everything that follows the scheme.
     re.compile(r"(\b(?:Bearer|Basic|Digest|Negotiate|Token)\s+)[\w+/=~.:-]{8,}", re.IGNORECASE),

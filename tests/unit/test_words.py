@@ -74,3 +74,8 @@ def test_words_are_one_short_line() -> None:
 )
 def test_no_secret_is_shown(text: str, shown: str | None) -> None:
     assert words.clean(text) == (text if shown is None else shown)
+
+
+def test_a_password_may_hold_an_at_sign() -> None:
+    masked = words.masked("http://user:pa@ss@proxy:3128/x, mail me@example.com")
+    assert masked == "http://…@proxy:3128/x, mail me@example.com"
