@@ -27,9 +27,10 @@ from collections.abc import Callable
 
 import httpx
 
-from jfs.artifactory import retry
+from jfs.artifactory import circuits, retry
 from jfs.artifactory.circuits import PROBE_LAST_S, SERVER, Circuit, Key, Listener, Outage, Plane
 from jfs.errors import (
+    DeadlineExceeded,
     JfsError,
     ProtocolViolation,
     RateLimited,
@@ -73,6 +74,7 @@ class Breakers:
         self._wake: Callable[[], None] | None = None
         self._suspected = False
         self._healed: dict[Key, float] = {}  # when what was down came back
+        self._answers = circuits.Answers()
 
     def call(
         self,
@@ -361,6 +363,7 @@ class Call:
 
     def succeeded(self) -> None:
         """The server answered: it is up."""
+        self._breakers._answers.note(self._subject, self._attempted)
         if not self._breakers._circuits:
             return
         with self._breakers._lock:
@@ -379,6 +382,9 @@ class Call:
             key = breakers._weigh(error, self._subject)
             if key is not None and self._attempted < breakers._healed.get(key, 0.0):
                 key = None  # asked while it was down, which is over
+            late = key == self._subject and isinstance(error, DeadlineExceeded)
+            if late and breakers._answers.is_later(self._subject, self._attempted):
+                key = None  # a slow folder, not a repository that is down
             if key is not None and breakers.is_down:
                 key = SERVER  # what a part of it does is no news then
             began = self.began

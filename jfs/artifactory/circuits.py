@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 # Between probes: a tenth of the outage so far. At most 3 s, or it would not heal within seconds;
 # a thousand nodes then send some 500 pings a second to a server that starts.
 _PROBE_SHARE, _PROBE_FIRST_S, PROBE_LAST_S = 0.1, 0.25, 3.0
+_ANSWERS_KEPT = 1000
 # Failures so far apart are not of one outage, unless a call gave up.
 _APART_S = 10.0
 
@@ -56,6 +57,23 @@ class Outage:
 Listener = Callable[[Outage, bool], None]
 Key = tuple[str, Plane]
 SERVER: Key = ("", Plane.NAMES)
+
+
+class Answers:
+    """When that began which was answered last. Any thread: a loser of a race costs nothing."""
+
+    def __init__(self) -> None:
+        self._began: dict[Key, float] = {}
+
+    def note(self, key: Key, began: float) -> None:
+        """Note that what began then was answered."""
+        if len(self._began) >= _ANSWERS_KEPT and key not in self._began:
+            self._began = {}
+        self._began[key] = began
+
+    def is_later(self, key: Key, began: float) -> bool:
+        """Whether something was answered that began later than that."""
+        return began < self._began.get(key, 0.0)
 
 
 class Circuit:

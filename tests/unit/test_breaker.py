@@ -393,3 +393,36 @@ def test_jitter_is_full() -> None:
     assert min(drawn) < 0.1
     assert 2.9 < max(drawn) <= 3.0
     assert 1.3 < sum(drawn) / len(drawn) < 1.7
+
+
+def test_an_error_without_a_method_names_its_url_without_a_blank() -> None:
+    assert str(Unavailable("no", url=URL)) == f"no ({URL})"
+    assert str(ServerDown.after(Unavailable("no", url=URL), 7)) == f"down for 7 s: no ({URL})"
+
+
+def test_a_call_that_is_silent_while_others_are_answered_is_no_outage() -> None:
+    server = Server()
+    slow = server.call()
+    slow.hold_s()
+    server.now += 20
+    other = server.call()
+    other.hold_s()
+    server.now += 1
+    other.succeeded()
+    server.now += 9
+    assert slow.failed(silent()) is None
+    assert server.changes == []
+    assert server.call().hold_s() == 0
+
+
+def test_silence_after_the_last_answer_is_an_outage() -> None:
+    server = Server()
+    other = server.call()
+    other.hold_s()
+    other.succeeded()
+    server.now += 1
+    slow = server.call()
+    slow.hold_s()
+    server.now += 30
+    assert slow.failed(silent()) is None
+    assert server.changes == [("r (names)", False)]
