@@ -142,16 +142,22 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         raise ConfigError(f"{path}: {reason or 'fusermount3 failed'}")
 
 
+def is_dead(path: Path) -> bool:
+    """Whether nobody answers for the mount at *path* any more. Asks it, and may hang with it."""
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
 def _clear(path: Path) -> None:
     """Take a dead mount of jfs away, unless another start has done so and mounted meanwhile."""
     place = resolve(path)
     with _one_at_a_time(place.parent):
-        try:
-            os.statvfs(place)
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                log.warning("%s: clearing the mount of a jfs that crashed", path)
-                unmount(place, lazy=True)
+        if is_dead(place):
+            log.warning("%s: clearing the mount of a jfs that crashed", path)
+            unmount(place, lazy=True)
 
 
 @contextlib.contextmanager

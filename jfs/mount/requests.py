@@ -12,6 +12,7 @@ EAGAIN for the end of the mount. But it goes on after EINTR: so a timer interrup
 And so that each of its tasks can be let go (``jfs.answers``).
 """
 
+import select
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +24,7 @@ from jfs.answers import Answers
 # From waiting to reading takes microseconds; a handler's first steps, which follow in the same
 # turn of the event loop, may take longer: that the timer wakes it then is harmless.
 _PATIENCE_S = 0.02
+_descriptor: int | None = None  # of the kernel's connection, once it was waited for
 
 
 async def wait_readable(descriptor: int) -> None:
@@ -30,9 +32,25 @@ async def wait_readable(descriptor: int) -> None:
 
     Until the next call. Main thread only, after ``prepare``.
     """
+    global _descriptor
+    _descriptor = descriptor
     signal.setitimer(signal.ITIMER_REAL, 0)
     await trio.lowlevel.wait_readable(descriptor)
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _PATIENCE_S)
+
+
+def is_connected() -> bool:
+    """Whether the kernel still has our mount. Any thread.
+
+    Once it has gone the next mount of anybody gets its device number: whatever is done to a mount
+    that is found by this number would be done to theirs.
+    """
+    if _descriptor is None:
+        return True  # it has asked nothing yet
+    poll = select.poll()
+    poll.register(_descriptor, 0)
+    # fs/fuse/dev.c fuse_dev_poll: EPOLLERR once it is not connected.
+    return not any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
 
 
 def prepare() -> None:

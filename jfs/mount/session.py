@@ -22,7 +22,7 @@ from jfs.fuse import Operations
 from jfs.mount import requests
 from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
-from jfs.mount.mountpoint import unmount
+from jfs.mount.mountpoint import is_dead, unmount
 from jfs.mount.table import mount_at, mounts
 from jfs.mount.withdrawals import Withdrawals
 
@@ -122,9 +122,11 @@ class Session:
 
     def _take_away(self) -> None:
         # By its device: whoever has unmounted it lazily may have mounted something else there, and
-        # a folder above it may have another name by now.
+        # a folder above it may have another name by now. But the kernel gives the number of a mount
+        # that has gone to the next one: then only what is dead, as after an abort, may be ours.
+        is_ours = requests.is_connected()
         entry = next((entry for entry in mounts() if entry.device == self.device), None)
-        if entry is not None:
+        if entry is not None and (is_ours or is_dead(Path(entry.mountpoint))):
             try:
                 unmount(Path(entry.mountpoint), lazy=True)
             except ConfigError as error:

@@ -32,7 +32,7 @@ from trio.lowlevel import Task
 
 from jfs import fusectl
 from jfs.errors import ConfigError
-from jfs.mount import supervisor
+from jfs.mount import requests, supervisor
 from jfs.mount.mountpoint import unmount
 from jfs.mount.stacks import stacks
 from jfs.mount.table import mounts
@@ -211,9 +211,10 @@ class Watchdog:
                 EXIT_CODE,
             ),
         )
-        _within(_STEP_S, lambda: fusectl.abort(self._device))
-        # Taken away too, so that it is a plain directory again whoever looks.
-        _within(_STEP_S, self._take_away)
+        if requests.is_connected():  # else its number is another's by now
+            _within(_STEP_S, lambda: fusectl.abort(self._device))
+            # Taken away too, so that it is a plain directory again whoever looks.
+            _within(_STEP_S, self._take_away)
         _within(_STEP_S, logging.shutdown)
         os._exit(EXIT_CODE)
 
