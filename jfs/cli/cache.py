@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from jfs import cache
-from jfs.cli.options import Size
+from jfs.cli.options import NotNegative, Size
 from jfs.config import CacheSettings, default_cache_directory
 from jfs.errors import ConfigError
 from jfs.metrics import Metrics
@@ -127,7 +127,7 @@ def check(digests: Sequence[str], directory: Path, as_json: bool) -> None:
 @_cache_dir
 @click.option("--all", "everything", is_flag=True, help="Every content.")
 @click.option(
-    "--older", type=click.FloatRange(0), metavar="DAYS", help="What was not used for this long."
+    "--older", type=NotNegative(), metavar="DAYS", help="What was not used for this long."
 )
 @click.option("--to-size", type=Size(), help="The least recently used, until so much is left.")
 @click.option("--force", is_flag=True, help="Pinned contents too.")

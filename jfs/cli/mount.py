@@ -19,6 +19,7 @@ from jfs.cli.options import (
     Command,
     Duration,
     ListedOptions,
+    NotNegative,
     OptionalValue,
     Place,
     Size,
@@ -108,7 +109,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--drain-timeout",
-    type=click.FloatRange(0),
+    type=NotNegative(),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -117,7 +118,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
 @click.option(
     "--attr-ttl",
-    type=click.FloatRange(0),
+    type=NotNegative(),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -125,13 +126,13 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--entry-ttl",
-    type=click.FloatRange(0),
+    type=NotNegative(),
     metavar="SECONDS",
     help="How long names and listings are believed.  [default: as --attr-ttl]",
 )
 @click.option(
     "--negative-ttl",
-    type=click.FloatRange(0),
+    type=NotNegative(),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -193,7 +194,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--watchdog",
-    type=click.FloatRange(0),
+    type=NotNegative(),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

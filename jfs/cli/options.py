@@ -1,5 +1,6 @@
 """Parameter types and the ``-o`` option that commands share."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,21 @@ class Duration(click.ParamType[float]):
                 f"{value!r} is not between {self._least:g} and {self._most:g} seconds", param, ctx
             )
         return seconds
+
+
+class NotNegative(click.FloatRange):
+    """A number; ``nan``, which is in no order with any limit, is none."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return float(number)
 
 
 class Umask(click.ParamType[int]):

@@ -84,3 +84,12 @@ def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
 def test_a_time_that_nobody_can_mean_is_refused_with_what_is_possible(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not between 1 and 3600 seconds"):
         Duration(1, 3600).convert(text, None, None)
+
+
+@pytest.mark.parametrize("option", ["watchdog", "drain_timeout", "attr_ttl", "negative_ttl"])
+def test_what_is_no_number_is_refused(option: str) -> None:
+    taken = next(param for param in command.params if param.name == option)
+    assert taken.type.convert("1.5", taken, None) == 1.5
+    for text in ("nan", "-1", "x"):
+        with pytest.raises(click.BadParameter):
+            taken.type.convert(text, taken, None)
