@@ -4,6 +4,9 @@ The server answers when the test says so, and in the order that it says; what it
 when the question came, or when the answer left. Whoever asks must be told, of every name, what was
 true at some moment after the last change made here and the last refresh that were over when they
 asked. That is all that a mount promises, whatever it keeps in memory.
+
+Where the server is down now and then, what was known stands in: that may be from before a refresh,
+but not from before a change made here; and nothing is missing that was not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jfs.config import TreeSettings
-from jfs.errors import AccessDenied, NoEntry, NotFound, Replaced
+from jfs.errors import AccessDenied, JfsError, NoEntry, NotFound, Replaced, Unavailable
 from jfs.metrics import Metrics
 from jfs.model import Checksums, Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.vfs.freshness import Questions
@@ -37,7 +40,7 @@ class _Pending:
     answer: Callable[[], object]
     early: object
     is_late: bool = False
-    is_refused: bool = False
+    error: JfsError | None = None
 
 
 class SlowServer:
@@ -99,15 +102,16 @@ class SlowServer:
         pending = _Pending(trio.Event(), answer, answer())
         self.pending.append(pending)
         await pending.release.wait()
-        if pending.is_refused:
-            raise AccessDenied("not now", status=403)
+        if pending.error is not None:
+            raise pending.error
         return pending.answer() if pending.is_late else pending.early
 
 
 class _Run:
     """One order of events."""
 
-    def __init__(self, ttl_s: float, nursery: trio.Nursery) -> None:
+    def __init__(self, ttl_s: float, nursery: trio.Nursery, *, outages: bool) -> None:
+        self.outages = outages
         self.server = SlowServer()
         self.nursery = nursery
         self.questions = Questions(nursery, Standing(86400, 600, Metrics()))
@@ -155,7 +159,8 @@ class _Run:
                     self.barrier[name] = self.barrier[other] = server.now
             case "refresh":
                 await tree.forget_below(tree.inodes.root)
-                self.barrier = dict.fromkeys(NAMES, server.now)
+                if not self.outages:
+                    self.barrier = dict.fromkeys(NAMES, server.now)
             case "forget":
                 if self.kernel:
                     tree.forget(self.kernel.pop(number % len(self.kernel)).ino, 1)
@@ -166,10 +171,14 @@ class _Run:
                     self.nursery.start_soon(self.getattr, known, name)
             case "list":
                 self.nursery.start_soon(self.list)
-            case "answer" | "answer late" | "refuse":
+            case "answer" | "answer late" | "refuse" | "fail":
                 if server.pending:
                     pending = server.pending.pop(number % len(server.pending))
-                    pending.is_late, pending.is_refused = what == "answer late", what == "refuse"
+                    pending.is_late = what == "answer late"
+                    if what == "refuse":
+                        pending.error = AccessDenied("not now", status=403)
+                    elif what == "fail" and self.outages:
+                        pending.error = Unavailable("down")
                     pending.release.set()
         await trio.testing.wait_all_tasks_blocked()
 
@@ -189,7 +198,7 @@ class _Run:
             found = await self.tree.lookup(self.folder, name)
         except NoEntry:
             self.check(name, 0, since)
-        except AccessDenied:
+        except (AccessDenied, Unavailable):
             pass
         else:
             self.tree.inodes.remember(found)
@@ -203,7 +212,7 @@ class _Run:
             await self.tree.refresh(inode)
         except NoEntry:
             self.check(name, 0, since)
-        except (AccessDenied, Replaced):  # the kernel looks the name up again
+        except (AccessDenied, Unavailable, Replaced):  # the kernel looks the name up again
             pass
         else:
             if inode.attached() and inode.name == name:
@@ -216,7 +225,7 @@ class _Run:
         since = dict(self.barrier)
         try:
             found = {inode.name: inode for inode in await self.tree.children(self.folder)}
-        except AccessDenied:
+        except (AccessDenied, Unavailable):
             return
         for name in NAMES:
             version = found[name].info.size if name in found else 0  # type: ignore[union-attr]
@@ -232,7 +241,7 @@ _EVENTS = st.tuples(
             *("put", "remove", "make", "unlink", "rename", "refresh", "forget"),
             *("lookup", "getattr", "list") * 2,
             *("answer", "answer late") * 3,
-            "refuse",
+            *("refuse", "fail", "fail"),
         ]
     ),
     st.sampled_from(NAMES),
@@ -240,15 +249,22 @@ _EVENTS = st.tuples(
 )
 
 
+@pytest.fixture
+def _says_what_stands_in(expected_logs: list[str]) -> None:
+    expected_logs.append("cannot be asked, serving what was known before")
+
+
+@pytest.mark.usefixtures("_says_what_stands_in")
+@pytest.mark.parametrize("outages", [False, True], ids=["well", "down now and then"])
 @pytest.mark.parametrize("ttl_s", [1e9, 0.0], ids=["believed", "ttl 0"])
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(events=st.lists(_EVENTS, min_size=4, max_size=24))
 def test_what_is_told_was_true_since_the_last_change_and_refresh(
-    ttl_s: float, events: list[tuple[str, str, int]]
+    ttl_s: float, outages: bool, events: list[tuple[str, str, int]]
 ) -> None:
     async def check() -> None:
         async with trio.open_nursery() as nursery:
-            run = _Run(ttl_s, nursery)
+            run = _Run(ttl_s, nursery, outages=outages)
             await run.start()
             for event in events:
                 await run.do(*event)

@@ -249,3 +249,27 @@ async def test_what_was_changed_here_never_stands_in_as_it_was_before(
         await fs.getattr(ino)
         models.faults.clear()
         assert await fs.getxattr(ino, b"user.stage") == b"gold"
+
+
+async def test_what_is_changed_here_while_it_is_asked_for_in_vain_does_not_stand_in(
+    models: EmbeddedServer, expected_logs: list[str]
+) -> None:
+    expected_logs.append(SERVING)
+    metrics, heard = Metrics(), list[bytes]()
+
+    async def ask(fs: Filesystem, ino: int) -> None:
+        heard.append(await fs.getxattr(ino, b"user.stage"))
+
+    async with composed(models, REPO, tree=TREE_0, metrics=metrics) as fs:
+        ino = await find(fs, "m/v1/one.bin")
+        assert await fs.getxattr(ino, b"user.stage") == b"v1"
+        hold = models.faults.add(Fault.hold("/api/s*", method="[GP][EO]*"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, fs, ino)
+            await trio.to_thread.run_sync(hold.wait_hit)
+            await fs.setxattr(ino, b"user.stage", b"gold")
+            with trio.fail_after(30):
+                while not metrics.snapshot().get("stale_answers"):
+                    await trio.lowlevel.checkpoint()
+            models.faults.clear()
+    assert heard == [b"gold"]

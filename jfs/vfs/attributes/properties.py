@@ -135,12 +135,16 @@ class PropertyTable:
                     tags, ask, inode.path.repo, stands=tags, recall=recall
                 )
             except StandsIn as stands:
+                if not tags.is_known:  # changed here meanwhile
+                    continue
                 tags.stand_in(stands.stand)
                 return tags.value
             if answer.stored:
                 break
             if tags.is_fresh(self._settings.attr_ttl_s):
                 return tags.value
+        else:
+            answer = await self._questions.answer(tags, ask, inode.path.repo)
         return answer.value
 
     async def _ask_folder(self, folder: Inode) -> Asked:

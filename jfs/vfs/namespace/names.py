@@ -23,6 +23,7 @@ from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
 from jfs.vfs.namespace.inodetable import InodeTable
+from jfs.vfs.standing import Stand
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,7 @@ class Names:
             try:
                 await self._list(parent, stands=known)
             except StandsIn as stands:
-                if (repository := below.children.get(name)) is not None:
-                    repository.stat.stand_in(stands.stand)
+                return self._standing_in(parent, name, repository, stands.stand)
             return self._listed(parent, name)
         cell = below.names.get(name)
         if cell is not None and not cell.is_idle:
@@ -185,11 +185,7 @@ class Names:
             except _Moved:
                 continue
             except StandsIn as stands:
-                known = parent.dentries.get(name)
-                if known is None:
-                    raise NoEntry(f"{path}: not in the listing, which stands in") from None
-                known.stat.stand_in(stands.stand)
-                return known
+                return self._standing_in(parent, name, known, stands.stand)
             finally:
                 below.settle(name)
             if answer.stored:
@@ -203,6 +199,22 @@ class Names:
             raise NoEntry(f"{parent.path.child(name)}: is not there")
         return inode
 
+    def _standing_in(self, parent: Inode, name: str, known: Inode | None, stand: Stand) -> Inode:
+        """Return what had a name when it was asked for in vain. Raises NoEntry.
+
+        Args:
+            known: None: nothing had it, by the listing.
+        """
+        path = parent.path.child(name)
+        inode = parent.dentries.get(name)
+        if inode is None and known is not None and known.path == path:
+            # The kernel has forgotten it meanwhile, unless it was removed.
+            inode = self.take(parent, name, known.info, known.stat.asked)
+        if inode is None:
+            raise NoEntry(f"{path}: is not there, as far as is known")
+        inode.stat.stand_in(stand)
+        return inode
+
     async def list_or_stand_in(self, folder: Inode) -> None:
         """Bring the listing up to date; while that cannot be, what was known stands in.
 
@@ -213,7 +225,10 @@ class Names:
         try:
             await self._list(folder, stands=listing)
         except StandsIn as stands:
-            listing.stand_in(stands.stand)
+            if listing.is_known:
+                listing.stand_in(stands.stand)
+            else:  # forgotten meanwhile
+                await self._list(folder)
 
     def _denying(self, folder: Inode) -> Cell[bool] | None:
         """Return the listing, if by it a name is missing that is not in it.
