@@ -127,7 +127,6 @@ async def _compose(
     ):
         access = Access(settings.server, os.environ)
         breakers = Breakers(settings.server.url, metrics)
-        breakers.on_change(log_changes)
         client = ArtifactoryClient(settings.server, metrics, access, breakers)
         stack.push_async_callback(_to_the_end, client.aclose)
         source: RangeSource = HttpRangeSource(settings.server, metrics, access, breakers)
@@ -162,6 +161,7 @@ async def _compose(
             asked, source = OfflineStore(await keeper.known_repositories()), OfflineSource()
         else:
             begun = await starting.begin(client, settings, keeper)
+        breakers.on_change(log_changes)  # a start that fails says why itself, in one line
         store = await threads.on_disk(_open_store, settings, metrics)
         if store is not None:
             stack.push_async_callback(_to_the_end, threads.on_disk, store.close)

@@ -343,7 +343,8 @@ class EmbeddedServer:
                 self.faults.release_all()
                 handlers = [each for server in servers for each in server.connections]
                 transports = [each.transport for each in handlers if each.transport is not None]
-                left += [each.get_extra_info("socket") for each in transports]
+                sockets = [each.get_extra_info("socket") for each in transports]
+                left += [each for each in sockets if each is not None]  # None: closed by now
         if self._tls is not None:
             # TLS waits for clients to say that they close too, and the loop ends before that.
             for sock in left:

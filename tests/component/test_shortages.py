@@ -68,7 +68,7 @@ async def test_a_read_goes_on_when_a_descriptor_was_given_back(server: EmbeddedS
 
 
 async def test_no_descriptor_for_a_connection_is_no_outage(server: EmbeddedServer) -> None:
-    client = ArtifactoryClient(server_settings(server, deadline_s=0.2), Metrics())
+    client = ArtifactoryClient(server_settings(server, deadline_s=2), Metrics())
     async with aclosing(client):
         with no_descriptor_left(0), pytest.raises(NoDescriptor, match="the limit of this process"):
             await client.stat(RepoPath(REPO))
