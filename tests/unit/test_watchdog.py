@@ -55,7 +55,7 @@ async def test_stacks_name_every_thread_and_task() -> None:
         await trio.testing.wait_all_tasks_blocked()
         text = stacks(root)
         nursery.cancel_scope.cancel()
-    assert "(most recent call first):" in text
+    assert "Current thread" in text
     assert "and 2 more:" in text
     assert "in _sleeps_inside" in text
     assert "in test_stacks_name_every_thread_and_task" in text
