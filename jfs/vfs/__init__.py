@@ -8,7 +8,8 @@ Where to look, from the top; each room imports only rooms below it (import-linte
 - ``kernel``: what the kernel was told and may hold.
 - ``reading``, ``writing``, ``namespace``: bytes from the server, bytes to it, names and inodes.
 - ``kept``: what was learnt, beside the block cache: it outlives the mount.
-- ``freshness``: what the server said, how long it is believed, who waits for the next answer.
+- ``freshness``, ``questions``: what the server said and how long it is believed; who asks it, once
+  for everybody who waits.
 
 Each package says which locks it has, and who may hold them while waiting for what.
 """

@@ -22,7 +22,6 @@ from jfs.vfs.files.behind import Behind
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
-from jfs.vfs.freshness import Questions
 from jfs.vfs.holdings import Holdings
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.kernel import KernelView, Notifier, Remembered
@@ -35,6 +34,7 @@ from jfs.vfs.namespace.queries import Queries
 from jfs.vfs.namespace.reports import Report, Reports
 from jfs.vfs.namespace.selectors import Link, Selectors
 from jfs.vfs.namespace.tree import Tree, require_name
+from jfs.vfs.questions import Questions
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
 from jfs.vfs.standing import Standing
@@ -410,7 +410,7 @@ class Filesystem:
 
         That is a repository, or what else is asked; "": the server.
         """
-        self._questions.standing.up("" if subject.startswith("/") else subject)
+        self._questions.up("" if subject.startswith("/") else subject)
 
     def mounted(self, device: str) -> None:
         """Say on which device it is mounted, ``major:minor``."""

@@ -1,8 +1,6 @@
-"""Freshness: what the server said, how long it is believed, and who waits for the next answer.
+"""Freshness: what the server said, and how long it is believed. A ``Cell`` keeps one answer of it.
 
-A ``Cell`` keeps one answer of the server. ``Questions`` asks the server: one question at a time for
-each cell, whose answer or failure everybody gets who asked while it was under way; who asks later
-asks anew. The rules, for names, listings, attributes, properties and queries alike:
+The rules, for names, listings, attributes, properties and queries alike:
 
 - An answer is as old as its question: its time to live counts from the moment of asking. With a
   time to live of 0 every new question goes to the server.
@@ -10,26 +8,22 @@ asks anew. The rules, for names, listings, attributes, properties and queries al
   is stored only if nothing newer is known: it is dropped when its cell was refreshed or changed
   here since the question was asked, or got the answer to a later question. Who waited for it gets
   it all the same. After a refresh or a change nobody joins a question that was asked before it.
-- A question runs in a task of its own: a caller that is cancelled takes it from nobody.
-- While the server cannot be asked, what was known before may stand in: see ``standing``.
 
-Trio thread only. No locks: nothing here is held while something else is waited for.
+Who asks, and who waits: ``questions``. What is believed during an outage: ``standing``. Trio thread
+only. No locks: nothing here is held while something else is waited for.
 """
 
 import itertools
-import logging
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import trio
 
-from jfs.errors import JfsError, MountEnding, ProtocolViolation, RateLimited, Unavailable
-from jfs.vfs.standing import KERNEL_S, Stand, Standing, Subject
-
-log = logging.getLogger(__name__)
+from jfs.errors import ProtocolViolation, RateLimited, Unavailable
+from jfs.vfs.standing import KERNEL_S, Stand
 
 # Failures that say nothing about the item: nobody there, too busy, or somebody else answers (the
 # login page of a network, a proxy's error page).
@@ -111,13 +105,13 @@ class Cell(Generic[_T]):
         asked: of the answer; or when it was changed here or refreshed since.
     """
 
-    __slots__ = ("_question", "_stand", "_value", "asked")
+    __slots__ = ("_stand", "_value", "asked", "question")
 
     def __init__(self) -> None:
         self._value: _T | _Nothing = _NOTHING
         self.asked = NEVER
         self._stand: Stand | None = None
-        self._question: Question[_T] | None = None
+        self.question: Question[_T] | None = None
 
     @property
     def is_known(self) -> bool:
@@ -135,12 +129,12 @@ class Cell(Generic[_T]):
     @property
     def asking(self) -> Asked | None:
         """When the question was asked that is under way, if there is one."""
-        return self._question.asked if self._question is not None else None
+        return self.question.asked if self.question is not None else None
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody asks at the moment."""
-        return self._question is None
+        return self.question is None
 
     def is_answered(self, ttl_s: float) -> bool:
         """Whether the answer was asked for within its time to live."""
@@ -235,209 +229,21 @@ class Question(Generic[_T]):
 
     Attributes:
         given_up: ``Subject.answers`` when somebody gave it up; None: nobody did.
+        heard: set with *done*, and when something is up again since it was asked.
         ups: ``Standing.ups`` when it began.
     """
 
-    __slots__ = ("answer", "asked", "done", "error", "given_up", "ups", "waiting")
+    __slots__ = ("answer", "asked", "done", "error", "given_up", "heard", "ups", "waiting")
 
     def __init__(self, ups: int) -> None:
         self.given_up: int | None = None
         self.ups = ups
         self.asked = Asked.now()
         self.done = trio.Event()
+        self.heard = trio.Event()
         self.waiting = 0
         self.answer: Answer[_T] | None = None
         self.error: Exception | None = None
-
-
-class NotYet(Exception):
-    """The caller's patience has ended; the question is still under way."""
-
-
-class StandsIn(Exception):
-    """The server cannot be asked, and something is known that may stand in.
-
-    Attributes:
-        stand: for the cell of what is used instead.
-    """
-
-    def __init__(self, stand: Stand) -> None:
-        super().__init__("what is known stands in")
-        self.stand = stand
-
-
-class Questions:
-    """Every question of one mount that is under way.
-
-    Args:
-        nursery: where questions run; cancelled with the mount at the latest.
-        standing: what stands in while the server cannot be asked.
-    """
-
-    def __init__(self, nursery: trio.Nursery, standing: Standing) -> None:
-        self.standing = standing
-        self._nursery = nursery
-        self._running: set[trio.CancelScope] = set()
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    async def answer(
-        self,
-        cell: Cell[_T],
-        ask: Callable[[Asked], Awaitable[_T]],
-        subject: str,
-        *,
-        stands: Cell[Any] | None = None,
-        patience_s: float = math.inf,
-        anew: bool = False,
-        recall: Callable[[], Awaitable[Cell[Any] | None]] | None = None,
-    ) -> Answer[_T]:
-        """Ask the server, or wait with those who do; whether it is necessary is the caller's.
-
-        Args:
-            ask: asks and returns the answer, which is stored if nothing newer is known by then.
-                It is called only if nobody asks yet.
-            subject: what is asked, as far as it may fail by itself: see ``standing``.
-            stands: what may be used instead while the server cannot be asked, for as long as it
-                may stand in; None: nothing.
-            patience_s: how old the question may become before the caller waits no longer.
-            anew: what the server says now is wanted: no patience ends before it has failed.
-            recall: where *stands* knows nothing and the server cannot be asked: finds what an
-                earlier mount knew, and returns what is to stand in; None: nothing.
-        Raises:
-            NotYet: it was not answered in that time.
-            StandsIn: *stands* is to be used; the question may be under way still.
-            Exception: what *ask* raised, for everybody who waited.
-        """
-        if self._closed:
-            raise MountEnding("the mount is ending")
-        standing = self.standing
-        known = standing.subject(subject)
-        may = hurried = False
-        if recall is not None and (stands is None or not stands.is_known):
-            if standing.doubts() or known.spell is not None:
-                stands = await recall() or stands
-        else:
-            recall = None
-        if stands is not None:
-            may = self.may_stand_in(stands)
-            # What was refreshed, or changed here, is waited for; but not where nothing answers.
-            is_expired = stands.asked.at > -math.inf
-            hurried = may and not anew and (is_expired or known.is_silent)
-        question = cell._question
-        if question is None or not cell.accepts(question.asked) or self._is_vain(question, known):
-            if (hurried or patience_s < math.inf) and not known.may_ask():
-                await trio.lowlevel.checkpoint()
-                if hurried:
-                    raise StandsIn(standing.stand(subject, None))
-                raise NotYet
-            question = cell._question = Question(standing.ups)
-            self._nursery.start_soon(self._run, cell, question, ask, subject)
-        question.waiting += 1
-        try:
-            if hurried:
-                await self._heard(question, known)
-            elif patience_s == math.inf:
-                await question.done.wait()
-            else:
-                with trio.move_on_at(question.asked.at + patience_s):
-                    await question.done.wait()
-        finally:
-            question.waiting -= 1
-        answer, error = question.answer, question.error
-        try:
-            if answer is not None:
-                return answer
-            if error is None:
-                if not hurried:
-                    raise NotYet
-                raise StandsIn(standing.stand(subject, None))
-            if isinstance(error, OUTAGES):
-                if not may and recall is not None:
-                    stands = await recall()
-                    may = stands is not None and self.may_stand_in(stands)
-                if may:
-                    raise StandsIn(standing.stand(subject, error)) from None
-            raise error
-        finally:
-            del question, error  # the traceback of an error that is kept must not hold this frame
-
-    def may_stand_in(self, cell: Cell[Any]) -> bool:
-        """Whether what a cell knows was confirmed so lately that it may stand in."""
-        window_s = self.standing.window_s
-        return cell.is_known and window_s > 0 and boot_time() < cell.asked.confirmed + window_s
-
-    async def _heard(self, question: Question[Any], subject: Subject) -> None:
-        """Wait as long as it makes sense for somebody who can do without."""
-        if question.given_up == subject.answers:
-            await trio.lowlevel.checkpoint()
-        elif not await subject.heard(question.done, self.standing.patience_s):
-            if question.given_up is None:
-                subject.in_vain += 1
-            question.given_up = subject.answers
-
-    def _is_vain(self, question: Question[Any], subject: Subject) -> bool:
-        """Whether nobody need join a question: its connection is dead, and the server is not."""
-        given_up = question.given_up
-        return question.ups != self.standing.ups or given_up not in (None, subject.answers)
-
-    def run(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Start *work* in the background, until ``close``. It raises nothing."""
-        if not self._closed:
-            self._nursery.start_soon(self._guarded, work, *args)
-
-    def close(self) -> None:
-        """Cancel what is under way; nothing is asked any more. For the end of the mount."""
-        self._closed = True
-        for scope in list(self._running):
-            scope.cancel()
-
-    async def _guarded(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
-        with trio.CancelScope() as scope:
-            self._running.add(scope)
-            if self._closed:  # before this task had its first turn
-                scope.cancel()
-            try:
-                await work(*args)
-            finally:
-                self._running.discard(scope)
-
-    async def _run(
-        self,
-        cell: Cell[_T],
-        question: Question[_T],
-        ask: Callable[[Asked], Awaitable[_T]],
-        subject: str,
-    ) -> None:
-        with trio.CancelScope() as scope, self.standing.asking(subject) as known:
-            self._running.add(scope)
-            if self._closed:  # before this task had its first turn
-                scope.cancel()
-            try:
-                value = await ask(question.asked)
-                # no checkpoint until it is stored and those who wait are told
-                stored = cell.put(value, question.asked)
-                question.answer = Answer(value, question.asked, stored)
-                self.standing.answered(known)
-            except Exception as error:
-                if isinstance(error, JfsError) and not isinstance(error, OUTAGES):
-                    self.standing.answered(known)
-                question.error = error.with_traceback(None) if _is_expected(error) else error
-                if not question.waiting and not _is_expected(error):
-                    log.error("a question that nobody waited for failed", exc_info=error)
-            finally:
-                if question.answer is None and question.error is None:  # cancelled
-                    question.error = MountEnding("the mount is ending")
-                self._running.discard(scope)
-                if cell._question is question:
-                    cell._question = None
-                question.done.set()
-
-
-def _is_expected(error: Exception) -> bool:
-    return isinstance(error, JfsError)
 
 
 def pieces(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -14,7 +14,7 @@ time:
   that the server is up (``up``).
 
 A subject is what may fail by itself: a repository; "" is what is about several, or their list. No
-network here, no cells: those are in ``freshness``. Trio thread only.
+network here, no cells: those are in ``freshness`` and ``questions``. Trio thread only.
 """
 
 import logging

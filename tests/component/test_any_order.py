@@ -22,10 +22,10 @@ from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, JfsError, NoEntry, NotFound, Replaced, Unavailable
 from jfs.metrics import Metrics
 from jfs.model import Checksums, Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
-from jfs.vfs.freshness import Questions
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.questions import Questions
 from jfs.vfs.standing import Standing
 
 NAMES = ("a", "b")

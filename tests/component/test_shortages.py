@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager, suppress
 import pytest
 
 from jfs import descriptors
-from jfs.artifactory import ArtifactoryClient
+from jfs.artifactory import ArtifactoryClient, Breakers
 from jfs.errors import NoDescriptor, is_of_descriptors
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
@@ -68,8 +68,11 @@ async def test_a_read_goes_on_when_a_descriptor_was_given_back(server: EmbeddedS
 
 
 async def test_no_descriptor_for_a_connection_is_no_outage(server: EmbeddedServer) -> None:
-    client = ArtifactoryClient(server_settings(server, deadline_s=2), Metrics())
-    async with aclosing(client):
+    hasty, patient = (server_settings(server, deadline_s=seconds) for seconds in (0.2, 60))
+    breakers = Breakers(server.url, Metrics())
+    async with aclosing(ArtifactoryClient(hasty, Metrics(), breakers=breakers)) as client:
         with no_descriptor_left(0), pytest.raises(NoDescriptor, match="the limit of this process"):
             await client.stat(RepoPath(REPO))
+    assert breakers.outages() == []
+    async with aclosing(ArtifactoryClient(patient, Metrics(), breakers=breakers)) as client:
         await client.stat(RepoPath(REPO))

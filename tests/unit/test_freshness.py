@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -15,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from jfs.errors import AccessDenied, JfsError, MountEnding, NotFound, Unavailable
 from jfs.metrics import Metrics
-from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, NotYet, Questions, StandsIn, boot_time
+from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, boot_time
+from jfs.vfs.questions import NotYet, Questions, StandsIn
 from jfs.vfs.standing import Standing
 
 DAY = 86400.0
@@ -360,6 +362,40 @@ async def test_once_it_is_up_everything_is_asked_anew(
             async with using(asked, each, server) as outcomes:
                 server.answer(2)
             assert outcomes == [server.asked]
+
+
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+async def test_who_waits_while_it_comes_up_asks_anew(how: str) -> None:
+    """What was asked in the outage says nothing any more; else it would be said to go on."""
+    server, cell = Server(), expired()
+    async with questions() as asked, using(asked, cell, server) as outcomes:
+        asked.up("")
+        if how == "fails":
+            server.fail(Unavailable("cut"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.asked == 2
+        server.answer(-1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == [2]
+        assert asked.standing.since is None
+
+
+async def test_coming_up_while_somebody_is_turned_away_is_no_new_spell(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append(SERVING)
+    server, cell = Server(), expired()
+    mock_clock.autojump_threshold = 0.01
+    async with questions() as asked:
+        for _ in range(3):  # now it is silent, and was asked a moment ago
+            assert await known(asked, expired(), server) == "stale"
+        turned_away = asked.answer(cell, server.ask, "r", stands=cell)
+        turned_away.send(None)  # up to its checkpoint
+        asked.up("")
+        with pytest.raises(StandsIn) as raised:
+            turned_away.send(outcome.Value(None))
+        assert raised.value.stand.is_over
+        assert asked.standing.since is None
 
 
 async def test_one_path_that_fails_on_a_server_that_is_well_fills_no_log(

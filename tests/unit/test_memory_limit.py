@@ -2,9 +2,12 @@
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,8 @@ from jfs import memory
 from jfs.artifactory import pieces
 from jfs.errors import NoMemory, Unavailable
 from jfs.extents import MiB
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +52,7 @@ async def read(rows: Rows, count: int, *, cut: bool = False) -> None:
         await pieces._receive(body, reader)
 
 
-async def test_an_answer_that_does_not_fit_is_refused() -> None:
+async def _refused() -> None:
     memory.follow(int((memory.resident() + 8 * MiB) / 0.85))
     rows = Rows()
     with pytest.raises(NoMemory, match=r"/api/storage/r/big\?list: does not fit into the \d+ MiB"):
@@ -56,6 +61,12 @@ async def test_an_answer_that_does_not_fit_is_refused() -> None:
     rows.kept.clear()
     await read(rows, 1000)
     assert len(rows.kept) == 1001
+
+
+def test_an_answer_that_does_not_fit_is_refused() -> None:
+    """In a process of its own: this one has memory that tests before it have freed."""
+    program = f"import trio; from {__name__} import _refused; trio.run(_refused)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=50)
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 40])

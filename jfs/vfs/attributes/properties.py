@@ -14,9 +14,10 @@ from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted
 from jfs.model import Criteria, Properties
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import PIECE, Asked, Cell, NotYet, Questions, StandsIn
+from jfs.vfs.freshness import PIECE, Asked, Cell
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
+from jfs.vfs.questions import NotYet, Questions, StandsIn
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.queue import QueueState
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
-from jfs.vfs.freshness import Questions
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.namespace.tree import Tree, below
+from jfs.vfs.questions import Questions
 from jfs.vfs.writing.journal import Entry, State
 from jfs.vfs.writing.staging import StagingArea
 

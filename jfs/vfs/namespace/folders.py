@@ -3,7 +3,6 @@
 import itertools
 
 from jfs.errors import BadHandle, NameTooLong, NoEntry
-from jfs.vfs.freshness import Questions
 from jfs.vfs.namespace import queries, reports, selectors
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.listings import Listing, released
@@ -11,6 +10,7 @@ from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
 from jfs.vfs.namespace.reports import ReportFolder, ReportListing, Reports
 from jfs.vfs.namespace.selectors import Selectors
 from jfs.vfs.namespace.tree import Tree
+from jfs.vfs.questions import Questions
 
 
 class Folders:

@@ -18,11 +18,12 @@ from jfs.config import TreeSettings
 from jfs.errors import JfsError, NoEntry, NotADirectory, NotFound
 from jfs.model import EntryInfo, FolderInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import Asked, Cell, NotYet, Questions, StandsIn, pieces
+from jfs.vfs.freshness import Asked, Cell, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
 from jfs.vfs.namespace.inodetable import InodeTable
+from jfs.vfs.questions import NotYet, Questions, StandsIn
 from jfs.vfs.standing import Stand
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,13 @@ import trio
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import NEVER, Asked, Cell, Questions, StandsIn, pieces
+from jfs.vfs.freshness import NEVER, Asked, Cell, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.selectors import parse_criterion
 from jfs.vfs.namespace.tree import Tree, below
+from jfs.vfs.questions import Questions, StandsIn
 
 NAME = ".by"
 _RESULTS_KEPT = 64  # combinations of criteria

@@ -15,11 +15,12 @@ from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath, problem_with_key
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import PIECE, Asked, Cell, Questions, StandsIn, pieces
+from jfs.vfs.freshness import PIECE, Asked, Cell, pieces
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.namespace.versions import version_key
+from jfs.vfs.questions import Questions, StandsIn
 
 MARK = "@"
 _LATEST = "@latest"

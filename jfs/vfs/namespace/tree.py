@@ -20,13 +20,14 @@ from jfs.model import (
     problem_with_name,
 )
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import NEVER, PIECE, Asked, Questions
+from jfs.vfs.freshness import NEVER, PIECE, Asked
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Below, Inode
 from jfs.vfs.namespace.inodetable import InodeTable
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.names import Names, below_of
+from jfs.vfs.questions import Questions
 
 
 class Tree:
