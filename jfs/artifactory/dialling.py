@@ -225,15 +225,18 @@ def _relay(outer: ssl.SSLSocket) -> socket.socket:
 
 def _carry(far: socket.socket, outer: ssl.SSLSocket) -> None:
     up = down = b""
-    poll = select.poll()
     with far, outer, contextlib.suppress(OSError):
         far.setblocking(False)
         outer.setblocking(False)
         while True:
+            poll = select.poll()
             poll.register(far, (0 if up else select.POLLIN) | (select.POLLOUT if down else 0))
-            poll.register(outer, (0 if down else select.POLLIN) | (select.POLLOUT if up else 0))
+            if wanted := (0 if down else select.POLLIN) | (select.POLLOUT if up else 0):
+                poll.register(outer, wanted)  # else a proxy that hangs up would wake us for ever
             if down or not outer.pending():
-                poll.poll()
+                told = dict(poll.poll())
+                if up and told.get(far.fileno(), 0) & select.POLLHUP:
+                    return  # nobody wants an answer to what the proxy does not take
             with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 if not down:
                     down = outer.recv(_RELAYED)

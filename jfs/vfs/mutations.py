@@ -144,7 +144,8 @@ class Mutations:
             path = parent.path.child(name)
             if await self._tree.is_there(parent, name):
                 raise AlreadyExists(f"{path}: is there already")
-            await self._store.make_folder(path)
+            with self._tree.doubted((parent, name)):
+                await self._store.make_folder(path)
             return self._tree.made(parent, name, FolderInfo(path, time.time_ns()), local=False)
 
     async def symlink(self, parent: Inode, name: str, target: str) -> Inode:
@@ -160,7 +161,8 @@ class Mutations:
             deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
             file = await threads.on_disk(writing.area.journal.anonymous)
             try:
-                await self._store.deploy(deployment, file)
+                with self._tree.doubted((parent, name)):
+                    await self._store.deploy(deployment, file)
             finally:
                 os.close(file)
             now = time.time_ns()
@@ -247,12 +249,8 @@ class Mutations:
             if target is not None and target.is_folder:
                 await self._require_empty(target)
             async with self._renaming.kept(target):
-                try:
+                with self._tree.doubted(*places):
                     await self._move(source, target, new_parent.path.child(new_name))
-                except JfsError:  # its answer may have been lost: nobody knows what is there now
-                    self._tree.doubt_name(parent, name)
-                    self._tree.doubt_name(new_parent, new_name)
-                    raise
                 # no checkpoint until all is noted; nothing fails from here on
                 self._note_move(source, (parent, name), target, (new_parent, new_name), writing)
             if target is not None:
@@ -359,7 +357,8 @@ class Mutations:
 
     async def _delete(self, inode: Inode, writing: Writing, place: Place) -> None:
         try:
-            await self._store.delete(inode.path)
+            with self._tree.doubted(place):
+                await self._store.delete(inode.path)
         except NotFound:
             await self._gone(inode, writing, place)
             raise NoEntry(f"{inode.path}: was removed by somebody else") from None

@@ -2,21 +2,24 @@
 
 import errno
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
-from jfs.artifactory.dialling import Address, first_of
+from jfs.artifactory.dialling import Address, _relay, first_of
 from jfs.artifactory.session import Session
 from jfs.config import ServerSettings
 from jfs.errors import ConfigError, Unavailable
 from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from jfs.server import TlsFiles
 from tests.component.test_ranges import Collector
 from tests.conftest import REPO
 
@@ -120,3 +123,24 @@ async def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(Unavailable, match="its name cannot be resolved"):
         source.fetch(version, Extent(0, 9), Collector(Extent(0, 9)))
     source.close()
+
+
+def test_a_tunnel_ends_with_whoever_uses_it(certificate: TlsFiles) -> None:
+    """Also while the proxy takes nothing: its thread was woken again and again, for ever."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    trusting = ssl.create_default_context(cafile=str(certificate.certificate))
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        proxy = pool.submit(context.wrap_socket, theirs, server_side=True)
+        outer = trusting.wrap_socket(ours, server_hostname="localhost")
+    before = set(threading.enumerate())
+    with proxy.result(), _relay(outer) as near:
+        [thread] = set(threading.enumerate()) - before
+        near.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1 << 16))
+        near.close()
+        thread.join(30)
+        assert not thread.is_alive()

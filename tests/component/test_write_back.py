@@ -1,5 +1,6 @@
 """--write-back through the facade: what close promises, what waits, what becomes of it."""
 
+import errno
 import os
 import random
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from jfs.extents import Extent
 from jfs.model import RepoPath
 from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
+from jfs.vfs.files.queue import may_pass
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Entry, Journal, Record, State
@@ -298,6 +300,12 @@ async def test_fsync_waits_for_the_server(
         await uploaded(fs)
     assert ask.get(f"/{REPO}/f").body == TWO + ONE[len(TWO) :]
     assert journal(staging) == []
+
+
+def test_a_full_disk_here_is_no_refusal() -> None:
+    """The journal could not note a try, say: what is queued waits for room."""
+    assert may_pass(OSError(errno.ENOSPC, "No space left on device"))
+    assert not may_pass(OSError(errno.EIO, "the staged file cannot be read"))
 
 
 @pytest.mark.parametrize(

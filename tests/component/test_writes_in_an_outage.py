@@ -163,3 +163,30 @@ async def test_a_change_that_fails_in_an_outage_changes_nothing(
     assert ask.get(f"/{REPO}/f").body == DATA
     assert ask.get(f"/{REPO}/other").body == b"another"
     assert ask.properties("f") == {"env": ["production"]}
+
+
+@pytest.mark.parametrize("change", ["set", "mkdir", "unlink", "rmdir"])
+async def test_what_was_done_though_its_answer_was_lost_is_seen(
+    ask: Requests, tmp_path: Path, expected_logs: list[str], change: str
+) -> None:
+    """At once, not after a time to live: nobody knows what came of it, so nothing is believed."""
+    expected_logs += OUTAGE
+    ask.server.deploy(REPO, "f", DATA, {"env": ["production"]})
+    ask("PUT", f"/{REPO}/empty/")
+    writes = WriteSettings(tmp_path / "staging")
+    changes = {"set": _set, "mkdir": _mkdir, "unlink": CHANGES[-2], "rmdir": CHANGES[-1]}
+    async with composed(ask.server, REPO, writes=writes, **_FAILING) as fs:
+        assert set(await names(fs, "")) == {"f", "empty"}
+        assert await fs.getxattr(await find(fs, "f"), b"user.env") == b"production"
+        for method in ("PUT", "PATCH", "DELETE"):
+            ask.server.faults.add(Fault.drop(method=method))
+        with trio.fail_after(_LONGEST_S), pytest.raises(Unavailable):
+            await changes[change](fs)
+        ask.server.faults.clear()
+        fs.up("")
+        there = await healed(lambda: names(fs, ""))
+        assert ("f" in there) is (change != "unlink")
+        assert ("empty" in there) is (change != "rmdir")
+        assert ("new" in there) is (change == "mkdir")
+        if change == "set":
+            assert await healed(lambda: fs.getxattr(there["f"], b"user.env")) == b"staging"

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import AccessDenied, JfsError, NoAttribute, NotPermitted
+from jfs.errors import (
+    AccessDenied,
+    JfsError,
+    NoAttribute,
+    NotPermitted,
+    ServerDown,
+    Unavailable,
+)
 from jfs.model import Criteria, Properties
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import PIECE, Asked, Cell
@@ -85,7 +92,6 @@ class PropertyTable:
         """
         if inode.computed is not None or not inode.path.repo:
             raise NotPermitted(f"{inode.name or 'the server'} has no properties of its own")
-        known: Properties | None
         if None in change.values():
             before = await self.get(inode)
             for key, values in change.items():
@@ -94,15 +100,24 @@ class PropertyTable:
         if inode.local:
             inode.properties = _changed(inode.properties, change)
             return
-        await self._store.set_properties(inode.path, change)
+        try:
+            await self._store.set_properties(inode.path, change)
+        except Unavailable as error:
+            if not isinstance(error, ServerDown):  # its answer may have been lost
+                inode.doubt_properties()
+                self._note_change(inode, None)
+            raise
         # Answers to questions from before are too late from here on.
         tags = inode.tags
         if tags is not None and tags.is_known and tags.is_fresh(self._settings.attr_ttl_s):
             tags.confirm(_changed(tags.value, change))
-            known = tags.value
+            self._note_change(inode, tags.value)
         else:
             inode.doubt_properties()
-            known = None
+            self._note_change(inode, None)
+
+    def _note_change(self, inode: Inode, known: Properties | None) -> None:
+        """Let others know that the properties were changed here; None: nobody knows to what."""
         self._kept.changed()
         self._kept.tagged(inode.path.parent, {inode.path.name: known}, Asked.now())
         if inode.parent is not None and inode.parent.below is not None:

@@ -33,6 +33,7 @@ from jfs.errors import (
     RateLimited,
     Unavailable,
     is_of_descriptors,
+    is_of_the_disk,
 )
 from jfs.vfs.files.openfile import OpenFile
 
@@ -348,8 +349,8 @@ class UploadQueue:
 
 def may_pass(error: Exception) -> bool:
     """Whether an upload may succeed later, as it is, without anybody who looks at it."""
-    if isinstance(error, OSError):
-        return is_of_descriptors(error)
+    if isinstance(error, OSError):  # of this disk: one that is full may get room again
+        return is_of_descriptors(error) or is_of_the_disk(error)
     match error:
         case AccessDenied(status=status):
             return status is None or status in _CREDENTIALS

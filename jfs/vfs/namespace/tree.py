@@ -4,12 +4,13 @@ What is asked of the server is the part of ``names``. Trio thread only, no locks
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import NameTooLong, NoEntry, NotFound, Replaced
+from jfs.errors import JfsError, NameTooLong, NoEntry, NotFound, Replaced, ServerDown
 from jfs.model import (
     PARENT_MAX,
     EntryInfo,
@@ -283,12 +284,22 @@ class Tree:
             self.expire_listing(inode.parent)
             self.inodes.unlink(inode)
 
-    def doubt_name(self, parent: Inode, name: str) -> None:
-        """Believe nothing about a name any more, whether something has it or nothing has."""
-        self._touch(parent, name)
-        self.expire_listing(parent)
-        if (inode := parent.dentries.get(name)) is not None:
-            inode.stat.expire()
+    @contextmanager
+    def doubted(self, *places: tuple[Inode, str]) -> Iterator[None]:
+        """Believe nothing about names any more, if the block fails after the server was asked.
+
+        Its answer may have been lost: nobody knows what has become of them.
+        """
+        try:
+            yield
+        except JfsError as error:
+            if not isinstance(error, ServerDown):  # nothing was asked
+                for parent, name in places:
+                    self._touch(parent, name)
+                    self.expire_listing(parent)
+                    if (inode := parent.dentries.get(name)) is not None:
+                        inode.stat.expire()
+            raise
 
     async def forget_below(self, top: Inode) -> None:
         """Believe nothing at or below the inode any more; the next use asks the server.
