@@ -2,8 +2,10 @@
 
 import configparser
 import dataclasses
+import threading
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -55,12 +57,26 @@ async def test_stacks_name_every_thread_and_task() -> None:
         await trio.testing.wait_all_tasks_blocked()
         text = stacks(root)
         nursery.cancel_scope.cancel()
-    threads, _, _ = text.partition("\nTask ")
-    assert "in test_stacks_name_every_thread_and_task" in threads  # of ours, whatever it is called
-    assert "(most recent call first):" in threads
-    assert "and 2 more:" in text
-    assert "in _sleeps_inside" in text
-    assert "in test_stacks_name_every_thread_and_task" in text
+    threads, _, tasks = text.partition("\nTask ")
+    name = threading.current_thread().name
+    assert f"Thread {name} (most recent call first):\n" in threads
+    assert "in test_stacks_name_every_thread_and_task" in threads
+    assert "and 2 more:" in tasks
+    assert "in _sleeps_inside" in tasks
+
+
+async def test_threads_that_could_not_be_started_hide_no_other() -> None:
+    """Each leaves something behind in the interpreter, which has no stack."""
+    before = threading.stack_size(1 << 46)
+    try:
+        for _ in range(120):
+            with pytest.raises(RuntimeError):
+                threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    assert "in test_threads_that_could_not_be_started_hide_no_other" in stacks(root)
 
 
 def test_a_watchdog_of_another_process_is_not_ours() -> None:
