@@ -25,20 +25,6 @@ _SPECIAL = "Artifactory holds neither devices nor pipes nor sockets"
 _NAMES = "Artifactory forbids the name"
 _NOT_UTF8 = "names on the server are Unicode"
 
-# A quarter of a minute each: with --whole alone.
-_LONG = {"test_pathlib", "test_shutil", "test_zipfile", "os"}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    whole = bool(metafunc.config.getoption("--whole"))
-    for function, name, known in (
-        ("test_cpython", "module", _CPYTHON),
-        ("test_pyfakefs", "group", _PYFAKEFS),
-    ):
-        if metafunc.function.__name__ == function:
-            metafunc.parametrize(name, [each for each in known if whole or each not in _LONG])
-
-
 # ---------------------------------------------------------------- fio
 
 _FIO_DEADLINE_S = 200
@@ -258,6 +244,7 @@ _CPYTHON_REFUSED = {
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("module", list(_CPYTHON))
 def test_cpython(
     module: str, mounted: MountedServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -329,6 +316,7 @@ _PYFAKEFS_NOT_FOR_ROOT = [
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("group", list(_PYFAKEFS))
 def test_pyfakefs(
     group: str, mounted: MountedServer, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
