@@ -19,7 +19,6 @@ from jfs.cli.options import (
     Command,
     Duration,
     ListedOptions,
-    NotNegative,
     OptionalValue,
     Place,
     Size,
@@ -109,33 +108,33 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--drain-timeout",
-    type=NotNegative(),
+    type=Duration(),
     default=30.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long the end waits for uploads that are under way.",
 )
 @click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
 @click.option(
     "--attr-ttl",
-    type=NotNegative(),
+    type=Duration(),
     default=10.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long sizes, times and properties are believed.",
 )
 @click.option(
     "--entry-ttl",
-    type=NotNegative(),
-    metavar="SECONDS",
+    type=Duration(),
+    metavar="TIME",
     help="How long names and listings are believed.  [default: as --attr-ttl]",
 )
 @click.option(
     "--negative-ttl",
-    type=NotNegative(),
+    type=Duration(),
     default=5.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long a missing name is believed to be missing.",
 )
 @click.option(
@@ -173,7 +172,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     type=Duration(1, _LONGEST_S),
     default=30.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Give up on a server that is silent for so long; about one name, 10 s at most.",
 )
 @click.option(
@@ -181,7 +180,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     type=Duration(0.1, _LONGEST_S),
     default=5.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Give up on a connection that is not made in so long.",
 )
 @click.option(
@@ -189,15 +188,15 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     type=Duration(0, _LONGEST_S),
     default=30.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="How long into an outage reads and changes wait for its end; names 5 s at most.",
 )
 @click.option(
     "--watchdog",
-    type=NotNegative(),
+    type=Duration(),
     default=60.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="End a mount that itself does not answer for so long; 0: never.",
 )
 def command(
