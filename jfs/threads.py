@@ -121,7 +121,7 @@ async def on_disk(call: Callable[..., _T], *args: object) -> _T:
 
 
 async def keeping(call: Callable[..., _T], *args: object) -> _T:
-    """Read and write kept metadata. Abandoned on cancellation: nothing depends on them."""
+    """Read and write kept metadata. Abandoned on cancellation: nobody must wait for them."""
     return await _run(_limiter("keeping", 2), call, *args, abandons=True)
 
 

@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from jfs.config import Credentials, Secret
 from jfs.errors import NoEntry, Unavailable
 from jfs.extents import Extent
-from jfs.model import RepoPath
+from jfs.model import Checksums, FileInfo, FolderInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.freshness import Asked
 from jfs.vfs.kept.keeper import Keeper
 from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import TREE, block_store, composed, content, find, names
@@ -242,3 +244,29 @@ async def test_what_was_learnt_before_the_user_changed_is_nobodys(
     folder = RepoPath(REPO, "d")
     for token in ("of ann", "of bob"):
         assert await keeper(server, tmp_path, token=token).listing(folder) is None
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 50])
+async def test_what_was_to_be_written_for_somebody_who_is_gone_is_kept(
+    server: EmbeddedServer, tmp_path: Path, after: int
+) -> None:
+    """Whoever looks something up has what is noted written first, and may be killed meanwhile."""
+    noted = keeper(server, tmp_path)
+    folders = [RepoPath(REPO, f"f{number}") for number in range(300)]
+    for number, folder in enumerate(folders):
+        entries = [FileInfo(folder.child(f"{n}"), n, Checksums(), 0) for n in range(50)]
+        noted.listed(folder, entries, Asked.now())
+        if number == 150:
+            noted.moved(folders[0], FolderInfo(RepoPath(REPO, "moved"), 0))
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(noted.save)
+            for _ in range(after):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+    assert await noted.listing(folders[0]) is None
+    for folder in [RepoPath(REPO, "moved"), *folders[1:]]:
+        known = await noted.listing(folder)
+        assert known is not None
+        assert len(known[0]) == 50
+    await noted.close()

@@ -50,23 +50,34 @@ class Database:
         with self._lock:
             self._close()
 
-    def save(self, learnt: Sequence[Learnt], stop: Callable[[], bool] = lambda: False) -> None:
+    def save(
+        self,
+        learnt: Sequence[Learnt],
+        stop: Callable[[], bool] = lambda: False,
+        written: Callable[[int], object] = lambda count: None,
+    ) -> None:
         """Keep what was learnt, in this order.
 
         Args:
             stop: asked now and then; True: what is not written by then is not kept.
+            written: told after each transaction how many more are kept.
         """
         with self._open(make=True) as connection, contextlib.suppress(tables.Stopped):
             self._whole.clear()
-            waiting = list(reversed(learnt))
+            waiting = list(learnt)
             while waiting and not stop():
                 now = time.time_ns()
                 connection.execute("BEGIN IMMEDIATE")
-                done = 0
-                while waiting and done < _A_TRANSACTION and not stop():
-                    done += tables.learn(connection, waiting.pop(), now, stop)
+                count = done = 0
+                for each in waiting:
+                    if done >= _A_TRANSACTION or stop():
+                        break
+                    done += tables.learn(connection, each, now, stop)
+                    count += 1
                 tables.trim(connection, self._bound)
                 connection.execute("COMMIT")
+                del waiting[:count]
+                written(count)
 
     def listing(self, folder: RepoPath) -> Known[list[EntryInfo]] | None:
         """Return all that is in a folder; None: it is not known."""

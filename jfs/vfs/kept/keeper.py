@@ -43,6 +43,8 @@ _TOGETHER = 1024 * MiB  # databases of all sources; what was not used for longes
 # What was learnt is written this long after, and no more than a fifth of the time is for writing.
 _EVERY_S, _SHARE = 2.0, 4
 _AFTER_FAILURE_S = 30.0
+# A transaction that is under way.
+_STOPS_WITHIN_S = 1.0
 _END_S = 5.0
 # Entries that wait to be written. They are in memory anyway while somebody looks at them.
 _MOST_WAITING = 500_000
@@ -205,7 +207,7 @@ class Keeper(Forgetful):
     async def save(self, *, within_s: float = float("inf")) -> bool:
         """Write what is noted now; False: it could not be written, and is tried again.
 
-        Cancellation: what is not written by then is not kept.
+        Cancellation: what is not written by then is noted still.
         """
         async with self._saving:
             waiting = [each for each in self._waiting if each is not None]
@@ -214,20 +216,35 @@ class Keeper(Forgetful):
             self._weight = 0
             if not waiting:
                 return True
-            limit = trio.current_time() + within_s
             stopped = threading.Event()
-            with trio.CancelScope(deadline=limit) as scope:
-                try:
-                    await threads.keeping(self._save, waiting, stopped.is_set)
-                except CacheError as error:
-                    self._complain(error)
-                    self._waiting[:0] = [each for each in waiting if _weight(each) <= 1]
-                    self._places.clear()
-                    self._something.set()
-                    return False
-                finally:
-                    stopped.set()
-            return not scope.cancelled_caught
+            # Its end is waited for, as what it has written must not be noted again; not for ever.
+            writing = trio.CancelScope(shield=True)
+
+            def stop() -> None:
+                stopped.set()
+                writing.deadline = trio.current_time() + _STOPS_WITHIN_S
+
+            try:
+                with trio.move_on_after(within_s):
+                    async with threads.cut_when_cancelled(stop):
+                        with writing:
+                            await threads.keeping(self._save, waiting, stopped.is_set)
+                if writing.cancelled_caught:
+                    waiting.clear()  # nobody knows
+            except CacheError as error:
+                self._complain(error)
+                waiting[:] = [each for each in waiting if _weight(each) <= 1]
+            finally:
+                self._return(waiting)
+            return not waiting
+
+    def _return(self, left: Sequence[Learnt]) -> None:
+        """Note again what was not written, before what was noted since."""
+        if left:
+            self._waiting[:0] = left
+            self._places.clear()
+            self._weight = sum(map(_weight, self._waiting))
+            self._something.set()
 
     async def close(self) -> None:
         """Write what is noted, for some seconds at most; for the end of the mount."""
@@ -238,16 +255,17 @@ class Keeper(Forgetful):
         """Note that the mount uses other credentials from now on."""
         self._credentials = credentials
 
-    def _save(self, waiting: Sequence[Learnt], stop: Callable[[], bool]) -> None:
-        """Blocking. Raises CacheError."""
+    def _save(self, waiting: list[Learnt], stop: Callable[[], bool]) -> None:
+        """Write *waiting*, and take out of it what is written. Blocking. Raises CacheError."""
         wall, boot = time.time_ns(), int(boot_time() * 1e9)
         # Noted by the clock that nobody sets; kept by that which the next boot has too.
         learnt = [replace(each, at_ns=wall - max(0, boot - each.at_ns)) for each in waiting]
         before = self._user
         database = self._found()
         if before is not None and self._user != before:
-            return  # the token became another user's: nobody knows whose answers these are
-        database.save(learnt, stop)
+            waiting.clear()  # the token became another user's: nobody knows whose answers these are
+            return
+        database.save(learnt, stop, lambda count: waiting.__delitem__(slice(count)))
 
     def _found(self) -> Database:
         """Return the database of who authenticates now. Blocking. Raises CacheError."""
