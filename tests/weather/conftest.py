@@ -1,0 +1,5 @@
+"""Mounts, as those of ``tests.mount`` are made."""
+
+from tests.mount.conftest import mounter
+
+__all__ = ["mounter"]
