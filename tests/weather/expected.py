@@ -34,6 +34,10 @@ _CLOSE = "create, write, close"
 _OTHER: dict[str, dict[str, str]] = {
     "connection refused": _outage("EIO"),
     "black hole": _outage("ETIMEDOUT"),
+    "server's name unknown": _outage("EIO"),
+    "name server fails": _outage("EIO"),
+    "name server silent": _outage("EIO"),
+    "server at another address": {},
     "TLS certificate expired": _outage("EIO"),
     "401 once": {},
     "401": {**_all("EACCES"), "mmap, not cached": "EACCES"},

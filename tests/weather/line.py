@@ -26,10 +26,13 @@ class Line:
 
     Args:
         tls: terminates TLS, if there is one; may be replaced meanwhile.
+    Attributes:
+        host: the address where it begins.
     """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls
+        self.host = "127.0.0.1"
         self._target = port
         self._passing = threading.Event()
         self._passing.set()
@@ -51,7 +54,18 @@ class Line:
     @property
     def url(self) -> str:
         """The service, as a mount reaches it."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/artifactory"
+        return self.url_of(self.host)
+
+    def url_of(self, host: str) -> str:
+        """The service, by another name of the same host."""
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}/artifactory"
+
+    def move(self) -> str:
+        """Pass at another address from now on, and not here any more; return that."""
+        self._unplug()
+        self.host = f"127.0.0.{int(self.host.rpartition('.')[2]) + 1}"
+        self.set(Mode.PASS)
+        return self.host
 
     def set(self, mode: Mode) -> None:
         """Let the line be so from now on."""
@@ -65,7 +79,7 @@ class Line:
             for _ in range(4):
                 plug = socket.socket()
                 plug.setblocking(False)
-                plug.connect_ex(("127.0.0.1", self.port))
+                plug.connect_ex((self.host, self.port))
                 self._plugs.append(plug)
         if mode in (Mode.PASS, Mode.REFUSE):
             self._cut()  # what waited for the line to come back is of no use: peers gave it up
@@ -91,11 +105,10 @@ class Line:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 end.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def _listen(port: int, backlog: int) -> socket.socket:
+    def _listen(self, port: int, backlog: int) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((self.host, port))
         listener.listen(backlog)
         return listener
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jfs.server import EmbeddedServer
+from tests.mount import namespaces
 from tests.mount.mounting import Mounted, run_jfs
 from tests.weather.line import Line
+from tests.weather.names import NAME, NameServer
 from tests.weather.operations import OPERATIONS, content
 from tests.weather.rows import Certificates, Row, World, lift
 
@@ -68,9 +71,12 @@ class Seen:
 class Hand:
     """A process that does what it is told in a mount."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, mount: Mounted) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.weather.operations", str(root)],
+            [
+                *namespaces.inside(mount.process.pid),
+                *(sys.executable, "-m", "tests.weather.operations", str(mount.root)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,25 +115,27 @@ def run(row: Row, directory: Path, certificates: Certificates) -> Seen:
         server.deploy(REPO, "deep/unknown", content("unknown"))
         server.set_properties(REPO, "tagged", {"env": ["production"]})
         line = ends.enter_context(Line(server.port, certificates.good if row.tls else None))
-        world = World(server, line, certificates)
+        names = ends.enter_context(NameServer(line.host))
+        world = World(server, line, names, certificates)
+        ends.callback(namespaces.leave, directory / "namespace")
         mount = _mounted(row, world, directory)
         ends.callback(_gone, mount)
-        hand = Hand(mount.root)
+        hand = Hand(mount)
         ends.callback(hand.end)
         for name in ("ls", "stat of what is known", "read, cached", "getfattr"):
             assert hand.do(name).outcome == "ok", f"{name}: {mount.log()}"
         cells: dict[str, Cell] = {}
         for name in OPERATIONS:
             if row.each:
-                lift(world)
+                lift(row, world)
             if row.each or not cells:
                 row.begin(world)
             cells[name] = hand.do(name)
-        lift(world)
+        lift(row, world)
         heals_s = _healed(hand)
         row.begin(world)
         cells[UNMOUNT] = _unmounted(mount)
-        lift(world)
+        lift(row, world)
         lost = _lost(world, directory, cells)
         return Seen(cells, heals_s, lost, mount.log_after())
 
@@ -138,13 +146,29 @@ def _mounted(row: Row, world: World, directory: Path) -> Mounted:
     options = [*_SHORT, "--staging-dir", str(directory / "staging")]
     if row.tls:
         options += ["--ca-file", str(world.certificates.authority)]
+    under: Sequence[str] = ()
+    if row.named:
+        under = _named(world.names, directory)
     return Mounted(
-        f"{world.line.url}/{REPO}",
+        f"{world.line.url_of(NAME) if row.named else world.line.url}/{REPO}",
         root,
-        environ={"JF_ACCESS_TOKEN": world.server.token},
+        environ={"JF_ACCESS_TOKEN": world.server.token, "NO_PROXY": "*"},
         cache=directory / "cache",
         options=options,
+        under=under,
     )
+
+
+def _named(names: NameServer, directory: Path) -> Sequence[str]:
+    """Return what to put before a command that asks *names* where a host is, and nobody else."""
+    place = directory / "namespace"
+    place.mkdir()
+    setup = []
+    for name, text in (("resolv.conf", names.resolv_conf), ("nsswitch.conf", "hosts: dns\n")):
+        (directory / name).write_text(text)
+        ours, shown = shlex.quote(str(directory / name)), f"/etc/{name}"
+        setup.append(f"{{ [ ! -e {shown} ] || mount --bind {ours} {shown}; }}")
+    return namespaces.namespace(place, " && ".join(setup))
 
 
 def _healed(hand: Hand) -> float:

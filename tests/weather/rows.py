@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jfs.server import EmbeddedServer, Fault
 from tests.weather.line import Line, Mode
+from tests.weather.names import Knows, NameServer
 
 _FILES = "/ml-models-local/*"
 XRAY = (
@@ -31,6 +32,7 @@ class World:
 
     server: EmbeddedServer
     line: Line
+    names: NameServer
     certificates: Certificates
 
 
@@ -42,16 +44,20 @@ class Row:
         begin: makes the weather bad.
         each: anew for every operation, since it spoils only so many requests.
         tls: the mount speaks TLS.
+        named: the mount knows the server by a name, which leads elsewhere afterwards.
     """
 
     name: str
     begin: Callable[[World], None]
     each: bool = False
     tls: bool = False
+    named: bool = False
 
 
-def lift(world: World) -> None:
+def lift(row: Row, world: World) -> None:
     """Make the weather good again."""
+    if row.named:
+        _move(world)
     world.server.faults.clear()
     if world.line.tls is not None:
         world.line.tls = world.certificates.good
@@ -69,6 +75,21 @@ def _fault(make: Callable[[], Fault]) -> Callable[[World], None]:
     return begin
 
 
+def _names(knows: Knows) -> Callable[[World], None]:
+    """Return what spoils a name, and shows it: who is connected already needs none."""
+
+    def begin(world: World) -> None:
+        world.names.knows = knows
+        world.line.set(Mode.REFUSE)
+
+    return begin
+
+
+def _move(world: World) -> None:
+    world.names.leads_to = world.line.move()
+    world.names.knows = Knows.NAME
+
+
 def _expire(world: World) -> None:
     world.line.tls = world.certificates.expired
     world.line.set(Mode.PASS)  # connections that were made with the good one end
@@ -84,6 +105,10 @@ _SOON = {"Retry-After": "1"}
 ROWS = [
     Row("connection refused", _line(Mode.REFUSE)),
     Row("black hole", _line(Mode.BLACK_HOLE)),
+    Row("server's name unknown", _names(Knows.NOTHING), named=True),
+    Row("name server fails", _names(Knows.FAILS), named=True),
+    Row("name server silent", _names(Knows.SILENT), named=True),
+    Row("server at another address", _move, each=True, named=True),
     Row("TLS certificate expired", _expire, tls=True),
     # Not for each: a token that has not changed is tried again once a second at most.
     Row("401 once", _status(401, times=1)),
