@@ -260,16 +260,27 @@ async def test_what_is_changed_here_while_it_is_asked_for_in_vain_does_not_stand
     async def ask(fs: Filesystem, ino: int) -> None:
         heard.append(await fs.getxattr(ino, b"user.stage"))
 
-    async with composed(models, REPO, tree=TREE_0, metrics=metrics) as fs:
+    tree = replace(TREE_0, patience_s=1)
+    async with composed(models, REPO, tree=tree, metrics=metrics) as fs:
         ino = await find(fs, "m/v1/one.bin")
         assert await fs.getxattr(ino, b"user.stage") == b"v1"
-        hold = models.faults.add(Fault.hold("/api/s*", method="[GP][EO]*"))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, fs, ino)
-            await trio.to_thread.run_sync(hold.wait_hit)
-            await fs.setxattr(ino, b"user.stage", b"gold")
-            with trio.fail_after(30):
-                while not metrics.snapshot().get("stale_answers"):
-                    await trio.lowlevel.checkpoint()
-            models.faults.clear()
+        for _ in range(20):
+            hold = models.faults.add(Fault.hold("/api/s*", method="[GP][EO]*"))
+            before = metrics.snapshot().get("stale_answers", 0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, fs, ino)
+                await trio.to_thread.run_sync(hold.wait_hit)
+                await fs.setxattr(ino, b"user.stage", b"gold")
+                was_changed_first = metrics.snapshot().get("stale_answers", 0) == before
+                with trio.fail_after(30):
+                    while metrics.snapshot().get("stale_answers", 0) == before:
+                        await trio.lowlevel.checkpoint()
+                models.faults.clear()
+            if was_changed_first:
+                break
+            # This machine was too slow to change it within the patience: once more.
+            heard.clear()
+            fs.up("")
+            await fs.setxattr(ino, b"user.stage", b"v1")
+            assert await fs.getxattr(ino, b"user.stage") == b"v1"
     assert heard == [b"gold"]
