@@ -22,6 +22,7 @@
     │   │   └── Offline           EIO        a mount that never asks
     │   └── ProtocolViolation     EIO        an answer that breaks the protocol
     ├── IntegrityError            EIO        bytes that do not match their checksum: never published
+    ├── MalformedFile             EIO        what a file says of its parts does not fit it
     ├── NoDescriptor              EMFILE     no connection, for want of one; retried first
     ├── NoMemory                  ENOMEM     an answer that is larger than the memory limit allows
     ├── NoThread                  EIO        no thread could be started for it; waited for first
@@ -183,6 +184,12 @@ class ProtocolViolation(RemoteError):
 
 class IntegrityError(JfsError):
     log_level = logging.ERROR
+
+
+class MalformedFile(JfsError):
+    """A file is not of the format that its name says; it is read as any other."""
+
+    log_level = logging.DEBUG
 
 
 class MountEnding(JfsError):
