@@ -45,6 +45,9 @@ from jfs.sources import parse_source
 
 _PATH = click.Path(path_type=Path)
 _LONGEST_S = 3600.0  # somebody waits for the answer
+# A machine that swaps, or a container that has used up its share of the CPU, stands still for a
+# second or two: a mount is not to be ended for that.
+_SHORTEST_SILENCE_S = 3.0
 log = logging.getLogger(__name__)
 _FOR_EVER = "36500d"  # longer than any machine runs
 
@@ -193,7 +196,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--watchdog",
-    type=Duration(),
+    type=Duration(_SHORTEST_SILENCE_S, or_zero=True),
     default=60.0,
     show_default=True,
     metavar="TIME",

@@ -106,12 +106,15 @@ class Duration(click.ParamType[float]):
 
     Args:
         least, most: in seconds; others are refused.
+        or_zero: 0 is taken too, which means something else.
     """
 
     name = "TIME"
 
-    def __init__(self, least: float = 0.0, most: float = float("inf")) -> None:
-        self._least, self._most = least, most
+    def __init__(
+        self, least: float = 0.0, most: float = math.inf, *, or_zero: bool = False
+    ) -> None:
+        self._least, self._most, self._or_zero = least, most, or_zero
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -122,10 +125,13 @@ class Duration(click.ParamType[float]):
         if found is None:
             self.fail(f"{value!r} is no time: write seconds, or such as 30m, 12h, 1d", param, ctx)
         seconds = float(found[1]) * _SECONDS[found[2]]
+        if self._or_zero and not seconds:
+            return seconds
         if not self._least <= seconds <= self._most:
-            self.fail(
-                f"{value!r} is not between {self._least:g} and {self._most:g} seconds", param, ctx
-            )
+            bounds = f"is not between {self._least:g} and {self._most:g} seconds"
+            if self._most == math.inf:
+                bounds = f"is less than {self._least:g} seconds"
+            self.fail(f"{value!r} {bounds}{', and not 0' if self._or_zero else ''}", param, ctx)
         return seconds
 
 

@@ -3,9 +3,8 @@
 A thread of its own looks every few seconds:
 
 - whether the event loop runs: it counts;
-- if the kernel has requests that wait (``waiting`` of fusectl), whether a STATFS is answered, which
-  waits for nothing but us. A child asks: whoever waits inside the mount cannot be ended, and while
-  a thread of ours did, the end of this process would not close the connection that it waits for.
+- if the kernel has requests that wait (``waiting`` of fusectl), or that cannot be seen, now and
+  then: whether a STATFS is answered (``looks``).
 
 Requests that wait for a server are no sign: their deadlines end them. After a third of the limit
 the stacks of every thread and task are in the log. After the limit the connection is cut, so that
@@ -19,8 +18,6 @@ While the mount answers, systemd is told so (``WATCHDOG=1``).
 import logging
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +30,7 @@ from trio.lowlevel import Task
 from jfs import fusectl
 from jfs.errors import ConfigError
 from jfs.mount import requests, supervisor
+from jfs.mount.looks import Looker, ustat_number
 from jfs.mount.mountpoint import unmount
 from jfs.mount.stacks import stacks
 from jfs.mount.table import mounts
@@ -45,7 +43,6 @@ _TICKS = 12  # to the limit
 _SAY_AT = 1 / 3  # of the limit
 _BLIND_TICKS = 6  # between STATFS where nobody says how many wait
 _STEP_S = 3.0  # for each step of the end: the log, the connection, the unmounting
-_ASK = "import os, sys; os.statvfs(sys.argv[1])"
 
 
 class Verdict(Enum):
@@ -104,7 +101,6 @@ class Watchdog:
         )
         self._beats = 0
         self._stopped = threading.Event()
-        self._ask: subprocess.Popen[bytes] | None = None
         self._seen = 0  # beats
         self._waited = False  # requests did, at the tick before
         self._blind = 0
@@ -128,10 +124,17 @@ class Watchdog:
         self._stopped.set()
 
     def _watch(self) -> None:
+        looker = Looker(self._device, ustat_number())
+        try:
+            self._watch_with(looker)
+        finally:
+            looker.close()
+
+    def _watch_with(self, looker: Looker) -> None:
         silence = Silence(self._limit_s, self.tick_s)
         silence.heard(time.monotonic())
         while not self._stopped.wait(self.tick_s):
-            if self._answers():
+            if self._answers(looker):
                 if silence.heard(time.monotonic()):
                     log.warning("the mount answers again")
                     supervisor.tell("STATUS=mounted")
@@ -143,10 +146,8 @@ class Watchdog:
                     self._dump(silence.lasted_s)
                 case Verdict.END if not self._stopped.is_set():
                     self._bite(silence.lasted_s)
-        if self._ask is not None:
-            self._ask.kill()
 
-    def _answers(self) -> bool:
+    def _answers(self, looker: Looker) -> bool:
         beats, self._seen = self._seen, self._beats
         if beats == self._seen:
             return False
@@ -157,35 +158,10 @@ class Watchdog:
         else:
             doubtful = bool(waiting) and self._waited
             self._waited = bool(waiting)
-        if self._ask is None and doubtful:
-            self._ask = self._asked()
-        if self._ask is None:
-            return True
-        try:
-            self._ask.wait(self.tick_s)
-        except subprocess.TimeoutExpired:
-            return False
-        self._ask = None
-        return True
-
-    def _asked(self) -> "subprocess.Popen[bytes] | None":
-        """Start a child that asks the kernel; None: there is nothing to ask, or no child."""
-        seen = {entry.mountpoint: entry for entry in mounts()}  # the last one is seen
-        place = next((p for p, entry in seen.items() if entry.device == self._device), None)
-        if place is None:  # taken away, or something else is mounted over it
-            return None
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _ASK, place],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as error:
-            log.debug("nobody asks whether the mount answers: %s", error.strerror)
-            return None
+        if doubtful and not looker.is_looking:
+            looker.begin()
+        # A look that waits while nothing waits for us waits for somebody else.
+        return looker.is_answered(self.tick_s) or waiting == 0
 
     def _dump(self, silent_s: float) -> None:
         supervisor.tell(f"STATUS=does not answer for {silent_s:.0f} s")

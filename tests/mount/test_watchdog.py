@@ -1,18 +1,23 @@
 """A mount that does not answer: noticed from outside of its event loop, said, ended."""
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from jfs.mount.looks import Looker, ustat_number
+from jfs.mount.table import mount_at
 from jfs.server import EmbeddedServer
 from jfs.server.http.faults import Fault
 from tests.component.server_requests import REPO
+from tests.mount import namespaces
 from tests.mount.conftest import Mounter
-from tests.mount.mounting import run_jfs
+from tests.mount.mounting import Mounted, run_jfs
 
 pytestmark = pytest.mark.fuse
 
@@ -34,9 +39,13 @@ if "HANG" in os.environ:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> "socket.socket":
+    return listening(tmp_path / "notify")
+
+
+def listening(place: Path) -> socket.socket:
     """What systemd listens on."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    listener.bind(str(tmp_path / "notify"))
+    listener.bind(str(place))
     listener.settimeout(_DEADLINE_S)
     return listener
 
@@ -116,4 +125,126 @@ def test_a_watchdog_can_be_switched_off(server: EmbeddedServer, mounter: Mounter
         f"{server.url}/{REPO}", "--watchdog", "0", JF_ACCESS_TOKEN=server.token, name="never"
     )
     assert run_jfs("umount", str(mount.root)).returncode == 0
+    mount.stop()
+
+
+# Never answers a STATFS as long as there is the file.
+_FORGET = """
+import os
+if "FORGET" in os.environ:
+    import trio
+    from jfs.fuse import Operations
+    answer = Operations.statfs
+    async def statfs(self, ctx):
+        while os.path.exists(os.environ["FORGET"]):
+            await trio.sleep(0.01)
+        return await answer(self, ctx)
+    Operations.statfs = statfs
+"""
+_FUSECTL = "/sys/fs/fuse/connections"
+_SETUPS = {
+    "seen": f"mountpoint -q {_FUSECTL} || mount -t fusectl none {_FUSECTL}",
+    "blind": f"! mountpoint -q {_FUSECTL} || umount {_FUSECTL}",
+}
+
+
+def test_requests_that_nobody_answers_end_it_whether_the_kernel_shows_them_or_not(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+) -> None:
+    """The event loop runs: what is seen through fusectl, and without it."""
+    (tmp_path / "sitecustomize.py").write_text(_FORGET)
+    forget = tmp_path / "forget"
+    with contextlib.ExitStack() as ends:
+        mounts = [_forgetful(ends, kernel, server, mounter, tmp_path, forget) for kernel in _SETUPS]
+        forget.touch()
+        looks = [
+            subprocess.Popen(
+                [*namespaces.inside(mount.process.pid), "stat", "-f", str(mount.root)],
+                stderr=subprocess.PIPE,
+            )
+            for mount, _ in mounts
+        ]
+        for look, (mount, told) in zip(looks, mounts, strict=True):
+            heard(told, "STATUS=does not answer")
+            heard(told, "STATUS=ended")
+            assert b"connection abort" in look.communicate(timeout=_DEADLINE_S)[1]
+            assert mount.process.wait(_DEADLINE_S) == 1
+            assert "it is cut off and ends with exit code 1" in mount.log_after()
+
+
+def _forgetful(
+    ends: contextlib.ExitStack,
+    kernel: str,
+    server: EmbeddedServer,
+    mounter: Mounter,
+    tmp_path: Path,
+    forget: Path,
+) -> tuple[Mounted, socket.socket]:
+    """Mount in a namespace; return what systemd would listen on, too."""
+    place = tmp_path / kernel
+    place.mkdir()
+    ends.callback(namespaces.leave, place)
+    told = ends.enter_context(listening(tmp_path / f"{kernel}.notify"))
+    mount = mounter(
+        f"{server.url}/{REPO}",
+        *("--watchdog", "3"),
+        name=f"mnt-{kernel}",
+        under=namespaces.namespace(place, _SETUPS[kernel]),
+        JF_ACCESS_TOKEN=server.token,
+        FORGET=str(forget),
+        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        NOTIFY_SOCKET=str(tmp_path / f"{kernel}.notify"),
+        WATCHDOG_USEC="200000",  # it looks more often
+    )
+    heard(told, "READY=1")
+    return mount, told
+
+
+def test_a_mount_above_that_hangs_is_no_mount_that_hangs(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path, manager: socket.socket
+) -> None:
+    """The path of the mountpoint leads through it."""
+    source = f"{server.url}/{REPO}"
+    above = mounter(source, "--attr-ttl", "0", JF_ACCESS_TOKEN=server.token)
+    (above.root / "inner").mkdir()
+    (tmp_path / "link").symlink_to(above.root / "inner")  # its log shall lie beside this
+    with manager:
+        mount = mounter(
+            source,
+            name="link",
+            JF_ACCESS_TOKEN=server.token,
+            NOTIFY_SOCKET=str(tmp_path / "notify"),
+            WATCHDOG_USEC="100000",
+        )
+        heard(manager, "READY=1")
+        above.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(20):  # in between the kernel was asked
+                heard(manager, "WATCHDOG=1")
+        finally:
+            above.process.send_signal(signal.SIGCONT)
+        mount.stop()
+    above.stop()
+
+
+def test_a_look_keeps_nobody_from_unmounting(server: EmbeddedServer, mounter: Mounter) -> None:
+    """By the number of its file system, and by its name."""
+    mount = mounter(f"{server.url}/{REPO}", JF_ACCESS_TOKEN=server.token)
+    entry = mount_at(mount.root)
+    assert entry is not None
+    lookers = [Looker(entry.device, number) for number in (ustat_number(), None)]
+    mount.process.send_signal(signal.SIGSTOP)
+    for looker in lookers:
+        looker.begin()
+        while looker.is_answered(0.01):  # until the child has asked
+            assert looker.is_looking
+    mount.process.send_signal(signal.SIGCONT)
+    for looker in lookers:
+        assert looker.is_answered(_DEADLINE_S)
+    assert run_jfs("umount", str(mount.root)).returncode == 0
+    for looker in lookers:
+        looker.begin()
+        while looker.is_looking:
+            assert looker.is_answered(_DEADLINE_S)
+        looker.close()
     mount.stop()

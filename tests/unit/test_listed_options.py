@@ -86,10 +86,19 @@ def test_a_time_that_nobody_can_mean_is_refused_with_what_is_possible(text: str)
         Duration(1, 3600).convert(text, None, None)
 
 
+@pytest.mark.parametrize("text", ["0.5", "1", "2.9s"])
+def test_a_watchdog_that_would_end_mounts_that_are_well_is_refused(text: str) -> None:
+    watchdog = next(param for param in command.params if param.name == "watchdog")
+    with pytest.raises(click.BadParameter, match=f"'{text}' is less than 3 seconds, and not 0"):
+        watchdog.type.convert(text, watchdog, None)
+    assert watchdog.type.convert("0", watchdog, None) == 0
+    assert watchdog.type.convert("3", watchdog, None) == 3
+
+
 @pytest.mark.parametrize("option", ["watchdog", "drain_timeout", "attr_ttl", "negative_ttl"])
 def test_what_is_no_number_is_refused(option: str) -> None:
     taken = next(param for param in command.params if param.name == option)
-    assert taken.type.convert("1.5", taken, None) == 1.5
+    assert taken.type.convert("3.5", taken, None) == 3.5
     for text in ("nan", "-1", "x"):
         with pytest.raises(click.BadParameter):
             taken.type.convert(text, taken, None)
