@@ -55,6 +55,19 @@ def test_a_folder_kept_for_a_child_goes_with_it_when_the_child_is_unlinked_first
     assert list(table) == [table.root]
 
 
+def test_a_folder_that_took_the_name_of_a_file_goes_with_all_when_the_file_is_back() -> None:
+    table = InodeTable(ROOT_INFO)
+    path = RepoPath("repo", "a")
+    file = table.link(table.root, "a", file_info(path), NEVER)
+    table.remember(file)
+    folder = table.link(table.root, "a", FolderInfo(path, 0), NEVER)
+    table.link(folder, "b", file_info(path.child("b")), NEVER)
+    table.attach_again(file)
+    while table.tidy():
+        pass
+    assert list(table) == [table.root, file]
+
+
 class Lookups(RuleBasedStateMachine):
     """The kernel's side: it looks names up, remembers how often, and forgets."""
 

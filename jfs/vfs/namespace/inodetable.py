@@ -83,6 +83,7 @@ class InodeTable:
             return
         if (other := parent.dentries.get(inode.name)) is not None:
             detach(other)
+            self._shed(other)
             self._settle(other)
         self._attach(inode, parent)
 
