@@ -200,6 +200,27 @@ async def test_what_close_has_promised_outlives_what_is_written_over_it(
     assert record.state is State.WRITING
 
 
+async def test_what_was_closed_waits_also_while_newer_content_is_written(
+    ask: Requests, staging: Path
+) -> None:
+    """``jfs umount --wait`` waits for it: it is on no server, and its successor may come late."""
+    held = ask.server.faults.add(Fault.stall(f"/{REPO}/f", method="PUT", times=1))
+    async with behind(ask, staging) as fs:
+        ino = await put(fs, "f", ONE)
+        await trio.to_thread.run_sync(held.wait_hit)
+        handle = (await fs.open(ino, os.O_WRONLY | os.O_TRUNC)).handle
+        await fs.write(handle, 0, TWO)
+        await until(lambda: not fs.behind.state.uploading)  # it was cut
+        waiting = fs.behind.state
+        assert (waiting.pending, waiting.size) == (1, len(ONE))
+        assert waiting.oldest_ns == journal(staging)[0][0].queued_ns
+        held.release()
+        await fs.flush(handle)
+        await fs.release(handle)
+        await uploaded(fs)
+        assert ask.get(f"/{REPO}/f").body == TWO
+
+
 async def test_an_upload_is_cut_by_who_writes_anew(ask: Requests, staging: Path) -> None:
     """Whoever writes waits for no upload, and what it left on the server is no conflict."""
     held = ask.server.faults.add(Fault.stall(f"/{REPO}/f", method="PUT", after=1, times=1))
@@ -638,5 +659,20 @@ async def test_a_mount_drops_what_is_its_own(ask: Requests, staging: Path) -> No
         Journal(staging).want_no_more(waiting.name)
         assert await second.behind.look() == 0
         assert await first.behind.look() == 0
+    assert journal(staging) == []
+    assert not files(staging, "*.drop")
+
+
+async def test_what_nobody_wants_is_not_taken_over(ask: Requests, staging: Path) -> None:
+    """Its mount ended before it heard of it: the next one drops it, and shows it to nobody."""
+    async with behind(ask, staging, **NEVER) as fs:
+        await put(fs, "f", ONE)
+        await put(fs, "g", TWO)
+        (name,) = [seen.name for seen in Journal(staging).survey() if seen.record.path.path == "f"]
+        Journal(staging).want_no_more(name)
+    async with behind(ask, staging) as fs:
+        await uploaded(fs)
+        assert (await names(fs, "")).keys() == {"g"}
+    assert ask.get(f"/{REPO}/f").status == 404
     assert journal(staging) == []
     assert not files(staging, "*.drop")

@@ -65,7 +65,17 @@ class Behind:
         """What is being uploaded, behind or while ``close`` waits, and what waits."""
         if self._files.queue is None or self._writing is None:
             return QueueState()
-        return replace(self._files.queue.state(), uploading=self._writing.deployer.active)
+        state, beside = self._files.queue.state(), self._files.beside()
+        since = [each.entry.record.queued_ns for each in beside if each.entry is not None]
+        if state.oldest_ns is not None:
+            since.append(state.oldest_ns)
+        return replace(
+            state,
+            pending=state.pending + len(beside),
+            size=state.size + sum(each.size for each in beside),
+            uploading=self._writing.deployer.active,
+            oldest_ns=min(since, default=None),
+        )
 
     def wake(self, repo: str = "") -> None:
         """Upload now what waits: of a repository that is up again; "" or no repository: all."""
@@ -145,6 +155,9 @@ class Behind:
                     older.remove()
                     del found[name]
                     older.close()
+        for name in area.journal.unwanted(found.keys()):  # told to a mount that has died since
+            found[name].remove()
+            found.pop(name).close()
         for entry in found.values():
             if entry.record.state is State.DEPLOYING:
                 entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)

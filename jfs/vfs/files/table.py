@@ -169,6 +169,19 @@ class OpenFiles:
         self._registry.add(file)
         return self._opened(file, flags, pid, shared=False)
 
+    def beside(self) -> list[StagingFile]:
+        """Return what was closed and is on no server, while newer content of its file is written.
+
+        It is not queued any more: nobody uploads it unless that is given up, or the mount dies.
+        """
+        queued = set(self.queue.files()) if self.queue is not None else set()
+        found = []
+        for file in self._registry:
+            promised = file.staged if file.is_pending else file.acknowledged
+            if promised is not None and file not in queued and not file.detached:
+                found.append(promised)
+        return found
+
     async def discard(self, file: OpenFile) -> None:
         """Drop what a file has waiting, as ``jfs recover drop`` wants. Never raises."""
         assert self._writer is not None
