@@ -318,6 +318,9 @@ class FileTooLarge(NamespaceError):
 
 _OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
+# What a mistake of ours would be answered with; everything else is the disk's.
+_OF_A_PROGRAM = frozenset([errno.EBADF, errno.EINVAL, errno.EFAULT])
+_KEPT = _OF_THE_DISK | _OF_DESCRIPTORS | {errno.EROFS}
 # What kernels and file systems answer to a call that they do not have: overlayfs and tmpfs to
 # RWF_NOWAIT EOPNOTSUPP, tmpfs before Linux 6.6 to O_DIRECT EINVAL, NFS without a lock server to
 # flock ENOLCK, FUSE without a handler ENOSYS.
@@ -329,6 +332,28 @@ _NOT_SUPPORTED = frozenset(
 def is_of_the_disk(error: BaseException) -> bool:
     """Whether the local disk refused in a way that a user can act on: full, quota, too large."""
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+
+
+def is_local(error: BaseException) -> bool:
+    """Whether the local disk refused or failed: full, read-only, broken, or not there any more."""
+    if not isinstance(error, OSError) or is_of_descriptors(error):
+        return False
+    return error.errno not in _OF_A_PROGRAM
+
+
+def disk_words(error: OSError) -> str:
+    """Put into words that the disk of the staging directory failed."""
+    where = f" ({error.filename})" if error.filename else ""
+    return f"the staging directory's disk: {error.strerror or error}{where}"
+
+
+def disk_advice(error: OSError, option: str) -> str:
+    """Say what to do about a disk that failed, which *option* chooses."""
+    if is_of_the_disk(error):
+        return f"free some space there, or give another {option}"
+    if error.errno == errno.EROFS:
+        return f"look why it is read-only (dmesg) and remount it, or give another {option}"
+    return f"look at that disk (dmesg), or give another {option}"
 
 
 def is_of_descriptors(error: BaseException) -> bool:
@@ -360,12 +385,11 @@ def errno_name(error: BaseException) -> str:
 def errno_of(error: BaseException) -> int:
     """Return the errno that a system call reports for *error*.
 
-    An ``OSError`` of the local machine keeps ENOSPC, EDQUOT, EFBIG, EMFILE and ENFILE, which a user
-    can act on; everything else that is not ours is EIO.
+    An ``OSError`` of the local machine keeps ENOSPC, EDQUOT, EFBIG, EROFS, EMFILE and ENFILE, which
+    a user can act on; everything else that is not ours is EIO.
     """
     if isinstance(error, JfsError):
         return error.errno
-    kept = is_of_the_disk(error) or is_of_descriptors(error)
-    if kept and isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno in _KEPT:
         return error.errno
     return errno.EIO

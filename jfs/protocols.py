@@ -85,6 +85,7 @@ class ArtifactStore(Protocol):
             patient: whether an outage is waited for: not by who comes again by himself.
         Raises:
             QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
+            OSError: *file* cannot be read.
         Cancellation: the connection is cut; nothing half-done becomes visible.
         """
 

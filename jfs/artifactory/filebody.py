@@ -1,6 +1,7 @@
 """A request body that is a local file, sent without a copy of it in our memory. Blocking."""
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -11,9 +12,27 @@ from collections.abc import Iterator
 import httpx
 
 from jfs.artifactory.pace import Pace
+from jfs.errors import is_not_supported
 from jfs.extents import MiB
 
 _SEND_PIECE = 4 * MiB  # between looks for an early answer
+# What sendfile(2) says of the socket: the other end has gone, or takes nothing. All else is the
+# file's: a disk that fails must not be taken for a server that is down.
+_OF_THE_SOCKET = frozenset(
+    [
+        *(errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN),
+        *(errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
+        *(errno.ENETRESET, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.ENOTSOCK, errno.EINTR),
+    ]
+)
+
+
+class Unreadable(Exception):
+    """The file cannot be read: *error* says why. No fault of the server's or of the way to it."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class FileBody(httpx.SyncByteStream):
@@ -53,6 +72,7 @@ class FileBody(httpx.SyncByteStream):
 
         Raises:
             OSError: the server hung up, or took nothing for too long.
+            Unreadable: the disk failed, or the file is shorter than it was.
         """
         self.sent = 0
         pace = Pace(self.answer_s)
@@ -70,15 +90,26 @@ class FileBody(httpx.SyncByteStream):
                 return
 
     def _send_piece(self, sock: socket.socket, count: int) -> int:
-        if isinstance(sock, ssl.SSLSocket):
+        if not isinstance(sock, ssl.SSLSocket):
+            try:
+                sent = os.sendfile(sock.fileno(), self.file, self.sent, count)
+            except OSError as error:
+                if error.errno in _OF_THE_SOCKET:
+                    raise
+                if not is_not_supported(error):  # some file systems cannot: read and send
+                    raise Unreadable(error) from None
+            else:
+                if sent:
+                    return sent
+        try:
             data = os.pread(self.file, count, self.sent)
-            sock.sendall(data)
-            count = len(data)
-        else:
-            count = os.sendfile(sock.fileno(), self.file, self.sent, count)
-        if not count:
-            raise httpx.LocalProtocolError("the file is shorter than its size")
-        return count
+        except OSError as error:
+            raise Unreadable(error) from None
+        if not data:
+            ends = f"a staged file ends at {self.sent}, not at {self.size}"
+            raise Unreadable(OSError(errno.EIO, ends))
+        sock.sendall(data)
+        return len(data)
 
     def __iter__(self) -> Iterator[bytes]:
         raise RuntimeError("a FileBody is sent by BulkTransport only")

@@ -211,6 +211,9 @@ class BulkTransport(httpx.BaseTransport):
                 sent = request.stream.sent if isinstance(request.stream, FileBody) else 0
                 if self._closed or sent:
                     raise
+            except BaseException:
+                self.discard(connection)
+                raise
         connection = self._connect(key)
         try:
             return self._exchange(connection, request)

@@ -21,7 +21,7 @@ from jfs import threads
 from jfs.artifactory import wire
 from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import USER_AGENT, failure, mapped
-from jfs.artifactory.filebody import FileBody
+from jfs.artifactory.filebody import FileBody, Unreadable
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
 from jfs.artifactory.transport import BulkTransport
@@ -115,13 +115,13 @@ class Uploads:
         repo, tokens = deployment.path.repo, self._session.settings.connections
         workers = threads.asking("upload threads", repo, tokens)
         async with threads.asking("uploads", repo, tokens):
-            failure: JfsError | None = None
+            failure: JfsError | OSError | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, attempt)
                 try:
                     with trio.CancelScope(shield=True):  # the thread reads the caller's file
                         found = await threads.in_turn(workers, self._attempt, attempt)
-                except JfsError as error:  # raised in here it would leave as a group
+                except (JfsError, OSError) as error:  # raised in here it would leave as a group
                     failure = error
                 nursery.cancel_scope.cancel()
             if failure is not None:
@@ -178,7 +178,10 @@ class Uploads:
         self._metrics.count("requests")
         with mapped("PUT", url):
             request = httpx.Request("PUT", url, headers=headers, stream=body)
-            response = self._client.send(request, stream=True)
+            try:
+                response = self._client.send(request, stream=True)
+            except Unreadable as unreadable:
+                raise unreadable.error from None
             try:
                 return response, response.read()
             finally:

@@ -16,6 +16,7 @@ Any thread.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -27,6 +28,7 @@ from typing import Self
 
 import xxhash
 
+from jfs.disk import read_at
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent
 from jfs.model import ContentKey
@@ -52,11 +54,18 @@ def checksum(block: memoryview, number: int) -> int:
     return xxhash.xxh3_64_intdigest(block, number) or 1
 
 
+class BadMap(CacheError):
+    """A file that is no map of its content, or another user's."""
+
+
 class BlockMap:
     """See the module. ``open`` makes one."""
 
-    def __init__(self, file: int, content: ContentKey, block_size: int) -> None:
+    def __init__(
+        self, file: int, content: ContentKey, block_size: int, *, writable: bool = True
+    ) -> None:
         self.fd = file
+        self.writable = writable
         self.content = content
         self.block_size = block_size
         self.count = -(-content.size // block_size)
@@ -65,25 +74,26 @@ class BlockMap:
     def open(cls, path: Path, content: ContentKey, block_size: int) -> Self:
         """Open the map at *path*, or make an empty one there.
 
+        On a disk that is read-only by now it is opened for reading.
+
         Raises:
             OSError: the disk refuses.
-            CacheError: the file is not a map of this content, or another user's.
+            BadMap: the file is not a map of this content, or another user's.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            file = os.open(path, flags)
+            file, writable = open_either(path)
         except FileNotFoundError:
             _create(path, content, block_size)
-            file = os.open(path, flags)
+            file, writable = open_either(path)
         try:
-            found = os.pread(file, _HEADER.size, 0)
+            found = read_at(file, _HEADER.size, 0)
             wanted = _header(content, block_size)
             if found[:_VERIFIED_AT] != wanted[:_VERIFIED_AT] or found[16:] != wanted[16:]:
-                raise CacheError(f"the map of {content} is damaged")
+                raise BadMap(f"the map of {content} is damaged")
             status = os.fstat(file)
             if status.st_uid != os.geteuid():
-                raise CacheError(f"the map of {content} belongs to another user")
-            opened = cls(file, content, block_size)
+                raise BadMap(f"the map of {content} belongs to another user")
+            opened = cls(file, content, block_size, writable=writable)
             if status.st_size < map_length(content, block_size):
                 opened.verified = False  # the blocks whose words are lost are fetched again
             return opened
@@ -124,10 +134,12 @@ class BlockMap:
 
     def set(self, first: int, words: "array[int]") -> None:
         """Make blocks from *first* on present. Raises OSError."""
+        self._require_writable()
         os.pwrite(self.fd, words, _WORDS_AT + _WORD * first)
 
     def clear(self, blocks: range) -> None:
         """Make consecutive blocks absent. Raises OSError."""
+        self._require_writable()
         if len(blocks) == self.count:
             os.ftruncate(self.fd, _WORDS_AT)  # its space is free too
             os.ftruncate(self.fd, map_length(self.content, self.block_size))
@@ -214,12 +226,17 @@ class BlockMap:
     def _flag(self, place: int) -> bool:
         return os.pread(self.fd, 1, place) == b"\1"
 
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     def _set_flag(self, place: int, value: bool) -> None:
+        self._require_writable()
         os.pwrite(self.fd, b"\1" if value else b"\0", place)
 
     def _read(self, blocks: range) -> bytes:
         size = _WORD * len(blocks)
-        data = os.pread(self.fd, size, _WORDS_AT + _WORD * blocks.start)
+        data = read_at(self.fd, size, _WORDS_AT + _WORD * blocks.start)
         return data if len(data) == size else data.ljust(size, b"\0")
 
     def _steps(self, blocks: range) -> Iterator[tuple[int, bytes, bool]]:
@@ -245,6 +262,23 @@ def _append(runs: list[range], start: int, stop: int) -> None:
         runs[-1] = range(runs[-1].start, stop)
     else:
         runs.append(range(start, stop))
+
+
+def open_either(path: Path, create: int = 0) -> tuple[int, bool]:
+    """Open a file to change it, or on a disk that is read-only to read it. Raises OSError.
+
+    Args:
+        create: O_CREAT: make it if it is missing.
+    Returns:
+        Its descriptor, and whether it can be changed.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | create | flags, 0o600), True
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | flags), False
 
 
 def lock_blocks(file: int, blocks: range) -> bool:

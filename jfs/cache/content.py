@@ -59,6 +59,9 @@ class Shelf(Protocol):
     def failed(self, error: OSError) -> None:
         """The disk refused."""
 
+    def worked(self) -> None:
+        """The disk took what was written."""
+
     def completed(self, content: ContentKey) -> None:
         """The last block that was missing may have been published."""
 
@@ -361,7 +364,10 @@ class DiskContent:
     def _publish(self, files: EntryFiles, start: int, data: memoryview) -> bool:
         if files.blocks.is_removed():
             # Somebody removed the directory: files without a name are of no use to others.
-            self._forget_removed(files)
+            self._give_back(files)
+            return False
+        if not files.blocks.writable:
+            self._give_back(files)  # opened again they can perhaps be written
             return False
         charged = len(data)
         if not self._shelf.abilities.sparse:
@@ -384,6 +390,7 @@ class DiskContent:
             self._shelf.written(charged)
         self._shelf.metrics.count("cache_written_bytes", len(data))
         self._published = True
+        self._shelf.worked()
         with self._lock:
             if not first <= self._complete_to < first + len(words):
                 return True
@@ -398,7 +405,7 @@ class DiskContent:
         if complete:
             self._shelf.completed(self.key)
 
-    def _forget_removed(self, files: EntryFiles) -> None:
+    def _give_back(self, files: EntryFiles) -> None:
         with self._lock:
             if self._files is not files or self._uses > 1:
                 return  # a later publish will find nobody else reading

@@ -4,6 +4,7 @@ Any thread; blocking.
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -14,13 +15,13 @@ from pathlib import Path
 
 from jfs import descriptors, directories
 from jfs.cache import adoption, eviction, filesystem
-from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BlockMap, entry_name
+from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BadMap, BlockMap, entry_name, open_either
 from jfs.cache.content import DiskContent
 from jfs.cache.files import EntryFiles, OpenFiles
 from jfs.cache.filesystem import Abilities
 from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
-from jfs.errors import CacheError, CachePaused, ConfigError, is_of_descriptors, is_of_the_disk
+from jfs.errors import CacheError, CachePaused, ConfigError, disk_advice, is_of_descriptors
 from jfs.extents import GiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
@@ -29,8 +30,11 @@ log = logging.getLogger(__name__)
 
 # Digests come from a server and become file names: nothing but these.
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}")
-# Pause after an error of the disk: asking it at every block would cost every read.
-_PAUSE_S = 30.0
+# Pause of writing after an error of the disk: asking it at every block would cost every read. It
+# doubles while the disk goes on failing, and one that is well again is found within seconds.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+# A disk that fails is said once, until it has worked for so long.
+_WELL_S = 60.0
 # Pause after nothing could be evicted, since all is in use or pinned: looking again at every block
 # would read the whole directory each time. What this process closes ends it.
 _FULL_S = 2.0
@@ -71,8 +75,9 @@ class DiskBlockStore:
         log.debug("%s: %s", self._directory, self.abilities)
         self._lock = threading.Lock()
         self._paused_until = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._failed_at: float | None = None  # None: it works
         self._full_until = 0.0
-        self._said_full = False
         self._used = 0
         self._granted = 0  # of what is used: room that was asked for and not handed out yet
         self._pending = 0  # bytes that have room and may not be on disk yet
@@ -142,8 +147,17 @@ class DiskBlockStore:
 
     def open_files(self, content: ContentKey, *, wait: bool) -> EntryFiles:
         paths = self._paths(content)
+        damaged = False
         for _ in range(_OPEN_TRIES):
-            files = descriptors.opening(lambda: self._open_once(paths, content, wait))
+            try:
+                files = descriptors.opening(lambda: self._open_once(paths, content, wait))
+            except BadMap as error:
+                if damaged:  # the one that was made a moment ago
+                    raise OSError(errno.EIO, "what was written is read otherwise") from error
+                damaged = True
+                log.warning("%s: made anew", error)
+                paths[0].unlink(missing_ok=True)
+                continue
             if files is not None:
                 return files
             if not self._directory.is_dir():
@@ -170,7 +184,7 @@ class DiskBlockStore:
         try:
             return (size < grant and self._ask(size, grant)) or self._ask(size, size)
         except FileNotFoundError:
-            with contextlib.suppress(CacheError):
+            with contextlib.suppress(OSError):
                 self._make_again()
         except OSError as error:
             self.failed(error)
@@ -182,24 +196,35 @@ class DiskBlockStore:
 
     def failed(self, error: OSError) -> None:
         """Pause writing for a while; a shortage of descriptors is no fault of the disk."""
+        now = time.monotonic()
         if is_of_descriptors(error):
             descriptors.complain(error)
             return
         self.metrics.count("cache_disk_errors")
         with self._lock:
-            first = time.monotonic() >= self._paused_until
-            if is_of_the_disk(error):  # full: said once, not every time that somebody tries
-                first, self._said_full = first and not self._said_full, True
-            self._paused_until = time.monotonic() + _PAUSE_S
+            first, self._failed_at = self._failed_at is None, now
+            if now >= self._paused_until:
+                self._paused_until = now + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self._used -= self._granted
             self._granted = 0
         if first:
             log.warning(
-                "%s: %s: reading past the cache for %.0f s",
+                "%s: %s: reading past the cache while it fails: %s",
                 self._directory,
-                error.strerror,
-                _PAUSE_S,
+                error.strerror or error,
+                disk_advice(error, "--cache-dir"),
             )
+
+    def worked(self) -> None:
+        if self._failed_at is None:
+            return
+        with self._lock:
+            self._pause_s = _FIRST_PAUSE_S
+            if self._failed_at is None or time.monotonic() - self._failed_at < _WELL_S:
+                return
+            self._failed_at = None
+        log.info("%s: its disk works again", self._directory)
 
     def completed(self, content: ContentKey) -> None:
         self._verifier.submit(content)
@@ -229,16 +254,12 @@ class DiskBlockStore:
     def _open_once(
         self, paths: tuple[Path, Path], content: ContentKey, wait: bool
     ) -> EntryFiles | None:
-        """Open an entry; None when it was evicted between two of our steps."""
+        """Open an entry; None when it was evicted between two of our steps. Raises BadMap."""
         map_path, data_path = paths
         try:
             blocks = BlockMap.open(map_path, content, self.block_size)
         except FileNotFoundError:
             return None  # evicted as soon as it was made, or the directory is gone
-        except CacheError as error:
-            log.warning("%s: made anew", error)
-            map_path.unlink(missing_ok=True)
-            return None
         try:
             if self.abilities.locks:
                 fcntl.flock(blocks.fd, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
@@ -251,11 +272,12 @@ class DiskBlockStore:
             if isinstance(error, FileNotFoundError):
                 return None
             raise
+        if not blocks.writable:
+            self.failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
         return EntryFiles(map_path, data_path, blocks, data)
 
     def _open_data(self, path: Path) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(path, flags, 0o600)
+        file, _ = open_either(path, os.O_CREAT)
         if os.fstat(file).st_uid != os.geteuid():
             os.close(file)
             raise CacheError(f"{path}: belongs to another user")
@@ -299,7 +321,6 @@ class DiskBlockStore:
                 return False
             self._pending += size
             self._granted = grant - size
-            self._said_full = False
             return True
 
     def _free(self) -> int:
@@ -307,11 +328,11 @@ class DiskBlockStore:
         return status.f_bavail * status.f_frsize
 
     def _make_again(self) -> None:
-        """The directory was removed under us: make it again, and go on."""
+        """The directory was removed under us: make it again, and go on. Raises OSError."""
         try:
             directories.private(self._settings.directory)
         except ConfigError as error:
-            raise CacheError(str(error)) from error
+            raise OSError(errno.ENOENT, f"was removed, and cannot be made: {error}") from error
         log.info("%s: was removed, and is made again", self._directory)
 
 

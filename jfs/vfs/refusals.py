@@ -27,9 +27,11 @@ from jfs.errors import (
     Stale,
     Unavailable,
     Untrusted,
+    disk_advice,
+    disk_words,
     errno_name,
+    is_local,
     is_of_descriptors,
-    is_of_the_disk,
 )
 from jfs.folding import fold_as
 from jfs.model import RepoPath
@@ -42,7 +44,6 @@ _WORDS_MAX = 600
 _NUMBER = re.compile(r"\b[0-9a-fA-F]{8,}\b|\d+")
 _POLICY = re.compile(r"block|polic|violat|curat|xray|quarantin|vulnerab|malicious", re.IGNORECASE)
 
-_DISK: Final = "free some space where files are staged (--staging-dir)"
 _ADVICE: Final[tuple[tuple[type[BaseException], str], ...]] = (  # the first that fits
     (ChangedElsewhere, "`jfs recover ls` has your bytes: retry --force, or --to another name"),
     (Stale, "open it again"),
@@ -146,7 +147,7 @@ class Refusals:
         if isinstance(error, OSError) and is_of_descriptors(error):
             descriptors.complain(error)  # says it once a minute, whatever was wanted
             return
-        known = isinstance(error, JfsError) or is_of_the_disk(error)
+        known = isinstance(error, JfsError) or is_local(error)
         status = error.status if isinstance(error, RemoteError) else None
         log.log(
             error.log_level if isinstance(error, JfsError) else _level(known=known),
@@ -176,8 +177,8 @@ def advice(error: BaseException) -> str:
     """Say what to do about an error; empty: its own words do."""
     if isinstance(error, OSError) and is_of_descriptors(error):
         return ""  # its words say it
-    if is_of_the_disk(error):
-        return _DISK
+    if isinstance(error, OSError) and is_local(error):
+        return disk_advice(error, "--staging-dir")
     if isinstance(error, AccessDenied):
         return _denied(error)
     if not isinstance(error, JfsError):
@@ -208,8 +209,8 @@ def _words(error: BaseException) -> str:
         return descriptors.shortage(error)
     if isinstance(error, JfsError):
         return words.clean(str(error), _WORDS_MAX)
-    if is_of_the_disk(error) and isinstance(error, OSError):
-        return f"the staging directory's disk: {error.strerror}"
+    if isinstance(error, OSError) and is_local(error):
+        return words.clean(disk_words(error), _WORDS_MAX)
     return words.clean(f"unexpected error {type(error).__name__}: {error}", _WORDS_MAX)
 
 

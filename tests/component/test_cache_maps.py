@@ -252,6 +252,9 @@ class _Shelf:
     def failed(self, error: OSError) -> None:
         raise error
 
+    def worked(self) -> None:
+        pass
+
     def completed(self, content: ContentKey) -> None:
         self.done.append(content)
 

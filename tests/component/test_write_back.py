@@ -323,10 +323,12 @@ async def test_fsync_waits_for_the_server(
     assert journal(staging) == []
 
 
-def test_a_full_disk_here_is_no_refusal() -> None:
-    """The journal could not note a try, say: what is queued waits for room."""
+def test_a_disk_here_that_fails_is_no_refusal() -> None:
+    """The journal could not note a try, or the bytes not be read: what is queued waits for that."""
     assert may_pass(OSError(errno.ENOSPC, "No space left on device"))
-    assert not may_pass(OSError(errno.EIO, "the staged file cannot be read"))
+    assert may_pass(OSError(errno.EIO, "Input/output error"))
+    assert may_pass(OSError(errno.EROFS, "Read-only file system"))
+    assert not may_pass(OSError(errno.EBADF, "Bad file descriptor"))
 
 
 @pytest.mark.parametrize(

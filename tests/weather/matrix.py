@@ -71,19 +71,19 @@ class Seen:
 class Hand:
     """A process that does what it is told in a mount."""
 
-    def __init__(self, mount: Mounted) -> None:
+    def __init__(self, mount: Mounted, module: str = "tests.weather.operations") -> None:
         self._process = subprocess.Popen(
             [
                 *namespaces.inside(mount.process.pid),
-                *(sys.executable, "-m", "tests.weather.operations", str(mount.root)),
+                *(sys.executable, "-m", module, str(mount.root)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def do(self, name: str) -> Cell:
-        """Do one operation."""
+    def do(self, name: str | list[str | int]) -> Cell:
+        """Do one operation, which the module knows by *name*."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

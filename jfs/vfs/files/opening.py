@@ -192,7 +192,7 @@ class Opening:
         file.staged = file.acknowledged = None
         for staged in gone:
             if file.detached:  # its name may have gone a moment ago
-                await threads.on_disk(staged.forget)
+                await threads.on_disk(staged.forget_quietly)
             staged.close()
         reader, file.reader = file.reader, None
         if reader is not None:

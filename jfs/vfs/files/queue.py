@@ -32,8 +32,8 @@ from jfs.errors import (
     QuotaExceeded,
     RateLimited,
     Unavailable,
+    is_local,
     is_of_descriptors,
-    is_of_the_disk,
 )
 from jfs.vfs.files.openfile import OpenFile
 
@@ -349,8 +349,8 @@ class UploadQueue:
 
 def may_pass(error: Exception) -> bool:
     """Whether an upload may succeed later, as it is, without anybody who looks at it."""
-    if isinstance(error, OSError):  # of this disk: one that is full may get room again
-        return is_of_descriptors(error) or is_of_the_disk(error)
+    if isinstance(error, OSError):  # of this disk, which may get room again, or be mended
+        return is_of_descriptors(error) or is_local(error)
     match error:
         case AccessDenied(status=status):
             return status is None or status in _CREDENTIALS

@@ -105,7 +105,7 @@ class Renaming:
                 async with file.lock:  # a write may be making its staged file at this moment
                     for staged in (file.staged, file.acknowledged):
                         if staged is not None:
-                            await threads.on_disk(staged.forget)
+                            await threads.on_disk(staged.forget_quietly)
                 if self._queue is not None:
                     await self._queue.drop(file)
 

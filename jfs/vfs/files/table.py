@@ -264,7 +264,7 @@ class OpenFiles:
             elif file.dirty:
                 left.append(file.inode.path)
             elif file.staged is not None:
-                await threads.on_disk(file.staged.forget)
+                await threads.on_disk(file.staged.forget_quietly)
             await self._opening.let_go(file)
         self._handles.clear()
         return left

@@ -21,7 +21,7 @@ from typing import Protocol
 import trio
 
 from jfs import threads
-from jfs.errors import ProtocolViolation, Stale
+from jfs.errors import ProtocolViolation, Stale, disk_words
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
@@ -152,7 +152,7 @@ class Writer:
             try:
                 await threads.on_disk(_queue, staged.entry, _promise(file))
             except OSError as error:
-                await threads.on_disk(keep, staged.entry, str(error))
+                await threads.on_disk(keep, staged.entry, disk_words(error))
                 raise
             file.queued = generation
             await self._supersede(file)
@@ -245,7 +245,7 @@ class Writer:
             return
         if file.dirty:
             if file.broken is not None:  # half a file, on a full disk: its writer was told
-                await threads.on_disk(staged.forget)
+                await threads.on_disk(staged.forget_quietly)
             if file.acknowledged is not None:
                 self._fall_back(file, staged)
             else:
@@ -291,7 +291,7 @@ class Writer:
             await self._copy(file, staged, size)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await threads.on_disk(staged.forget)
+                await threads.on_disk(staged.forget_quietly)
             staged.close()
             raise
         file.staged = staged
@@ -310,7 +310,7 @@ class Writer:
         """Forget what was queued before: what is newer is safe."""
         older, file.acknowledged = file.acknowledged, None
         if older is not None:
-            await threads.on_disk(older.forget)
+            await threads.on_disk(older.forget_quietly)
             older.close()
 
     def _fall_back(self, file: OpenFile, staged: StagingFile) -> None:
@@ -381,7 +381,7 @@ class Writer:
         assert staged.entry is not None
         if self._plane.store is not None and info.size:
             self._plane.store.adopt(version_of(info).content, staged.entry.data_path)
-        staged.forget()
+        staged.forget_quietly()
 
     def _abandon(self, file: OpenFile) -> None:
         """Show what the server has again: the upload failed, and the journal keeps the bytes."""

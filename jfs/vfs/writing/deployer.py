@@ -13,7 +13,7 @@ from dataclasses import replace
 import trio
 
 from jfs import threads
-from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NotFound
+from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NotFound, disk_words
 from jfs.metrics import Metrics
 from jfs.model import (
     SYMLINK_TARGET,
@@ -125,7 +125,8 @@ class Deployer:
         except (JfsError, OSError) as error:
             self._metrics.count("deploys_failed")
             if staged.entry.record.state is not State.PENDING:
-                await threads.on_disk(keep, staged.entry, str(error))
+                said = disk_words(error) if isinstance(error, OSError) else str(error)
+                await threads.on_disk(keep, staged.entry, said)
             raise
         finally:
             self.active -= 1
@@ -171,15 +172,22 @@ def _seal(
     properties: Properties,
     modified_ns: int | None,
 ) -> str:
-    """Finish the digest, and note in the journal that the file is whole. Blocking."""
+    """Finish the digest, and note in the journal that the file is whole. Blocking.
+
+    A journal that cannot be written, on a disk that is full or read-only by now, is no reason not
+    to upload what can be read: if we are killed meanwhile, the file counts as never closed.
+    """
     if entry.record.state is not State.PENDING:  # then the journal has it all
-        entry.update(
-            state=State.DEPLOYING,
-            path=path,
-            properties=properties,
-            modified_ns=modified_ns,
-            error="",
-        )
+        try:
+            entry.update(
+                state=State.DEPLOYING,
+                path=path,
+                properties=properties,
+                modified_ns=modified_ns,
+                error="",
+            )
+        except OSError as error:
+            log.warning("%s: uploaded without its journal: %s", path, disk_words(error))
     return staged.sha256()
 
 
@@ -189,7 +197,7 @@ def keep(entry: Entry, reason: str) -> None:
         entry.update(state=State.FAILED, error=reason)
         entry.sync()
     except OSError as error:
-        log.error("%s: its journal cannot be written: %s", entry.record.path, error)
+        log.error("%s: its journal cannot be written: %s", entry.record.path, disk_words(error))
 
 
 async def _sync_if_long(entry: Entry, done: trio.Event) -> None:

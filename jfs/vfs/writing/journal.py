@@ -9,6 +9,7 @@ Blocking; any thread. A record is replaced whole (rename), so a crash leaves the
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -240,17 +241,28 @@ class Journal:
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:  # somebody removed the directory
-            directories.private(self._given)
+            self._make_again()
             return os.open(path, flags, 0o600)
+
+    def _make_again(self) -> None:
+        try:
+            directories.private(self._given)
+        except ConfigError as error:
+            raise OSError(errno.ENOENT, f"was removed, and cannot be made: {error}") from error
 
     def anonymous(self) -> int:
         """Make a file without a name, for content that shall go with its last reader. OSError."""
         # Not O_TMPFILE: overlayfs, where containers live, has it only since Linux 6.1.
-        file, name = descriptors.opening(
-            lambda: tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
-        )
+        file, name = descriptors.opening(self._made_anonymous)
         os.unlink(name)
         return file
+
+    def _made_anonymous(self) -> tuple[int, str]:
+        try:
+            return tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
+        except FileNotFoundError:  # somebody removed the directory
+            self._make_again()
+            return tempfile.mkstemp(dir=self.directory, prefix=".anonymous-")
 
     def want_no_more(self, name: str) -> None:
         """Ask the mount that has a staged file to drop it: see ``unwanted``. Raises OSError."""

@@ -7,6 +7,7 @@ out of order is read back once, from where the order ended.
 """
 
 import hashlib
+import logging
 import os
 import threading
 from collections import deque
@@ -15,11 +16,14 @@ from dataclasses import replace
 
 from jfs import threads
 from jfs.config import WriteSettings
-from jfs.errors import FileTooLarge
+from jfs.disk import read_at
+from jfs.errors import FileTooLarge, disk_words
 from jfs.extents import Extent, MiB
 from jfs.memory import Budget
 from jfs.model import FileInfo, RepoPath
 from jfs.vfs.writing.journal import Entry, Journal, Record, State
+
+log = logging.getLogger(__name__)
 
 _HASHERS = 2
 _PIECE = 1 * MiB
@@ -88,12 +92,12 @@ class StagingArea:
         newer.sent = set(staged.sent)
         try:
             for piece in Extent(0, size).pieces(_PIECE):
-                data = os.pread(staged.file, piece.size, piece.start)
+                data = read_at(staged.file, piece.size, piece.start)
                 if len(data) != piece.size:
                     raise OSError(f"a staged file ends at {piece.start + len(data)}, not at {size}")
                 newer.write(piece.start, data)
         except BaseException:
-            newer.forget()
+            newer.forget_quietly()
             entry.close()
             raise
         return newer
@@ -174,12 +178,7 @@ class StagingFile:
         # Closed under a reader, its descriptor would soon be another file's.
         self._users += 1
         try:
-            return await threads.on_disk(
-                os.pread,
-                self.file,
-                extent.size,
-                extent.start,
-            )
+            return await threads.on_disk(read_at, self.file, extent.size, extent.start)
         finally:
             self._users -= 1
             if self._closing and not self._users:
@@ -193,6 +192,17 @@ class StagingFile:
         """Take it out of the journal: it is on the server, or nobody wants it. Raises OSError."""
         if self.entry is not None:
             self.entry.remove()
+
+    def forget_quietly(self) -> None:
+        """As ``forget``, but a disk that refuses is only logged.
+
+        What stays is looked at by the next mount: the server has it, or nobody was promised it.
+        """
+        try:
+            self.forget()
+        except OSError as error:
+            assert self.entry is not None
+            log.warning("%s: stays in the journal: %s", self.entry.record.path, disk_words(error))
 
     def close(self) -> None:
         """Close the file, after its readers; the journal keeps what it has. Trio thread."""
