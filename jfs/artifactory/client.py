@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jfs.artifactory import builds, finding, locating, mutations, searching, uploads, wire
+import trio
+
+from jfs.artifactory import builds, finding, locating, mutations, retry, searching, uploads, wire
 from jfs.artifactory.access import Access
 from jfs.artifactory.breaker import Breakers
 from jfs.artifactory.builds import BuildInfo
+from jfs.artifactory.exchange import was_cut
 from jfs.artifactory.listings import Listings, describe
 from jfs.artifactory.repositories import Repositories
 from jfs.artifactory.rows import Hidden
@@ -98,13 +101,7 @@ class ArtifactoryClient:
         """
         url = self._settings.url
         try:
-            pong = await self._session.exchange("GET", finding.PING, retries=False)
-            if not finding.is_ping(pong):
-                raise ProtocolViolation("not an Artifactory")
-            base = finding.base_of(pong, url)
-            if base != url:  # credentials are not sent along, and changes are not sent elsewhere
-                raise ConfigError(f"{url}: redirects to {base}: give that address")
-            await self._repositories.list(retries=False)
+            await self._first_contact()
         except AccessDenied as error:
             if error.status in (None, 407):  # the token file; the proxy
                 raise ConfigError(error.message) from None
@@ -130,6 +127,33 @@ class ArtifactoryClient:
             passes = is_outage and not isinstance(error, Untrusted)
             kind = NotReachable if passes else ConfigError
             raise kind(f"{url}: {explain(error)}") from None
+
+    async def _first_contact(self) -> None:
+        """Ask for a sign of life, and for the repositories.
+
+        An address where nobody listens is told at once: it may be mistyped. A server that is there,
+        and hangs up or is busy, is asked again for as long as by any other call.
+        """
+        url, is_there = self._settings.url, False
+        end = trio.current_time() + self._settings.retries_s
+        for wait_s in retry.delays():
+            try:
+                pong = await self._session.exchange("GET", finding.PING, retries=False)
+                if not finding.is_ping(pong):
+                    raise ProtocolViolation("not an Artifactory")
+                base = finding.base_of(pong, url)
+                if base != url:  # credentials are not sent along, and changes not sent elsewhere
+                    raise ConfigError(f"{url}: redirects to {base}: give that address")
+                await self._repositories.list(retries=False)
+                return
+            except (Unavailable, RateLimited) as error:
+                is_there = is_there or error.status is not None or was_cut(error)
+                again_s = max(wait_s, error.retry_after_s or 0.0)
+                if isinstance(error, Untrusted) or not is_there:
+                    raise
+                if trio.current_time() + again_s > end:
+                    raise
+            await trio.sleep(again_s)
 
     def remember(
         self,

@@ -60,6 +60,12 @@ _WANTS_ANOTHER = (
     "give one that it accepts with --client-cert"
 )
 _ONE_DAY = timedelta(days=1)
+# What a connection that was made ends with, if the other side ends it: httpx's errors, and those of
+# a TLS handshake, which are part of a ConnectError.
+_CUTS = (
+    *(httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError),
+    *(ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError),
+)
 # How openssl reads an answer that is not TLS at all, by its first bytes.
 _NOT_TLS = (
     "WRONG_VERSION_NUMBER",
@@ -182,6 +188,11 @@ def clock_remark(now: datetime, installed: datetime) -> str:
     if now < installed - _ONE_DAY:
         return f"{said}, which is wrong: jfs was installed on {installed:%Y-%m-%d}"
     return said
+
+
+def was_cut(error: RemoteError) -> bool:
+    """Whether the server took the connection and then hung up."""
+    return any(isinstance(cause, _CUTS) for cause in _causes(error))
 
 
 def _class_for(error: Exception) -> type[RemoteError]:

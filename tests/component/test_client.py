@@ -21,6 +21,7 @@ from jfs.errors import (
     ConfigError,
     DeadlineExceeded,
     NotFound,
+    NotReachable,
     ProtocolViolation,
     RateLimited,
     RemoteError,
@@ -258,6 +259,36 @@ async def test_tls_failures_say_what_to_do(tmp_path: Path) -> None:
         async with client_of(plain) as client:
             with pytest.raises(ConfigError):
                 await client.check()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.drop(times=2),
+        Fault.cut(times=3),
+        Fault.status(503, times=2),
+        Fault.status(429, times=1, headers={"Retry-After": "0"}),
+        Fault.drop("/api/repositories*", times=2),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.path}",
+)
+async def test_a_server_that_is_there_is_asked_again_at_the_start(
+    server: EmbeddedServer, fault: Fault
+) -> None:
+    server.faults.add(fault)
+    async with client_of(settings_of(server)) as client:
+        await client.check()
+    assert fault.hits == fault.times
+
+
+async def test_a_server_that_goes_on_hanging_up_is_told_after_a_while(
+    server: EmbeddedServer,
+) -> None:
+    fault = server.faults.add(Fault.drop())
+    async with client_of(replace(settings_of(server), retries_s=0.5)) as client:
+        with pytest.raises(NotReachable, match=r"is it an https:// server\?"):
+            await client.check()
+    assert fault.hits > 1
 
 
 def test_every_exception_of_httpx_is_mapped() -> None:
