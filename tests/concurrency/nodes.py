@@ -88,12 +88,15 @@ class Node:
         self._changed = threading.Condition()
         self._users = 0
         self._down = False
+        self._failed = False
         self._logged: list[str] = []  # by those that were killed
         self._mounted = start(self)
 
     def __enter__(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._down)
+            if self._failed:
+                raise Hung(f"{self.name} did not start again: see what is said of its start")
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -115,10 +118,15 @@ class Node:
                 raise Hung(f"{self.name}: calls into it do not end with it")
         self._logged += self._mounted.log().splitlines()
         self._mounted.close()
-        self._mounted = self._start(self)
-        with self._changed:
-            self._down = False
-            self._changed.notify_all()
+        try:
+            self._mounted = self._start(self)
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            with self._changed:
+                self._down = False
+                self._changed.notify_all()
 
     def logged(self) -> list[str]:
         """Return what its processes have logged."""
