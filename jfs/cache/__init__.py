@@ -5,7 +5,8 @@ Question → module:
 - Where is the entry of a content, and is there room for more? ``store`` (``DiskBlockStore``)
 - Is this block there, and right? Store it, claim its fetch: ``content`` (``DiskContent``)
 - What does a map file look like? ``blockmap``. Which descriptors are open? ``files``
-- What can the file system do? ``filesystem``. What goes when room is wanted? ``eviction``
+- What can the file system do? ``filesystem``. What goes when room is wanted? ``eviction``,
+  by what was used when: ``lastuse``
 - Is the whole what its digest says? ``verification``
 - Take a file in that is on disk already: ``adoption``. For people (`jfs cache`): ``inventory``
 

@@ -65,6 +65,9 @@ class Shelf(Protocol):
     def completed(self, content: ContentKey) -> None:
         """The last block that was missing may have been published."""
 
+    def used(self, entry: int) -> None:
+        """Note that the entry of this map is used now, for eviction. Never raises."""
+
 
 class DiskContent:
     """``CachedContent`` on disk; made by ``DiskBlockStore.open``.
@@ -87,6 +90,7 @@ class DiskContent:
         self._lock = threading.Lock()
         self._uses = 0
         self.closed = False
+        self._is_written = False
         self._warned = False
         # Every block before it was present when we looked. It moves on when the block at it is
         # published: so the end of a download is found without reading the whole map each time.
@@ -190,6 +194,7 @@ class DiskContent:
         """Make every block absent."""
 
         def clear(blocks: BlockMap) -> None:
+            self._is_written = True
             blocks.verified = False
             blocks.clear(range(blocks.count))
 
@@ -207,6 +212,7 @@ class DiskContent:
 
     @verified.setter
     def verified(self, value: bool) -> None:
+        self._is_written = True
         self._with_map(lambda blocks: blocks.set_verified(value), None)
 
     @property
@@ -289,9 +295,9 @@ class DiskContent:
             self._let_go(files)
 
     def _let_go(self, files: EntryFiles) -> None:
-        with contextlib.suppress(OSError):
-            if self._is_use:
-                os.utime(files.blocks.fd)  # last use, for eviction
+        # What writes to the map gives it the time of any clock: also that is overwritten.
+        if self._is_use or self._published or self._is_written:
+            self._shelf.used(files.blocks.fd)
         if self._published and self._complete_to < files.blocks.count:
             # Another process may have published what was missing before our blocks.
             with contextlib.suppress(OSError):

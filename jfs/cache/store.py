@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jfs import descriptors, directories
@@ -19,6 +20,7 @@ from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BadMap, BlockMap, entry_
 from jfs.cache.content import DiskContent
 from jfs.cache.files import EntryFiles, OpenFiles
 from jfs.cache.filesystem import Abilities
+from jfs.cache.lastuse import LastUse
 from jfs.cache.verification import Verifier
 from jfs.config import CacheSettings
 from jfs.errors import CacheError, CachePaused, ConfigError, disk_advice, is_of_descriptors
@@ -52,12 +54,17 @@ class DiskBlockStore:
 
     Args:
         abilities: of the file system; None: they are found out.
+        now: see ``LastUse``.
     Raises:
         CacheError: there is no directory that can be used.
     """
 
     def __init__(
-        self, settings: CacheSettings, metrics: Metrics, abilities: Abilities | None = None
+        self,
+        settings: CacheSettings,
+        metrics: Metrics,
+        abilities: Abilities | None = None,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._settings = settings
         self.metrics = metrics
@@ -83,6 +90,7 @@ class DiskBlockStore:
         self._pending = 0  # bytes that have room and may not be on disk yet
         self._since_scan = _RESCAN_BYTES  # the first write looks
         self._open_files = OpenFiles()
+        self._last_use = LastUse(self._directory, now)
         self._verifier = Verifier(self.inspect, metrics)
         self._end_holding = descriptors.add_holder(self._open_files.close_half)
 
@@ -110,6 +118,7 @@ class DiskBlockStore:
                 if self.abilities.locks and adoption.install(
                     paths, content, self.block_size, staged
                 ):
+                    self.used(paths[0])
                     return True
             adoption.fill(self.inspect(content), staged)
         except (OSError, CacheError) as error:
@@ -229,6 +238,10 @@ class DiskBlockStore:
     def completed(self, content: ContentKey) -> None:
         self._verifier.submit(content)
 
+    def used(self, entry: int | Path) -> None:
+        with contextlib.suppress(OSError):
+            self._last_use.note(entry)
+
     # one entry
 
     def _open(self, content: ContentKey, *, is_use: bool) -> DiskContent:
@@ -238,8 +251,7 @@ class DiskBlockStore:
             self.failed(error)
             raise CachePaused(f"{self._directory}: {error.strerror}") from error
         if is_use:
-            with contextlib.suppress(OSError):
-                os.utime(files.blocks.fd)
+            self.used(files.blocks.fd)
         opened = DiskContent(content, files, self, is_use=is_use)
         self._open_files.add(opened)
         return opened

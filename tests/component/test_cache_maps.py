@@ -258,6 +258,9 @@ class _Shelf:
     def completed(self, content: ContentKey) -> None:
         self.done.append(content)
 
+    def used(self, entry: int) -> None:
+        pass
+
 
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_the_end_of_a_download_is_noticed_in_whatever_order_blocks_come(
