@@ -1,13 +1,13 @@
 """Send what the control plane asks by the proxy that leads to the server. Trio thread only."""
 
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 import httpx
 import trio
 
+from jfs import clocks
 from jfs.artifactory.access import Access
 from jfs.artifactory.proxies import Proxy
 
@@ -21,12 +21,18 @@ _READS = ("GET", "HEAD")
 class Routed(httpx.AsyncBaseTransport):
     """An httpx transport for each way to a server.
 
-    A way is given up when its certificates are replaced, and after ten minutes; requests that are
-    under way on it end first.
+    A way is given up when its certificates are replaced, after ten minutes, and when the machine
+    was suspended; requests that are under way on it end first.
+
+    Args:
+        suspended_s: see ``clocks.suspended_s``.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(
+        self, access: Access, suspended_s: Callable[[], float] = clocks.suspended_s
+    ) -> None:
         self._access = access
+        self._suspended_s = suspended_s
         # By proxy, and whether it is for the server itself: only that sees our certificate.
         self._ways: dict[_Key, _Way] = {}
         self._retired: set[_Way] = set()
@@ -63,9 +69,10 @@ class Routed(httpx.AsyncBaseTransport):
             tls = _Tls(tls.server, await trust.current(ours=False))
         key = (proxy, ours)
         way = self._ways.get(key)
-        if way is None or way.is_over(tls):
+        suspended_s = self._suspended_s()
+        if way is None or way.is_over(tls, suspended_s):
             await self._give_up(key)
-            way = self._ways.setdefault(key, _Way(proxy, tls))
+            way = self._ways.setdefault(key, _Way(proxy, tls, suspended_s))
         way.requests += 1
         try:
             response = await way.transport.handle_async_request(request)
@@ -111,11 +118,11 @@ _Key = tuple[Proxy | None, bool]
 
 
 class _Way:
-    def __init__(self, proxy: Proxy | None, tls: _Tls) -> None:
+    def __init__(self, proxy: Proxy | None, tls: _Tls, suspended_s: float) -> None:
         self.requests = 0
         self._tls = tls
         self._over = trio.current_time() + LIFE_S
-        self._suspended = _suspended_s()
+        self._suspended_s = suspended_s
         self.transport = httpx.AsyncHTTPTransport(
             # Without one, what is asked is plain HTTP: httpx would spend 0.1 s on making another.
             verify=tls.server or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -124,19 +131,14 @@ class _Way:
             proxy=None if proxy is None else _as_httpx_has_it(proxy, tls.proxy),
         )
 
-    def is_over(self, tls: _Tls) -> bool:
+    def is_over(self, tls: _Tls, suspended_s: float) -> bool:
         """Whether new requests need another one."""
         replaced = any(
             new is not None and new is not old for new, old in zip(tls, self._tls, strict=True)
         )
         # Who slept is forgotten, by servers and by NAT, which may not even say so.
-        slept = _suspended_s() - self._suspended > 1
+        slept = suspended_s - self._suspended_s > 1
         return replaced or slept or trio.current_time() > self._over
-
-
-def _suspended_s() -> float:
-    """Return for how long the machine was suspended, all times together."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 class _Body(httpx.AsyncByteStream):

@@ -16,12 +16,12 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import httpx
 
-from jfs import descriptors
+from jfs import clocks, descriptors
 from jfs.artifactory import dialling
 from jfs.artifactory.access import Access
 from jfs.artifactory.filebody import FileBody
@@ -41,18 +41,15 @@ _KEPT = 16
 
 
 class _Connection:
-    def __init__(self, sock: socket.socket, key: tuple[str, str, int], proxy: Proxy | None) -> None:
+    def __init__(
+        self, sock: socket.socket, key: tuple[str, str, int], proxy: Proxy | None, made: float
+    ) -> None:
         self.sock = sock
         self.key = key
         self.proxy = proxy
-        self.made = _now()
+        self.made = made
         self.idle_since = 0.0
         self.used = False
-
-
-def _now() -> float:
-    """Seconds that go on while the machine is suspended, in which servers and NAT forget us."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class BodyStream(httpx.SyncByteStream):
@@ -172,6 +169,7 @@ class BulkTransport(httpx.BaseTransport):
     Args:
         access: TLS, and which proxy leads where.
         connect_timeout_s, idle_timeout_s: of one connection attempt; of one receive.
+        now: seconds that go on while the machine is suspended, in which servers and NAT forget us.
     """
 
     def __init__(
@@ -180,8 +178,10 @@ class BulkTransport(httpx.BaseTransport):
         *,
         connect_timeout_s: float,
         idle_timeout_s: float,
+        now: Callable[[], float] = clocks.boot_time,
     ) -> None:
         self._access = access
+        self._now = now
         self._connect_timeout_s = connect_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
@@ -240,7 +240,7 @@ class BulkTransport(httpx.BaseTransport):
         with self._lock:
             kept = self._idle.setdefault(connection.key, [])
             if not self._closed and len(kept) < _KEPT:
-                connection.idle_since = _now()
+                connection.idle_since = self._now()
                 connection.used = False
                 kept.append(connection)
                 return
@@ -262,7 +262,7 @@ class BulkTransport(httpx.BaseTransport):
         return len(idle)
 
     def _take_idle(self, key: tuple[str, str, int]) -> _Connection | None:
-        now = _now()
+        now = self._now()
         expired = []
         found = None
         with self._lock:
@@ -305,7 +305,7 @@ class BulkTransport(httpx.BaseTransport):
             except BaseException:
                 sock.close()
                 raise
-        connection = _Connection(sock, key, proxy)
+        connection = _Connection(sock, key, proxy, self._now())
         connection.used = True
         with self._lock:
             self._open.add(connection)

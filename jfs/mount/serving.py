@@ -204,6 +204,7 @@ async def _compose(
         filesystem.add_report("config", lambda: reports.config(settings))
         nursery.start_soon(_settle_logs)
         nursery.start_soon(filesystem.holdings.watch)
+        nursery.start_soon(filesystem.sleeps.watch)
         if area is not None:
             await filesystem.behind.resume()
 

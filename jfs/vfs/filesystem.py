@@ -37,6 +37,7 @@ from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.questions import Questions
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
+from jfs.vfs.sleeps import Sleeps
 from jfs.vfs.standing import Standing
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
@@ -61,6 +62,7 @@ class Filesystem:
     Attributes:
         boundary: is told what is refused, and what is answered after that.
         holdings: what is held in memory, and how it is given back.
+        sleeps: what is believed after the machine was suspended.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Filesystem:
             self._tree, self._queries, self._selectors, self._reports, questions, self._numbers
         )
         self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
+        self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._of_users: set[int] = set()  # handles that others than root have opened for writing
 
     # names

@@ -17,11 +17,13 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import trio
 
+from jfs.clocks import boot_time
 from jfs.errors import ProtocolViolation, RateLimited, Unavailable
 from jfs.vfs.standing import KERNEL_S, Stand
 
@@ -86,9 +88,36 @@ class Asked(NamedTuple):
 NEVER: Final = Asked(0, -math.inf)
 
 
-def boot_time() -> float:
-    """Return seconds that a suspended machine counts too, and that nobody can set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+# When the machine woke, by ``trio.current_time``, and for how long it had been suspended.
+_sleeps: list[tuple[float, float]] = []
+_SLEEPS_KEPT = 32
+
+
+@contextmanager
+def ageing() -> Iterator[Callable[[float], None]]:
+    """Let answers get older by the seconds that the yielded function is told, for the block.
+
+    The clock of the event loop stands still while the machine is suspended.
+    """
+
+    def age(seconds: float) -> None:
+        _sleeps.append((trio.current_time(), seconds))
+        if len(_sleeps) > _SLEEPS_KEPT:  # what is from between the two gets too old
+            (_, first_s), (woken, second_s), *_ = _sleeps
+            _sleeps[:2] = [(woken, first_s + second_s)]
+
+    try:
+        yield age
+    finally:
+        _sleeps.clear()
+
+
+def _now_for(at: float) -> float:
+    """Return the time for what was asked then."""
+    now = trio.current_time()
+    if _sleeps:
+        now += sum(seconds for woken, seconds in _sleeps if woken > at)
+    return now
 
 
 class _Nothing:
@@ -138,11 +167,11 @@ class Cell(Generic[_T]):
 
     def is_answered(self, ttl_s: float) -> bool:
         """Whether the answer was asked for within its time to live."""
-        return self.is_known and trio.current_time() < self.asked.at + ttl_s
+        return self.is_known and _now_for(self.asked.at) < self.asked.at + ttl_s
 
     def is_fresh(self, ttl_s: float) -> bool:
         """As ``is_answered``, or it stands in and is not yet to be asked for again."""
-        if trio.current_time() < self.asked.at + ttl_s:
+        if _now_for(self.asked.at) < self.asked.at + ttl_s:
             return self._value is not _NOTHING
         stand = self._stand
         return stand is not None and ttl_s > 0 and stand.left_s > 0
@@ -156,7 +185,7 @@ class Cell(Generic[_T]):
         """Return for how long the answer may still be used, for each time to live; 0: not at all"""
         if self._value is _NOTHING:
             return [0.0 for _ in ttls_s]
-        at = self.asked.at - trio.current_time()
+        at = self.asked.at - _now_for(self.asked.at)
         stands = min(KERNEL_S, self._stand.left_s) if self._stand is not None else 0.0
         return [max(0.0, at + ttl_s, min(stands, ttl_s)) for ttl_s in ttls_s]
 

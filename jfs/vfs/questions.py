@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import trio
 
+from jfs.clocks import boot_time
 from jfs.errors import JfsError, MountEnding
-from jfs.vfs.freshness import OUTAGES, Answer, Asked, Cell, Question, boot_time
+from jfs.vfs.freshness import OUTAGES, Answer, Asked, Cell, Question
 from jfs.vfs.standing import Stand, Standing, Subject
 
 log = logging.getLogger(__name__)

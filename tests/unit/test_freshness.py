@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from jfs.clocks import boot_time
 from jfs.errors import AccessDenied, JfsError, MountEnding, NotFound, Unavailable
 from jfs.metrics import Metrics
-from jfs.vfs.freshness import NEVER, Answer, Asked, Cell, boot_time
+from jfs.vfs.freshness import NEVER, Answer, Asked, Cell
 from jfs.vfs.questions import NotYet, Questions, StandsIn
 from jfs.vfs.standing import Standing
 

@@ -16,11 +16,12 @@ from typing import Final, TypeVar
 import trio
 
 from jfs import directories, threads
+from jfs.clocks import boot_time
 from jfs.config import Credentials
 from jfs.errors import CacheError, ConfigError
 from jfs.extents import MiB
 from jfs.model import EntryInfo, Properties, RepoPath, Repository
-from jfs.vfs.freshness import Asked, boot_time
+from jfs.vfs.freshness import Asked
 from jfs.vfs.kept import identity, rows
 from jfs.vfs.kept.database import SUFFIX, Database, remove
 from jfs.vfs.kept.learnt import (
