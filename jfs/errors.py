@@ -316,6 +316,17 @@ class FileTooLarge(NamespaceError):
     log_level = logging.INFO
 
 
+class DiskHangs(OSError):
+    """The local disk has not answered in time; whoever asked it may go on without it.
+
+    *asked* says whether it was asked at all: what was asked may be done yet, at any time.
+    """
+
+    def __init__(self, words: str, *, asked: bool) -> None:
+        super().__init__(errno.EIO, words)
+        self.asked = asked
+
+
 _OF_THE_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _OF_DESCRIPTORS = frozenset([errno.EMFILE, errno.ENFILE])
 # What a mistake of ours would be answered with; everything else is the disk's.

@@ -158,7 +158,7 @@ class CachedContent(Protocol):
     def missing(self, extent: Extent) -> list[Extent]:
         """Return the runs of *extent*, widened to blocks, that are not on disk.
 
-        Does not block: it reads a few bytes that the kernel has cached.
+        It reads a few bytes that the kernel has cached, as a rule.
         """
 
     def read_into(self, extent: Extent, buffer: memoryview) -> bool:
@@ -184,7 +184,7 @@ class CachedContent(Protocol):
         """
 
     def claim(self, extent: Extent) -> AbstractContextManager[None] | None:
-        """Claim the right to fetch *extent* among all processes of this node. Does not block.
+        """Claim the right to fetch *extent* among all processes of this node.
 
         Returns None while another process holds a part of it. A claim dies with its process.
         """

@@ -120,6 +120,11 @@ async def on_disk(call: Callable[..., _T], *args: object) -> _T:
     return await _run(_limiter("disk", 32), call, *args)
 
 
+async def abandoning(limiter: trio.CapacityLimiter, call: Callable[[], _T]) -> _T:
+    """Run *call*, which is left to itself when its caller is cancelled: see ``waiting``."""
+    return await _run(limiter, call, abandons=True)
+
+
 async def keeping(call: Callable[..., _T], *args: object) -> _T:
     """Read and write kept metadata. Abandoned on cancellation: nobody must wait for them."""
     return await _run(_limiter("keeping", 2), call, *args, abandons=True)

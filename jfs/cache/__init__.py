@@ -22,7 +22,8 @@ Lock order, from the outside in; none is held while the network is waited for:
 3. The lock of a block: an OFD lock on the map, one byte for each block. Only ever tried.
 4. Locks of this process: ``DiskBlockStore._lock``, which is also held while the store evicts (so it
    is outside of all others), ``OpenFiles._lock``, ``DiskContent._lock``. The last two are never
-   held together.
+   held together, nor is either while the disk is waited for: the event loop takes them.
+   ``DiskContent._completing`` is held while the map is read, by threads only.
 """
 
 from jfs.cache.inventory import CachedEntry, check, inventory, pin, remove

@@ -132,6 +132,14 @@ class BlockMap:
         """Return the words of consecutive blocks as of now. Raises OSError."""
         return memoryview(self._read(blocks)).cast("Q").tolist()
 
+    def resident_words(self, blocks: range) -> list[int]:
+        """As ``words``, of what the kernel has in memory. Raises BlockingIOError: it has not."""
+        data = bytearray(_WORD * len(blocks))
+        count = os.preadv(self.fd, [data], _WORDS_AT + _WORD * blocks.start, os.RWF_NOWAIT)
+        if count < len(data):
+            raise BlockingIOError
+        return memoryview(data).cast("Q").tolist()
+
     def set(self, first: int, words: "array[int]") -> None:
         """Make blocks from *first* on present. Raises OSError."""
         self._require_writable()

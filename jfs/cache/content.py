@@ -10,15 +10,14 @@ import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from jfs import descriptors
 from jfs.cache.blockmap import BlockMap, checksum, lock_blocks
 from jfs.cache.files import EntryFiles
-from jfs.cache.filesystem import Abilities
+from jfs.cache.shelf import Shelf
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent, MiB
-from jfs.metrics import Metrics
 from jfs.model import ContentKey
 
 log = logging.getLogger(__name__)
@@ -26,47 +25,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _PIECE = 4 * MiB
-
-
-class Shelf(Protocol):
-    """What a content asks of the store that it belongs to. Any thread."""
-
-    abilities: Abilities
-    metrics: Metrics
-    block_size: int
-
-    def open_files(self, content: ContentKey, *, wait: bool) -> EntryFiles:
-        """Open the entry, made if need be.
-
-        Args:
-            wait: for who has the entry locked, and is removing it.
-        Raises:
-            OSError, CacheError: it cannot be opened.
-        """
-
-    def opened(self, content: "DiskContent") -> None:
-        """Its files are open."""
-
-    def closed(self, content: "DiskContent") -> None:
-        """Its files are closed."""
-
-    def room(self, size: int) -> bool:
-        """Whether so many bytes more may be written; if so, ``written`` follows."""
-
-    def written(self, size: int) -> None:
-        """The room of a call of ``room`` has been used, or is not wanted."""
-
-    def failed(self, error: OSError) -> None:
-        """The disk refused."""
-
-    def worked(self) -> None:
-        """The disk took what was written."""
-
-    def completed(self, content: ContentKey) -> None:
-        """The last block that was missing may have been published."""
-
-    def used(self, entry: int) -> None:
-        """Note that the entry of this map is used now, for eviction. Never raises."""
 
 
 class DiskContent:
@@ -88,6 +46,8 @@ class DiskContent:
         self._nowait = shelf.abilities.nowait
         self._is_use = is_use
         self._lock = threading.Lock()
+        # Held while the map is read, so apart from the other, which the event loop takes too.
+        self._completing = threading.Lock()
         self._uses = 0
         self.closed = False
         self._is_written = False
@@ -110,9 +70,9 @@ class DiskContent:
         try:
             widened = extent.aligned(self._block_size, self.key.size)
             if widened == extent:
-                return self._read_blocks(files, widened, buffer[: extent.size], 0)
+                return self._read_blocks(files, widened, buffer[: extent.size])
             whole = memoryview(bytearray(widened.size))
-            if not self._read_blocks(files, widened, whole, 0):
+            if not self._read_blocks(files, widened, whole):
                 return False
             start = extent.start - widened.start
             buffer[: extent.size] = whole[start : start + extent.size]
@@ -130,8 +90,7 @@ class DiskContent:
         try:
             widened = extent.aligned(self._block_size, self.key.size)
             whole = memoryview(bytearray(widened.size))
-            # RWF_NOWAIT: the kernel answers from its page cache or says EAGAIN.
-            if not self._read_blocks(files, widened, whole, os.RWF_NOWAIT):
+            if not self._is_resident(files, widened, whole):
                 return None
             start = extent.start - widened.start
             return whole[start : start + extent.size]
@@ -307,9 +266,36 @@ class DiskContent:
 
     # blocks
 
-    def _read_blocks(
-        self, files: EntryFiles, extent: Extent, buffer: memoryview, flags: int
-    ) -> bool:
+    def _is_resident(self, files: EntryFiles, extent: Extent, buffer: memoryview) -> bool:
+        """Read whole blocks that are in the kernel's page cache, verified. Never waits for a disk.
+
+        What is odd about them is left to who can wait.
+        """
+        size = self._block_size
+        first = extent.start // size
+        position = 0
+        try:
+            words = files.blocks.resident_words(range(first, -(-extent.stop // size)))
+            if 0 in words:
+                return False
+            while position < extent.size:
+                at = extent.start + position
+                count = os.preadv(files.data, [buffer[position:]], at, os.RWF_NOWAIT)
+                if not count:
+                    return False
+                position += count
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if is_not_supported(error):
+                self._nowait = False  # the probe was on another file system than this file
+            return False
+        return all(
+            checksum(buffer[index * size : (index + 1) * size], first + index) == word
+            for index, word in enumerate(words)
+        )
+
+    def _read_blocks(self, files: EntryFiles, extent: Extent, buffer: memoryview) -> bool:
         """Read whole blocks into *buffer* and verify each; False: one is missing or bad."""
         size = self._block_size
         first = extent.start // size
@@ -319,19 +305,12 @@ class DiskContent:
             if 0 in words:
                 return False
             while position < extent.size:
-                count = os.preadv(files.data, [buffer[position:]], extent.start + position, flags)
+                count = os.preadv(files.data, [buffer[position:]], extent.start + position)
                 if not count:
                     break
                 position += count
-        except BlockingIOError:
-            return False
         except OSError as error:
-            if flags and is_not_supported(error):
-                self._nowait = False  # the probe was on another file system than this file
-            else:
-                self._shelf.failed(error)
-            return False
-        if position < extent.size and flags:
+            self._shelf.failed(error)
             return False
         good = True
         for index, word in enumerate(words):
@@ -397,7 +376,7 @@ class DiskContent:
         self._shelf.metrics.count("cache_written_bytes", len(data))
         self._published = True
         self._shelf.worked()
-        with self._lock:
+        with self._completing:
             if not first <= self._complete_to < first + len(words):
                 return True
         self._look_for_completion(files, first + len(words))
@@ -405,7 +384,7 @@ class DiskContent:
 
     def _look_for_completion(self, files: EntryFiles, present_to: int) -> None:
         # Under the lock, so that of two threads that publish neighbours the later one sees both.
-        with self._lock:
+        with self._completing:
             self._complete_to = files.blocks.first_absent(max(present_to, self._complete_to))
             complete = self._complete_to == files.blocks.count
         if complete:
@@ -421,7 +400,7 @@ class DiskContent:
 
     def _damaged(self, files: EntryFiles, number: int) -> None:
         self._shelf.metrics.count("cache_corrupt_blocks")
-        with self._lock:
+        with self._completing:
             self._complete_to = min(self._complete_to, number)
             warned, self._warned = self._warned, True
         if not warned:

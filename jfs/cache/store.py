@@ -18,7 +18,7 @@ from jfs import descriptors, directories
 from jfs.cache import adoption, eviction, filesystem
 from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BadMap, BlockMap, entry_name, open_either
 from jfs.cache.content import DiskContent
-from jfs.cache.files import EntryFiles, OpenFiles
+from jfs.cache.files import EntryFiles, Holder, OpenFiles
 from jfs.cache.filesystem import Abilities
 from jfs.cache.lastuse import LastUse
 from jfs.cache.verification import Verifier
@@ -173,10 +173,10 @@ class DiskBlockStore:
                 self._make_again()
         raise CacheError(f"{self._directory}: the entry of {content} keeps vanishing")
 
-    def opened(self, content: DiskContent) -> None:
+    def opened(self, content: Holder) -> None:
         self._open_files.add(content)
 
-    def closed(self, content: DiskContent) -> None:
+    def closed(self, content: Holder) -> None:
         self._open_files.remove(content)
         self._full_until = 0.0
 

@@ -4,16 +4,15 @@ A ``ContentReader`` belongs to one artifact version and is shared by every handl
 asks the planner what to fetch, starts a segment for each piece that nobody is fetching yet
 (single-flight), and answers from the segments as their bytes arrive.
 
-Concurrency: trio thread, except ``_fill_blocking``, which runs in a worker thread and touches only
-its segment, the cached content and the source. Between taking a view and answering with it there
-must be no checkpoint: see ``segments``.
+Concurrency: trio thread, except ``_receive_whole`` and ``_from_server``, which run in a worker
+thread and touch only their segment and the source. Between taking a view and answering with it
+there must be no checkpoint: see ``segments``.
 """
 
 import hashlib
 import logging
 from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import trio
@@ -21,7 +20,6 @@ import trio
 from jfs import threads
 from jfs.config import ReadSettings
 from jfs.errors import (
-    CacheError,
     DeadlineExceeded,
     IntegrityError,
     JfsError,
@@ -33,17 +31,15 @@ from jfs.extents import Extent, KiB, MiB
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
-from jfs.protocols import BlockStore, CachedContent, RangeSource
+from jfs.protocols import BlockStore, RangeSource
+from jfs.vfs.reading import cached
+from jfs.vfs.reading.cached import Cached, Look
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
 from jfs.vfs.reading.segments import HeldSink, Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.waiting import Disk
 
 log = logging.getLogger(__name__)
-
-# Another process of this node is fetching the same blocks: look again this often, and after so
-# long without a block from it (it may be stopped, or its network dead) fetch them ourselves.
-_CLAIM_POLL_S = 0.005
-_CLAIM_PATIENCE_S = 10.0
 
 # A content that does not match its digest is fetched again so often before it is refused.
 _REFETCHES = 1
@@ -56,6 +52,8 @@ _SMALL = MiB
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
 
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
+
+_DISK_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +104,7 @@ class DataPlane:
         self._fetches = fetches
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s)
+        self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
 
     def limits(self, repo: str) -> "_Limits":
         """Return the workers of a repository: one that hangs keeps only its own readers waiting."""
@@ -128,24 +127,19 @@ class DataPlane:
             raise IntegrityError(
                 f"{version.path}: the server keeps sending bytes that do not match its checksum"
             )
-        cached: CachedContent | None = None
+        content: Cached | None = None
         if self.store is not None:
-            try:
-                cached = await threads.on_disk(self.store.open, version.content)
-            except CacheError as error:
-                log.log(error.log_level, "%s: reading past the cache: %s", version.path, error)
-        return ContentReader(self, version, cached)
+            content = await cached.opened(self.store, version, self.disk, self.publisher)
+        return ContentReader(self, version, content)
 
 
 class ContentReader(SegmentOwner):
     """See the module; made by ``DataPlane.open``."""
 
-    def __init__(
-        self, plane: DataPlane, version: ArtifactVersion, cached: CachedContent | None
-    ) -> None:
+    def __init__(self, plane: DataPlane, version: ArtifactVersion, content: Cached | None) -> None:
         self.version = version
         self._plane = plane
-        self._cached = cached
+        self._cached = content
         block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
         self._block_size = block_size
         self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
@@ -182,7 +176,7 @@ class ContentReader(SegmentOwner):
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         segment = self._covering(extent)
         if segment is None and self._cached is not None:
-            resident = self._cached.read_resident(extent)
+            resident = self._cached.resident(extent)
             if resident is not None:
                 self._start_ahead(plan.ahead)
                 return resident
@@ -358,69 +352,53 @@ class ContentReader(SegmentOwner):
 
     async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
         """Wait until no other process fetches the same, then fill and publish."""
-        cached = self._cached
-        if cached is None:
-            await self._in_thread(segment, [segment.extent], limit)
+        content = self._cached
+        if content is None:
+            await self._fill_from(segment, Look([segment.extent]), None, limit)
             return
-        waiting_since = trio.current_time()
-        known_missing = None
-        claim: AbstractContextManager[None] | None = nullcontext()
-        while missing := cached.missing(segment.extent):
-            claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
-            if claim is not None:
-                # Between our look and our claim the other process may have finished.
-                missing = cached.missing(segment.extent)
-                break
-            if missing != known_missing:
-                known_missing = missing
-                waiting_since = trio.current_time()
-            elif trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
-                log.warning("%s: another process holds its blocks and stands still", self.version)
-                break
-            await trio.sleep(_CLAIM_POLL_S)
-        with claim or nullcontext():
-            fetched = await self._in_thread(segment, missing, limit)
+        async with content.claimed(segment) as look:
+            fetched = await self._fill_from(segment, look, content, limit)
             # READs are answered from now on; the disk is written behind them, in threads of its
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
             for run in fetched:
-                await self._plane.publisher.publish(cached, run.start, segment.slice(run))
+                await content.publish(run.start, segment.slice(run))
 
-    async def _in_thread(
-        self, segment: Segment, missing: list[Extent], limit: trio.CapacityLimiter
+    async def _fill_from(
+        self, segment: Segment, look: Look, content: Cached | None, limit: trio.CapacityLimiter
     ) -> list[Extent]:
-        return await threads.in_turn(limit, self._fill_blocking, segment, missing)
-
-    def _fill_blocking(self, segment: Segment, missing: list[Extent]) -> list[Extent]:
-        """Receive *missing* from the server and everything else from disk, in order.
+        """Receive what is missing from the server and everything else from disk, in order.
 
         Returns:
             The runs that came from the server.
         """
-        if self._is_small:
-            if not missing and self._from_disk(segment, self._whole):
-                return []
-            self._receive_whole(segment)
-            return [self._whole]
+
+        async def is_there(run: Extent) -> bool:
+            if not look.is_read and (content is None or not await content.read(segment, run)):
+                return False
+            self._plane.metrics.count("disk_bytes", run.size)
+            segment.progress(run.stop)
+            return True
+
+        async def fetch(run: Extent) -> None:
+            await threads.in_turn(limit, self._from_server, segment, run)
+            fetched.append(run)
+
         fetched: list[Extent] = []
+        if self._is_small:
+            if not look.missing and await is_there(self._whole):
+                return []
+            await threads.in_turn(limit, self._receive_whole, segment)
+            return [self._whole]
         position = segment.extent.start
-        for run in [*missing, Extent(segment.extent.stop, segment.extent.stop)]:
+        for run in [*look.missing, Extent(segment.extent.stop, segment.extent.stop)]:
             kept = Extent(position, run.start)
-            if kept and not self._from_disk(segment, kept):
-                self._from_server(segment, kept)  # evicted or damaged since we looked
-                fetched.append(kept)
+            if kept and not await is_there(kept):
+                await fetch(kept)  # evicted or damaged since we looked
             if run:
-                self._from_server(segment, run)
-                fetched.append(run)
+                await fetch(run)
             position = run.stop
         return fetched
-
-    def _from_disk(self, segment: Segment, run: Extent) -> bool:
-        if self._cached is None or not self._cached.read_into(run, segment.slice(run)):
-            return False
-        self._plane.metrics.count("disk_bytes", run.size)
-        segment.progress(run.stop)
-        return True
 
     def _receive_whole(self, segment: Segment) -> None:
         """Receive small content, and hold it against its digest. Raises IntegrityError."""
@@ -443,6 +421,6 @@ class ContentReader(SegmentOwner):
             return  # the last of them comes back here
         for segment in list(self._segments.values()):
             self.discard(segment)
-        cached, self._cached = self._cached, None
-        if cached is not None:
-            await threads.on_disk(cached.close)
+        content, self._cached = self._cached, None
+        if content is not None:
+            await content.close()

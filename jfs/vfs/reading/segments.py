@@ -60,6 +60,18 @@ class Segment:
         start = self.extent.start
         return self.view[extent.start - start : extent.stop - start]
 
+    def replace_buffer(self) -> None:
+        """Go on in another buffer: a thread that nobody waits for may still write to this one.
+
+        Trio thread, while no other thread fills it.
+        """
+        size = len(self.buffer)
+        fresh = mmap.mmap(-1, size) if isinstance(self.buffer, mmap.mmap) else bytearray(size)
+        view = memoryview(fresh)[: self.extent.size]
+        arrived = self.filled - self.extent.start
+        view[:arrived] = self.view[:arrived]
+        self.buffer, self.view = fresh, view
+
     def progress(self, filled: int) -> None:
         """Say from the filling thread that everything before *filled* has arrived."""
         self.filled = filled
