@@ -46,16 +46,18 @@ def waiting(device: str) -> int | None:
 def abort(device: str) -> None:
     """Cut the connection: whoever waits gets ECONNABORTED, whoever comes ENOTCONN.
 
-    Where fusectl is not mounted, by closing every descriptor of this process that may be it.
+    Where fusectl is not mounted, by closing every descriptor of this process that may be it. Their
+    numbers stay taken: whoever closes them later closes nobody else's.
     """
     try:
         (_CONNECTIONS / device.partition(":")[2] / "abort").write_text("1", encoding="ascii")
     except OSError as error:
         log.debug("cut off by closing it: %s", error)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                    os.close(int(name))
+                    os.dup2(nothing, int(name), inheritable=False)
 
 
 def _raise(setting: Path, value: int) -> None:

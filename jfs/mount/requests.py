@@ -25,6 +25,7 @@ from jfs.answers import Answers
 # turn of the event loop, may take longer: that the timer wakes it then is harmless.
 _PATIENCE_S = 0.02
 _descriptor: int | None = None  # of the kernel's connection, once it was waited for
+_closed = False
 
 
 async def wait_readable(descriptor: int) -> None:
@@ -45,6 +46,8 @@ def is_connected() -> bool:
     Once it has gone the next mount of anybody gets its device number: whatever is done to a mount
     that is found by this number would be done to theirs.
     """
+    if _closed:
+        return False
     if _descriptor is None:
         return True  # it has asked nothing yet
     poll = select.poll()
@@ -56,6 +59,12 @@ def is_connected() -> bool:
 def prepare() -> None:
     """Make SIGALRM interrupt system calls, and do nothing else. Main thread only."""
     signal.signal(signal.SIGALRM, lambda number, frame: None)
+
+
+def closed() -> None:
+    """Note that the connection is closed: its descriptor is another's soon."""
+    global _closed
+    _closed = True
 
 
 def rest() -> None:

@@ -286,7 +286,7 @@ async def _serve(
             if scope.cancelled_caught:  # what is left is in the journal
                 log.warning("uploads did not end within %.0f s: see `jfs recover ls`", drain_s)
             finished = True
-        watchdog.stop()
+        watchdog.stop(END_S)
         # Not even a kernel or a disk that never answers keeps the process: this needs neither
         # the event loop nor the interpreter, and says where each thread was.
         faulthandler.dump_traceback_later(END_S, exit=True)

@@ -118,6 +118,7 @@ class Session:
             # They use what would be freed. The end of the process closes the connection too.
             log.warning("%s: the kernel does not take a notification", self._mountpoint)
             return
+        requests.closed()
         pyfuse3.close(unmount=not self.device)
 
     def _take_away(self) -> None:

@@ -15,6 +15,7 @@ which the machine or this process was stopped does not count.
 While the mount answers, systemd is told so (``WATCHDOG=1``).
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -41,6 +42,7 @@ EXIT_CODE = 1
 _LONGEST_TICK_S = 5.0
 _TICKS = 12  # to the limit
 _SAY_AT = 1 / 3  # of the limit
+_CUT_AT = 0.75  # of the time that the end may take: to unmount and to answer takes 10 s at most
 _BLIND_TICKS = 6  # between STATFS where nobody says how many wait
 _STEP_S = 3.0  # for each step of the end: the log, the connection, the unmounting
 
@@ -119,9 +121,17 @@ class Watchdog:
         except RuntimeError as error:  # at the limit of processes
             log.warning("nobody watches whether the mount answers: %s", error)
 
-    def stop(self) -> None:
-        """Watch no more: the mount ends, which has a limit of its own."""
+    def stop(self, end_s: float) -> None:
+        """Watch no more: the mount ends, and the process after *end_s* at the latest.
+
+        Before that whoever still waits is cut off: a process of which one thread waits for a disk
+        that hangs does not go away, and nor would its connection.
+        """
         self._stopped.set()
+        later = threading.Timer(end_s * _CUT_AT, self._end_waiting)
+        later.daemon, later.name = True, "jfs-watchdog-end"
+        with contextlib.suppress(RuntimeError):  # at the limit of processes
+            later.start()
 
     def _watch(self) -> None:
         looker = Looker(self._device, ustat_number())
@@ -187,12 +197,21 @@ class Watchdog:
                 EXIT_CODE,
             ),
         )
+        self._cut()
+        _within(_STEP_S, logging.shutdown)
+        os._exit(EXIT_CODE)
+
+    def _end_waiting(self) -> None:
+        if requests.is_connected():
+            said = "the mount does not end: whoever still waits for it is cut off"
+            _within(_STEP_S, lambda: log.error("%s", said))
+            self._cut()
+
+    def _cut(self) -> None:
         if requests.is_connected():  # else its number is another's by now
             _within(_STEP_S, lambda: fusectl.abort(self._device))
             # Taken away too, so that it is a plain directory again whoever looks.
             _within(_STEP_S, self._take_away)
-        _within(_STEP_S, logging.shutdown)
-        os._exit(EXIT_CODE)
 
     def _take_away(self) -> None:
         for entry in mounts():

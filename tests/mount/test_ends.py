@@ -3,10 +3,13 @@
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
 import termios
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from jfs.server import EmbeddedServer
 from jfs.server.http.faults import Fault
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import JFS, clean_environ
+from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
 
@@ -22,6 +26,7 @@ _DEADLINE_S = 50
 # Numbers of system calls on x86-64 and arm64.
 _WRITEV = {20, 66}  # by which a notification goes to the kernel
 _STAT = {4, 262, 332, 79, 291}
+_OPENAT = {257, 56}
 
 
 def in_call(pid: int, numbers: set[int]) -> int:
@@ -178,3 +183,57 @@ def test_an_end_leaves_alone_who_has_its_device_by_now(
     for other in others:
         assert os.path.ismount(other.root)
         assert os.listdir(other.root) == []
+
+
+# The end stops the event loop for good.
+_HANG = """
+import time
+from jfs.mount.session import Session
+async def end(self):
+    time.sleep(3600)
+Session.end = end
+"""
+_SOON = """
+import jfs.mount.serving
+jfs.mount.serving.END_S = 2.0
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path)
+    yield made
+    made.end()
+
+
+def test_an_end_that_hangs_says_where_it_hangs_and_is_over(
+    server: EmbeddedServer,
+    mounter: Mounter,
+    tmp_path: Path,
+    scale: Callable[[str, str], str],
+    disk: Disk,  # gone before the mount is
+) -> None:
+    """And the cache's disk hangs: not even SIGKILL ends a thread that waits for it."""
+    server.deploy("ml-models-local", "f", bytes(1 << 20))
+    (tmp_path / "sitecustomize.py").write_text(_HANG + scale(_SOON, ""))
+    mount = mounter(
+        f"{server.url}/ml-models-local",
+        *("--cache-dir", str(disk.place / "cache")),
+        JF_ACCESS_TOKEN=server.token,
+        PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+    )
+    disk.fail(all="hang")
+    reader = subprocess.Popen(["cat", str(mount.root / "f")], stderr=subprocess.DEVNULL)
+    while in_call(mount.process.pid, _OPENAT) < 2:  # what is left over is looked for, too
+        os.sched_yield()
+    mount.process.send_signal(signal.SIGTERM)
+    if not scale(_SOON, ""):  # else there is not much between the two
+        assert reader.wait(_DEADLINE_S) == 1
+        assert not os.path.ismount(mount.root)
+    while not re.search(r"Timeout \(0:00:\d\d\)!", mount.log()):
+        threading.Event().wait(0.02)
+    disk.fail()
+    assert mount.process.wait(_DEADLINE_S) == 1
+    assert reader.wait(_DEADLINE_S) == 1
+    assert "in end" in mount.log_after()
+    assert re.search(r'File ".*/jfs/cache/\w+.py", line \d+ in ', mount.log_after())

@@ -76,6 +76,34 @@ def test_of_several_starts_at_once_one_mounts(
         assert len(mounted_at(mountpoint)) == (0 if attempt % 2 else 1)
 
 
+def test_dead_mounts_one_on_the_other_are_cleared_by_whatever_starts(
+    server: EmbeddedServer, mounter: Mounter, tmp_path: Path, scale: Callable[[int, int], int]
+) -> None:
+    """A crash on top of a crash, where one was bound over the other."""
+    server.deploy("ml-models-local", "a", b"x")
+    source, token = f"{server.url}/ml-models-local", tmp_path / "token"
+    token.write_text(server.token)
+    options = {"token_file": token, "cache_dir": tmp_path / "c", "log_file": tmp_path / "log"}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    fstab = ",".join(f"{name}={value}" for name, value in options.items())
+    starts = [(source, "-o", f"rw,_netdev,{fstab}"), ("mount", "--daemon", *flags, source)]
+    for number, start in enumerate(starts[: scale(1, 2)]):
+        names = (f"lower{number}", f"upper{number}")
+        lower, upper = (mounter(source, name=name, JF_ACCESS_TOKEN=server.token) for name in names)
+        subprocess.run(["mount", "--bind", str(upper.root), str(lower.root)], check=True)
+        subprocess.run(["umount", str(upper.root)], check=True)
+        for dead in (lower, upper):
+            dead.process.kill()
+            dead.process.wait(_DEADLINE_S)
+        assert len(mounted_at(lower.root)) == 2
+        result = run_jfs(*start, str(lower.root))
+        assert result.returncode == 0, result.stderr
+        assert (lower.root / "a").read_bytes() == b"x"
+        assert len(mounted_at(lower.root)) == 1
+        assert run_jfs("umount", str(lower.root)).returncode == 0
+        assert os.listdir(lower.root) == []
+
+
 def test_a_start_that_has_a_mountpoint_keeps_others_away(mountpoint: Path) -> None:
     (mountpoint.parent / "alias").symlink_to("models")
     directory = claim(mountpoint)
