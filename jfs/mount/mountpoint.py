@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jfs.errors import ConfigError
-from jfs.mount.table import FSTYPE, leads_through, mount_at, resolve
+from jfs.mount.table import FSTYPE, leads_through, mount_above, mount_at, resolve
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,13 @@ def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such directory: create it with `mkdir -p {path}`") from None
     except OSError as error:
+        above = mount_above(path) if error.errno == errno.ENOTCONN and entry is None else None
+        if above is not None:
+            place = above[0].mountpoint
+            raise ConfigError(
+                f"{path}: lies in {place}, a dead {above[0].fstype} mount: "
+                f"`fusermount3 -uz {place}` first, or mount that again"
+            ) from None
         if error.errno != errno.ENOTCONN or entry is None:
             raise ConfigError(f"{path}: {error.strerror}") from None
         if entry.fstype != FSTYPE:

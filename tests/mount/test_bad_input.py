@@ -153,6 +153,10 @@ def test_a_dead_mount_is_cleared(server: EmbeddedServer, mounter: Mounter) -> No
     # A crash leaves ENOTCONN: an empty directory would mislead mirrors.
     with pytest.raises(OSError, match="not connected"):
         os.listdir(first.root)
+    place, cache = first.root / "a", first.root.with_name("cache")
+    inside = run_jfs("mount", source, str(place), f"--cache-dir={cache}", JF_ACCESS_TOKEN="t")
+    assert inside.returncode == 2
+    assert f"lies in {first.root}, a dead fuse.jfs mount: `fusermount3 -uz" in inside.stderr
     second = mounter(source, JF_ACCESS_TOKEN=server.token)
     assert (second.root / "a").read_bytes() == b"x"
     second.stop(expected=["clearing the mount of a jfs that crashed"])
