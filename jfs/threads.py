@@ -140,7 +140,12 @@ async def publishing(call: Callable[..., _T], *args: object) -> _T:
 
 async def hashing(call: Callable[..., _T], *args: object) -> _T:
     """Compute digests of whole files."""
-    return await _run(_limiter("hashing", 4), call, *args)
+    return await _run(of_hashing(), call, *args)
+
+
+def of_hashing() -> trio.CapacityLimiter:
+    """Return the limiter of digests of whole files."""
+    return _limiter("hashing", 4)
 
 
 async def computing(call: Callable[..., _T], *args: object) -> _T:

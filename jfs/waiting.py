@@ -14,15 +14,21 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 import trio
+from trio.lowlevel import RunVar
 
 from jfs import threads
 from jfs.errors import DiskHangs
+from jfs.extents import MiB
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_PROBE_S = 15.0
+_PROBE_S, _PROBE_PATIENCE_S = 15.0, 1.0
+_SLOWEST = 5 * MiB  # bytes a second of a disk that does not hang
+_STAGING_S = 30.0
+_STAGING_THREADS = 32
+_STAGING = "the staging directory's disk"
 
 
 class Disk:
@@ -38,7 +44,7 @@ class Disk:
         self._what = what
         self._patience_s = patience_s
         self._limiter = trio.CapacityLimiter(tokens)
-        self._token = trio.lowlevel.current_trio_token()
+        self._token: trio.lowlevel.TrioToken | None = None
         self._hung_at: float | None = None  # None: it answers
         self._probe_at = 0.0
         self._owed: list[Callable[[], object]] = []
@@ -54,25 +60,32 @@ class Disk:
         *args: object,
         late: Callable[[_T], object] | None = None,
         shielded: bool = False,
+        size: int = 0,
+        limiter: trio.CapacityLimiter | None = None,
     ) -> _T:
         """Return what *call* returns, in a thread.
 
         Args:
             late: takes what is returned when nobody waits any more; in the thread, never raises.
             shielded: a cancellation waits for the end, as long as others do.
+            size: bytes that are read or written: those of a slow disk are waited for.
+            limiter: another than its own.
         Raises:
             DiskHangs: it did not return in time, or others did not a moment ago: it was not called.
         Cancellation: the thread goes on.
         """
         now = trio.current_time()
+        patience_s = self._patience_s + size / _SLOWEST
         if self._hung_at is not None:
+            patience_s = min(patience_s, _PROBE_PATIENCE_S)
             if now < self._probe_at:
                 raise self._hangs(asked=False)
             self._probe_at = now + _PROBE_S
+        self._token = trio.lowlevel.current_trio_token()
         under_way = _Call(call, args, late, self._came_back)
-        with trio.move_on_after(self._patience_s, shield=shielded):
+        with trio.move_on_after(patience_s, shield=shielded):
             try:
-                result = await threads.abandoning(self._limiter, under_way)
+                result = await threads.abandoning(limiter or self._limiter, under_way)
             except trio.Cancelled:
                 under_way.leave()
                 raise
@@ -87,20 +100,22 @@ class Disk:
                 "%s has not answered for %g s: going on without it", self._what, self._patience_s
             )
         self._probe_at = trio.current_time() + _PROBE_S
-        raise self._hangs(asked=True)
+        raise self._hangs(asked=under_way.begun)
 
     async def end(self, call: Callable[[], object]) -> None:
         """Call what ends a use: now, or once the disk answers again. Never raises for the disk."""
         try:
             await self.run(call)
-        except DiskHangs:
-            self._owed.append(call)  # a second time does no harm
+        except DiskHangs as hangs:
+            if not hangs.asked:
+                self._owed.append(call)
 
     def _hangs(self, *, asked: bool) -> DiskHangs:
         return DiskHangs(f"has not answered for {self._patience_s:g} s", asked=asked)
 
     def _came_back(self) -> None:
         """A call that was given up has ended. Any thread."""
+        assert self._token is not None
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._answered)
 
@@ -131,8 +146,10 @@ class _Call(Generic[_T]):
         self._lock = threading.Lock()
         self._left = False
         self._results: list[_T] = []
+        self.begun = False
 
     def __call__(self) -> _T:
+        self.begun = True
         try:
             result = self._call(*self._args)
         except BaseException:
@@ -167,3 +184,49 @@ def _call_all(calls: list[Callable[[], object]]) -> None:
     for call in calls:
         with suppress(OSError):
             call()
+
+
+# Of one run of trio: a thread that outlives its run never gives its token back.
+_staging: RunVar[Disk] = RunVar("jfs.waiting")
+
+
+def staging_disk() -> Disk:
+    """Return the disk of the staging directory."""
+    try:
+        return _staging.get()
+    except LookupError:
+        disk = Disk(_STAGING, _STAGING_THREADS, _STAGING_S)
+        _staging.set(disk)
+        return disk
+
+
+def may_hang() -> bool:
+    """Whether the disk of the staging directory hangs, as far as is known. Any thread."""
+    try:
+        return _staging.get().hangs
+    except (LookupError, RuntimeError):  # nobody has asked it, or this is no trio thread
+        return False
+
+
+def use_patience(patience_s: float) -> None:
+    """Wait so long for the disk of the staging directory, in this run."""
+    _staging.set(Disk(_STAGING, _STAGING_THREADS, patience_s))
+
+
+async def on_disk(
+    call: Callable[..., _T],
+    *args: object,
+    late: Callable[[_T], object] | None = None,
+    size: int = 0,
+) -> _T:
+    """Run what touches staged files and their journal; see ``Disk.run``.
+
+    A cancellation waits for the end. Raises DiskHangs.
+    """
+    return await staging_disk().run(call, *args, late=late, size=size, shielded=True)
+
+
+async def hashing(call: Callable[[], _T], size: int) -> _T:
+    """Compute the digest of a staged file of *size* bytes, which may be read for it. As above."""
+    limiter = threads.of_hashing()
+    return await staging_disk().run(call, size=size, limiter=limiter, shielded=True)

@@ -10,14 +10,16 @@ Trio thread; bodies are sent by worker threads.
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from urllib.parse import quote
 
 import httpx
 import trio
 
-from jfs import threads
+from jfs import threads, waiting
 from jfs.artifactory import wire
 from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import USER_AGENT, failure, mapped
@@ -25,7 +27,7 @@ from jfs.artifactory.filebody import FileBody, Unreadable
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
 from jfs.artifactory.transport import BulkTransport
-from jfs.errors import Conflict, IntegrityError, JfsError, NotFound, ProtocolViolation
+from jfs.errors import Conflict, DiskHangs, IntegrityError, JfsError, NotFound, ProtocolViolation
 from jfs.extents import KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import Deployment, FileInfo, Properties
@@ -38,6 +40,8 @@ _SETTLING_RATE = 20 * MiB
 _BODIES = 4
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
+# An upload that stands still for so long waits for the server, or for a disk that hangs.
+_LOOK_S = 5.0
 # What is uploaded behind is tried again later: meanwhile it keeps its name from a rename.
 _HURRIED_S = 3.0
 # Request lines of Tomcat end at 8 KiB with everything else in them; the rest is set afterwards.
@@ -118,12 +122,16 @@ class Uploads:
             failure: JfsError | OSError | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, attempt)
-                try:
-                    with trio.CancelScope(shield=True):  # the thread reads the caller's file
-                        found = await threads.in_turn(workers, self._attempt, attempt)
-                except (JfsError, OSError) as error:  # raised in here it would leave as a group
-                    failure = error
+                with trio.CancelScope(shield=True) as reading:  # the thread reads the caller's file
+                    hung = await nursery.start(_give_up_a_disk_that_hangs, attempt, reading)
+                    try:
+                        call = partial(self._attempt, attempt)
+                        found = await threads.abandoning(workers, call)
+                    except (JfsError, OSError) as error:  # raised here it would leave as a group
+                        failure = error
                 nursery.cancel_scope.cancel()
+            if reading.cancelled_caught:
+                failure = hung[0]
             if failure is not None:
                 raise failure
         _compare(found, deployment)
@@ -193,7 +201,7 @@ class _Attempt:
 
     def __init__(self, deployment: Deployment, file: int, idle_s: float) -> None:
         self.deployment = deployment
-        self._file = file
+        self.file = file
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._current: FileBody | None = None
@@ -207,12 +215,12 @@ class _Attempt:
 
     def question(self) -> FileBody:
         """Return the body of a checksum deploy, which is empty."""
-        return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
+        return self._next(FileBody(self.file, 0, answer_s=self._idle_s))
 
     def body(self) -> FileBody:
         """Return the content."""
         size = self.deployment.size
-        self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
+        self._body = FileBody(self.file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
         return self._next(self._body)
 
     def cut(self) -> None:
@@ -283,6 +291,31 @@ def _parsed(answer: bytes, deployment: Deployment) -> FileInfo:
         raise ProtocolViolation(f"{deployment.path}: the answer to a deploy is empty")
     document = wire.parse_json(answer, f"PUT {deployment.path}")
     return wire.parse_deployed(document, deployment.path)
+
+
+async def _give_up_a_disk_that_hangs(
+    attempt: _Attempt,
+    reading: trio.CancelScope,
+    task_status: trio.TaskStatus[list[OSError]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Leave the thread of an upload to itself if its file cannot be read, and say so."""
+    hung: list[OSError] = []
+    task_status.started(hung)
+    sent = -1
+    while True:
+        await trio.sleep(_LOOK_S)
+        sent, before = attempt.sent, sent
+        if sent != before:
+            continue
+        try:
+            await waiting.on_disk(os.pread, attempt.file, 1, sent)
+        except DiskHangs as error:
+            attempt.cut()
+            hung.append(error)
+            reading.cancel()
+            return
+        except OSError:
+            pass  # the thread will find out
 
 
 async def _cut_when_cancelled(attempt: _Attempt) -> None:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
-from jfs import threads
+from jfs import waiting
 from jfs.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -56,6 +56,7 @@ from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.unasked import Unasked
+from jfs.vfs.writing.staging import StagingFile
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ class Mutations:
             async with self._claimed((parent, name)):
                 if not await self._unasked.is_there(parent, name):
                     path = parent.path.child(name)
-                    staged = await threads.on_disk(partial(writing.area.new, path, None, made=True))
+                    new = partial(writing.area.new, path, None, made=True)
+                    staged = await waiting.on_disk(new, late=StagingFile.unmake)
                     # no checkpoint until it is open
                     info = FileInfo(path, 0, Checksums(), time.time_ns())
                     inode = self._tree.made(parent, name, info, local=True)
@@ -159,7 +161,7 @@ class Mutations:
                 raise AlreadyExists(f"{path}: is there already")
             properties = {**writing.area.settings.properties, SYMLINK_TARGET: (target,)}
             deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
-            file = await threads.on_disk(writing.area.journal.anonymous)
+            file = await waiting.on_disk(writing.area.journal.anonymous, late=os.close)
             try:
                 with self._tree.doubted((parent, name)):
                     await self._store.deploy(deployment, file)

@@ -1,8 +1,9 @@
 """A disk that hangs holds up no reader for long, and is used again once it answers."""
 
 import hashlib
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,17 +11,26 @@ from pathlib import Path
 import pytest
 import trio
 
+from jfs import waiting
 from jfs.cache import DiskBlockStore
-from jfs.config import CacheSettings, ReadSettings
+from jfs.config import CacheSettings, ReadSettings, WriteSettings
 from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.protocols import Sink
+from jfs.server import EmbeddedServer
+from jfs.vfs.filesystem import Caller, Change
+from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
+from tests.component.composed import composed, find
+from tests.component.composed import content as everything
+from tests.component.server_requests import Requests
+from tests.conftest import REPO
 from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse  # the disk is one
 
+ME = Caller(os.getuid(), os.getgid())
 _PATIENCE_S = 0.3
 _SIZE = 6 * MiB
 
@@ -110,3 +120,58 @@ async def test_a_disk_that_hangs_holds_up_no_reader(
         await held.close()
         with trio.fail_after(20):
             await trio.to_thread.run_sync(store.close)
+
+
+async def test_a_staging_disk_that_hangs_fails_writes_in_time(
+    server: EmbeddedServer, disk: Disk, expected_logs: list[str]
+) -> None:
+    """What was refused is not uploaded, whatever a thread does once the disk answers again."""
+    expected_logs += ["the staging directory's disk has not answered for 0.3 s", "not uploaded"]
+    server.deploy(REPO, "there", b"there" * 1000)
+    server.deploy(REPO, "changed", b"before" * 1000)
+    waiting.use_patience(_PATIENCE_S)
+    async with composed(server, REPO, writes=WriteSettings(disk.place / "staging")) as fs:
+
+        async def made(name: str) -> int:
+            return (await fs.create(ROOT, name, 0o644, os.O_WRONLY, ME))[0].handle
+
+        half, emptied, whole = [await made(name) for name in ("half", "emptied", "whole")]
+        changed = (await fs.open(await find(fs, "changed"), os.O_WRONLY)).handle
+        for handle in (half, emptied, whole):
+            await fs.write(handle, 0, b"1" * 100_000)
+        await trio.to_thread.run_sync(lambda: disk.fail(all="hang"))
+        refused: list[Callable[[], Awaitable[object]]] = [
+            lambda: fs.write(half, 100_000, b"2" * 100_000),
+            lambda: fs.flush(half),
+            lambda: fs.write(emptied, 50_000, b"2" * 100_000),
+            lambda: fs.write(changed, 0, b"after"),
+            lambda: made("new"),
+            lambda: fs.flush(whole),
+        ]
+        with trio.fail_after(30):
+            for call in refused:
+                with pytest.raises(OSError, match=r"has not answered for 0\.3 s"):
+                    await call()
+            await fs.release(half)
+            assert await everything(fs, "there") == b"there" * 1000
+            await fs.rename(ROOT, "there", ROOT, "moved", 0)
+        await trio.to_thread.run_sync(disk.fail)
+        with trio.fail_after(30):
+            while waiting.staging_disk().hangs:  # until what is stuck has come back
+                await trio.lowlevel.checkpoint()
+            await fs.setattr(await find(fs, "emptied"), Change(size=0), emptied)
+            await fs.write(emptied, 0, b"3" * 70_000)
+            for handle in (emptied, changed, whole):
+                await fs.flush(handle)
+                await fs.release(handle)
+            again = await made("half")
+            await fs.write(again, 0, b"4")
+            await fs.flush(again)
+            await fs.release(again)
+    ask = Requests(server)
+    stored = {name: ask.get(f"/{REPO}/{name}") for name in ("emptied", "whole", "half", "changed")}
+    assert stored["emptied"].body == b"3" * 70_000
+    assert stored["whole"].body == b"1" * 100_000
+    assert stored["half"].body == b"4"
+    assert stored["changed"].body == b"before" * 1000
+    assert ask.get(f"/{REPO}/new").status == 404

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from jfs import threads
+from jfs import waiting
 from jfs.model import Checksums, FileInfo
 from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.queue import QueueState
@@ -36,6 +36,12 @@ class _Left:
 
     entry: Entry
     written_ns: int
+
+
+def _give_up(left: list[_Left]) -> None:
+    """Let go of what was claimed: whoever wanted it has given up. Blocking."""
+    for each in left:
+        each.entry.close()
 
 
 class Behind:
@@ -96,7 +102,7 @@ class Behind:
         for file in self._files.queue.files():
             if file.staged is not None and file.staged.entry is not None:
                 ours[file.staged.entry.name] = file
-        for name in await threads.on_disk(journal.unwanted, ours.keys()):
+        for name in await waiting.on_disk(journal.unwanted, ours.keys()):
             await self._files.discard(ours[name])
         await self._take_over(self._writing)
         self.wake()
@@ -115,7 +121,7 @@ class Behind:
 
     async def _take_over(self, writing: Writing) -> None:
         try:
-            left = await threads.on_disk(self._claim, writing.area)
+            left = await waiting.on_disk(self._claim, writing.area, late=_give_up)
         except OSError as error:
             log.warning("what earlier mounts left cannot be looked at: %s", error)
             return

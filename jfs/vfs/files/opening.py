@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import trio
 
-from jfs import threads
 from jfs.errors import IsADirectory, NoEntry, NotFound, Replaced
 from jfs.model import FileInfo, same_content
 from jfs.vfs.files.openfile import OpenFile, content_of
@@ -30,6 +29,7 @@ from jfs.vfs.kernel import KernelView
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing.staging import forgotten
 
 _REFUSED_KEPT = 1024
 
@@ -192,7 +192,7 @@ class Opening:
         file.staged = file.acknowledged = None
         for staged in gone:
             if file.detached:  # its name may have gone a moment ago
-                await threads.on_disk(staged.forget_quietly)
+                await forgotten(staged)
             staged.close()
         reader, file.reader = file.reader, None
         if reader is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from jfs import descriptors, threads
+from jfs import descriptors, waiting
 from jfs.config import WriteSettings
 from jfs.errors import (
     AccessDenied,
@@ -321,7 +321,7 @@ class UploadQueue:
             later = time.time_ns() + int((self._time(item) - now) * 1e9)
             changes = {"error": item.error, "tries": item.tries, "next_ns": later}
             try:
-                await threads.on_disk(lambda: entry.note(**changes))
+                await waiting.on_disk(lambda: entry.note(**changes))
             except OSError as disk:
                 log.warning("%s: its journal cannot be written: %s", item.file.inode.path, disk)
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from jfs import threads
+from jfs import waiting
 from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.queue import UploadQueue
@@ -17,6 +17,7 @@ from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.writer import Writer
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.locks import PathLocks
+from jfs.vfs.writing.staging import forgotten
 
 
 class Renaming:
@@ -105,7 +106,7 @@ class Renaming:
                 async with file.lock:  # a write may be making its staged file at this moment
                     for staged in (file.staged, file.acknowledged):
                         if staged is not None:
-                            await threads.on_disk(staged.forget_quietly)
+                            await forgotten(staged)
                 if self._queue is not None:
                     await self._queue.drop(file)
 
@@ -123,7 +124,7 @@ class Renaming:
             for staged in (file.staged, file.acknowledged):
                 entry = staged.entry if staged is not None else None
                 if entry is not None and not file.detached:
-                    await threads.on_disk(partial(entry.update, path=path))
+                    await waiting.on_disk(partial(entry.update, path=path))
 
     async def note_move(
         self,
@@ -157,7 +158,7 @@ class Renaming:
             "supersedes": (*entry.record.supersedes, *names),
             "sent": tuple(sorted(sent)),
         }
-        await threads.on_disk(partial(entry.update, **changes))
+        await waiting.on_disk(partial(entry.update, **changes))
         staged.sent.clear()
         staged.sent.update(sent)
 
@@ -169,7 +170,7 @@ class Renaming:
         async with file.lock:
             entry = file.staged.entry if file.staged is not None else None
             if entry is not None:
-                await threads.on_disk(partial(entry.note, modified_ns=file.modified_ns))
+                await waiting.on_disk(partial(entry.note, modified_ns=file.modified_ns))
 
     async def note_properties(self, inode: Inode) -> None:
         """Let the journal know what was set on a file that was never uploaded."""
@@ -180,4 +181,4 @@ class Renaming:
             entry = file.staged.entry if file.staged is not None else None
             if entry is not None and not file.detached:
                 properties = {**entry.record.properties, **(inode.properties or {})}
-                await threads.on_disk(lambda: entry.update(properties=properties))
+                await waiting.on_disk(lambda: entry.update(properties=properties))

@@ -38,7 +38,7 @@ from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
-from jfs.vfs.writing.staging import StagingFile
+from jfs.vfs.writing.staging import StagingFile, forgotten
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ class OpenFiles:
             elif file.dirty:
                 left.append(file.inode.path)
             elif file.staged is not None:
-                await threads.on_disk(file.staged.forget_quietly)
+                await forgotten(file.staged)
             await self._opening.let_go(file)
         self._handles.clear()
         return left

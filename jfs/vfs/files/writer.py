@@ -20,8 +20,8 @@ from typing import Protocol
 
 import trio
 
-from jfs import threads
-from jfs.errors import ProtocolViolation, Stale, disk_words
+from jfs import waiting
+from jfs.errors import DiskHangs, ProtocolViolation, Stale, disk_words
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
@@ -31,7 +31,7 @@ from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.writing.deployer import Deployer, keep
 from jfs.vfs.writing.journal import Entry, State
-from jfs.vfs.writing.staging import StagingArea, StagingFile
+from jfs.vfs.writing.staging import StagingArea, StagingFile, forgotten
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Writer:
         staged = await self._stage_newer(file, file.size)
         await self._change(file, staged)
         try:
-            await threads.on_disk(staged.write, offset, data)
+            await staged.change(staged.write, offset, data)
         except OSError as error:
             file.broken = error
             raise
@@ -124,7 +124,11 @@ class Writer:
             return
         staged = await self._stage_newer(file, min(size, file.size))
         await self._change(file, staged)
-        await threads.on_disk(staged.truncate, size)
+        try:
+            await staged.change(staged.truncate, size)
+        except DiskHangs as error:
+            file.broken = error  # nobody knows what is there now
+            raise
         if not size:
             file.broken = None
 
@@ -150,9 +154,9 @@ class Writer:
             staged = await self._stage(file, file.size)
             assert staged.entry is not None
             try:
-                await threads.on_disk(_queue, staged.entry, _promise(file))
+                await waiting.on_disk(_queue, staged.entry, _promise(file), size=staged.size)
             except OSError as error:
-                await threads.on_disk(keep, staged.entry, disk_words(error))
+                await waiting.on_disk(keep, staged.entry, disk_words(error))
                 raise
             file.queued = generation
             await self._supersede(file)
@@ -189,7 +193,7 @@ class Writer:
         """
         async with self._placed(file):
             if file.is_pending and file.staged is not None and file.staged.entry is not None:
-                await threads.on_disk(keep, file.staged.entry, reason)
+                await waiting.on_disk(keep, file.staged.entry, reason)
                 self._abandon(file)
 
     async def discard(self, file: OpenFile) -> None:
@@ -197,7 +201,7 @@ class Writer:
         self.cut(file)
         async with self._placed(file):
             if file.is_pending and file.staged is not None:
-                await threads.on_disk(file.staged.forget)
+                await waiting.on_disk(file.staged.forget)
                 self._abandon(file)
 
     def cut(self, file: OpenFile) -> None:
@@ -245,13 +249,16 @@ class Writer:
             return
         if file.dirty:
             if file.broken is not None:  # half a file, on a full disk: its writer was told
-                await threads.on_disk(staged.forget_quietly)
+                await forgotten(staged)
             if file.acknowledged is not None:
                 self._fall_back(file, staged)
             else:
                 self._abandon(file)
             return
-        await threads.on_disk(self._adopt, file.info, staged)
+        try:
+            await waiting.on_disk(self._adopt, file.info, staged, size=staged.size)
+        except DiskHangs as error:  # the server has it
+            log.warning("%s: not taken into the cache: %s", file.inode.path, disk_words(error))
         file.staged = None
         staged.close()
 
@@ -267,7 +274,7 @@ class Writer:
         if file.info.size > _KEPT_FOR_READERS:
             log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
             return
-        staged = await threads.on_disk(self._area.anonymous)
+        staged = await waiting.on_disk(self._area.anonymous, late=StagingFile.unmake)
         try:
             await self._copy(file, staged, file.info.size)
         except Stale:  # nobody can read it any more: its readers are told so, whatever we do
@@ -283,15 +290,15 @@ class Writer:
         if file.staged is not None:
             return file.staged
         if file.detached:
-            staged = await threads.on_disk(self._area.anonymous)
+            staged = await waiting.on_disk(self._area.anonymous, late=StagingFile.unmake)
         else:
             new = partial(self._area.new, file.inode.path, file.base, made=file.inode.local)
-            staged = await threads.on_disk(new)
+            staged = await waiting.on_disk(new, late=StagingFile.unmake)
         try:
             await self._copy(file, staged, size)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await threads.on_disk(staged.forget_quietly)
+                await forgotten(staged)
             staged.close()
             raise
         file.staged = staged
@@ -302,7 +309,10 @@ class Writer:
         staged = await self._stage(file, size)
         if not file.is_pending:
             return staged
-        newer = await threads.on_disk(self._area.successor, staged, size)
+        successor = self._area.successor
+        newer = await waiting.on_disk(
+            successor, staged, size, late=StagingFile.unmake, size=2 * size
+        )
         file.acknowledged, file.staged = staged, newer
         return newer
 
@@ -310,7 +320,7 @@ class Writer:
         """Forget what was queued before: what is newer is safe."""
         older, file.acknowledged = file.acknowledged, None
         if older is not None:
-            await threads.on_disk(older.forget_quietly)
+            await forgotten(older)
             older.close()
 
     def _fall_back(self, file: OpenFile, staged: StagingFile) -> None:
@@ -332,7 +342,7 @@ class Writer:
             data = bytes(await reader.read(piece))
             if len(data) != piece.size:
                 raise ProtocolViolation(f"{file.inode.path}: ends at {piece.start + len(data)}")
-            await threads.on_disk(staged.write, piece.start, data)
+            await staged.change(staged.write, piece.start, data)
 
     async def _change(self, file: OpenFile, staged: StagingFile) -> None:
         """Note that the content is about to change."""
@@ -347,7 +357,7 @@ class Writer:
             return
         base = file.base
         changes = {"base": _digest_of(base), "base_size": base.size if base is not None else 0}
-        await threads.on_disk(lambda: entry.update(state=State.WRITING, **changes))
+        await waiting.on_disk(lambda: entry.update(state=State.WRITING, **changes))
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode

@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import trio
 
-from jfs import threads
+from jfs import waiting
 from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NotFound, disk_words
 from jfs.metrics import Metrics
 from jfs.model import (
@@ -85,7 +86,9 @@ class Deployer:
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
             properties = {**(properties or kept), **self._area.settings.properties}
-            sha256 = await threads.hashing(_seal, staged, entry, path, properties, modified_ns)
+            sha256 = await waiting.hashing(
+                partial(_seal, staged, entry, path, properties, modified_ns), staged.size
+            )
             deployment = Deployment(
                 path, staged.size, Checksums(sha256=sha256), properties, modified_ns
             )
@@ -95,7 +98,7 @@ class Deployer:
             staged.sent.add(sha256)
             if entry.record.state is State.PENDING and sha256 not in entry.record.sent:
                 sent = (*entry.record.sent, sha256)
-                await threads.on_disk(lambda: entry.update(sent=sent))
+                await waiting.on_disk(lambda: entry.update(sent=sent))
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, done)
             try:
@@ -126,7 +129,7 @@ class Deployer:
             self._metrics.count("deploys_failed")
             if staged.entry.record.state is not State.PENDING:
                 said = disk_words(error) if isinstance(error, OSError) else str(error)
-                await threads.on_disk(keep, staged.entry, said)
+                await waiting.on_disk(keep, staged.entry, said, size=staged.size)
             raise
         finally:
             self.active -= 1
@@ -206,7 +209,7 @@ async def _sync_if_long(entry: Entry, done: trio.Event) -> None:
         await done.wait()
         return
     try:
-        await threads.on_disk(entry.sync_data)
+        await waiting.on_disk(entry.sync_data, size=entry.size)
     except OSError as error:
         # The upload goes on: it does not need this disk any more.
         log.warning("%s: the staged copy may not survive: %s", entry.record.path, error)

@@ -16,10 +16,11 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from jfs import threads
-from jfs.errors import JfsError, NotFound
+from jfs import waiting
+from jfs.errors import JfsError, NotFound, is_local
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
@@ -39,21 +40,21 @@ class Outcome(enum.Enum):
 
 async def resume(area: StagingArea, store: ArtifactStore) -> None:
     """Upload what was interrupted; say what waits. Never raises; for the start of a mount."""
-    waiting = 0
+    kept = 0
     # One by one: meanwhile the others are free for `jfs recover`.
     left = area.journal.left_behind()
-    while (entry := await threads.on_disk(_next, left)) is not None:
+    while (entry := await waiting.on_disk(_next, left)) is not None:
         try:
             if entry.record.server != area.server or entry.record.state is State.PENDING:
                 continue  # what is pending waits for a mount that shows its place
             if entry.record.state is not State.DEPLOYING:
-                waiting += 1
+                kept += 1
                 continue
-            waiting += not await _resume_one(entry, store)
+            kept += not await _resume_one(entry, store)
         finally:
             entry.close()
-    if waiting:
-        log.info("%d files of earlier mounts were not uploaded: `jfs recover ls`", waiting)
+    if kept:
+        log.info("%d files of earlier mounts were not uploaded: `jfs recover ls`", kept)
 
 
 def _next(left: Iterator[Entry]) -> Entry | None:
@@ -90,10 +91,10 @@ async def upload(
     record = entry.record
     path = target or record.path
     base = record.base if path == record.path else None
-    sha256 = await threads.hashing(_digest, entry.file)
+    sha256 = await waiting.hashing(partial(_digest, entry.file), entry.size)
     there = await _sha256_at(store, path)
     if there == sha256:
-        await threads.on_disk(entry.remove)
+        await waiting.on_disk(entry.remove)
         return Outcome.WAS_THERE
     if not force and there != base and (target or there not in record.sent):
         return Outcome.CHANGED
@@ -110,9 +111,9 @@ async def upload(
         await store.deploy(deployment, entry.file)
     except (JfsError, OSError) as error:
         changes = {"error": str(error), "state": _state_after(error, record.state)}
-        await threads.on_disk(lambda: entry.update(**changes))
+        await waiting.on_disk(lambda: entry.update(**changes))
         raise
-    await threads.on_disk(entry.remove)
+    await waiting.on_disk(entry.remove)
     return Outcome.UPLOADED
 
 
@@ -121,7 +122,7 @@ def _state_after(error: Exception, state: State) -> State:
 
     What was never closed stays so, and what may work a while later is left to the next mount.
     """
-    passing = isinstance(error, JfsError) and error.retryable
+    passing = is_local(error) or (isinstance(error, JfsError) and error.retryable)
     closed = state in (State.DEPLOYING, State.PENDING)
     return State.FAILED if closed and not passing else state
 

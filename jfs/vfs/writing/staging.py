@@ -6,18 +6,20 @@ that a file that was written front to back needs no second look when it is close
 out of order is read back once, from where the order ended.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from jfs import threads
+from jfs import threads, waiting
 from jfs.config import WriteSettings
 from jfs.disk import read_at
-from jfs.errors import FileTooLarge, disk_words
+from jfs.errors import DiskHangs, FileTooLarge, disk_words
 from jfs.extents import Extent, MiB
 from jfs.memory import Budget
 from jfs.model import FileInfo, RepoPath
@@ -139,6 +141,28 @@ class StagingFile:
         self._largest = largest
         self._users = 0
         self._closing = False
+        self._changing = threading.Lock()
+        self._changes = 0  # goes up when one is given up
+
+    async def change(self, call: Callable[..., None], *args: object) -> None:
+        """Call ``write`` or ``truncate`` in a thread. Trio thread.
+
+        A change that is given up, since the disk hangs, may take place later, but before any that
+        comes after it, or not at all. Raises as those; DiskHangs.
+        """
+        number = self._changes
+
+        def change() -> None:
+            with self._changing:
+                if number != self._changes:
+                    raise OSError(errno.EIO, "was given up before it began")
+                call(*args)
+
+        try:
+            await waiting.on_disk(change)
+        except DiskHangs:
+            self._changes += 1
+            raise
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data*.
@@ -178,7 +202,7 @@ class StagingFile:
         # Closed under a reader, its descriptor would soon be another file's.
         self._users += 1
         try:
-            return await threads.on_disk(read_at, self.file, extent.size, extent.start)
+            return await waiting.on_disk(read_at, self.file, extent.size, extent.start)
         finally:
             self._users -= 1
             if self._closing and not self._users:
@@ -204,6 +228,11 @@ class StagingFile:
             assert self.entry is not None
             log.warning("%s: stays in the journal: %s", self.entry.record.path, disk_words(error))
 
+    def unmake(self) -> None:
+        """Forget and close it: whoever wanted it has given up. Blocking; any thread."""
+        self.forget_quietly()
+        self._close_now()
+
     def close(self) -> None:
         """Close the file, after its readers; the journal keeps what it has. Trio thread."""
         self._closing = True
@@ -211,11 +240,27 @@ class StagingFile:
             self._close()
 
     def _close(self) -> None:
+        # A change that was given up may use the descriptor yet; and to close waits for the disk.
+        if waiting.may_hang() or self._changing.locked():
+            threading.Thread(target=self._close_now, daemon=True).start()
+        else:
+            self._close_now()
+
+    def _close_now(self) -> None:
+        with self._changing:
+            self._close_file()
+
+    def _close_file(self) -> None:
         if self.entry is not None:
             self.entry.close()
         elif self.file >= 0:
             os.close(self.file)
         self.file = -1
+
+
+async def forgotten(staged: StagingFile) -> None:
+    """Call ``forget_quietly`` in a thread; at a disk that hangs it is done later. Trio thread."""
+    await waiting.staging_disk().end(staged.forget_quietly)
 
 
 class _Room:
