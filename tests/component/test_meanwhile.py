@@ -159,7 +159,7 @@ async def test_what_others_did_meanwhile_is_not_overwritten(
             ask.server.delete(REPO, "f")
         else:
             ask.server.deploy(REPO, "f", OTHERS)
-        with pytest.raises(ChangedElsewhere, match=f"was {how} .* jfs recover ls"):
+        with pytest.raises(ChangedElsewhere, match=f"was {how} .* is kept"):
             await fs.fsync(handle)
         with pytest.raises(ChangedElsewhere):
             await close(fs, handle)

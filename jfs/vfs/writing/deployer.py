@@ -154,8 +154,7 @@ class Deployer:
         if there is None:
             what = "was removed"
         raise ChangedElsewhere(
-            f"{path}: {what} on the server since it was opened here; "
-            "what was written here is kept: jfs recover ls"
+            f"{path}: {what} on the server since it was opened here; what was written here is kept"
         )
 
     async def _require_absent(self, path: RepoPath, ours: Collection[str]) -> None:
