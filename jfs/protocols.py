@@ -148,6 +148,22 @@ class RangeSource(Protocol):
         """Cut every connection: a blocked ``fetch`` raises Unavailable soon. Any thread."""
 
 
+class WholeFile(Protocol):
+    """A file of this disk that holds one content, and nothing else. Any thread; blocking.
+
+    It stays open, and is not evicted, until it is closed.
+    """
+
+    file: int
+    """Its descriptor."""
+
+    def is_right(self) -> bool:
+        """Whether nobody has changed it since all of it was verified, nor found it wrong."""
+
+    def close(self) -> None:
+        """Let it go; once."""
+
+
 class CachedContent(Protocol):
     """The blocks of one content that are on disk. Any thread; blocking unless it says otherwise.
 
@@ -181,6 +197,13 @@ class CachedContent(Protocol):
 
         Args:
             start: a multiple of the block size; *data* ends at a block's end or at the file's.
+        """
+
+    def whole(self) -> WholeFile | None:
+        """Return the file of the content if every byte is there, and was held against the digest.
+
+        None: it is not so, or as many are held as there are descriptors for. What was changed since
+        it was verified is verified again, behind.
         """
 
     def claim(self, extent: Extent) -> AbstractContextManager[None] | None:

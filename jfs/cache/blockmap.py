@@ -41,6 +41,8 @@ _HEADER = struct.Struct("<8sIBBxxQ96s")
 # struct flock of 64-bit Linux: type, whence, start, length, pid (0 for OFD locks).
 _FLOCK = struct.Struct("hh4xqqi4x")
 _VERIFIED_AT, _PINNED_AT = 12, 13
+_STAMP = struct.Struct("<Q")
+_STAMP_AT = 128  # behind the header, which older versions compare
 _WORDS_AT = 4096  # the header has a page of its own
 _WORD = 8
 _ABSENT = bytes(_WORD)
@@ -95,7 +97,7 @@ class BlockMap:
                 raise BadMap(f"the map of {content} belongs to another user")
             opened = cls(file, content, block_size, writable=writable)
             if status.st_size < map_length(content, block_size):
-                opened.verified = False  # the blocks whose words are lost are fetched again
+                opened.set_unverified()  # the blocks whose words are lost are fetched again
             return opened
         except BaseException:
             os.close(file)
@@ -215,12 +217,26 @@ class BlockMap:
         """Whether the whole content has been held against its digest."""
         return self._flag(_VERIFIED_AT)
 
-    @verified.setter
-    def verified(self, value: bool) -> None:
-        self.set_verified(value)
+    @property
+    def stamp(self) -> int:
+        """``stamp_of`` the data as it was verified; 0: not known, or it is not verified."""
+        if not self.verified:
+            return 0
+        data = os.pread(self.fd, _STAMP.size, _STAMP_AT)
+        return int(_STAMP.unpack(data)[0]) if len(data) == _STAMP.size else 0
 
-    def set_verified(self, value: bool) -> None:
-        self._set_flag(_VERIFIED_AT, value)
+    def set_verified(self, stamp: int) -> None:
+        """Note that the whole content matches its digest. Raises OSError.
+
+        Args:
+            stamp: ``stamp_of`` the data from before it was read.
+        """
+        os.pwrite(self.fd, _STAMP.pack(stamp), _STAMP_AT)
+        self._set_flag(_VERIFIED_AT, True)
+
+    def set_unverified(self) -> None:
+        """Note that it has to be held against its digest again. Raises OSError."""
+        self._set_flag(_VERIFIED_AT, False)
 
     @property
     def pinned(self) -> bool:
@@ -303,6 +319,14 @@ def lock_blocks(file: int, blocks: range) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def stamp_of(data: int) -> int:
+    """Return what changes with every change of a data file, whoever makes it. Raises OSError.
+
+    Its time of change (ns), which unlike the one of modification no program can set back.
+    """
+    return os.fstat(data).st_ctime_ns
 
 
 def read_key(path: Path) -> tuple[ContentKey, int]:

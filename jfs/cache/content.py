@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from jfs import descriptors
-from jfs.cache.blockmap import BlockMap, checksum, lock_blocks
+from jfs.cache.blockmap import BlockMap, checksum, lock_blocks, stamp_of
 from jfs.cache.files import EntryFiles
 from jfs.cache.shelf import Shelf
+from jfs.cache.whole import WholeFile, hold
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent, MiB
 from jfs.model import ContentKey
@@ -154,7 +155,7 @@ class DiskContent:
 
         def clear(blocks: BlockMap) -> None:
             self._is_written = True
-            blocks.verified = False
+            blocks.set_unverified()
             blocks.clear(range(blocks.count))
 
         self._with_map(clear, None)
@@ -169,10 +170,19 @@ class DiskContent:
         """Whether the whole content has been held against its digest."""
         return self._with_map(lambda blocks: blocks.verified, False)
 
-    @verified.setter
-    def verified(self, value: bool) -> None:
+    @property
+    def stamp(self) -> int:
+        """``stamp_of`` its file, 0: none; for ``note_verified``, once all of it was read."""
+        return self._with_files(lambda files: stamp_of(files.data), 0)
+
+    def note_verified(self, stamp: int) -> None:
+        """Note that the whole content matches its digest, and did so at a *stamp*."""
         self._is_written = True
-        self._with_map(lambda blocks: blocks.set_verified(value), None)
+        self._with_map(lambda blocks: blocks.set_verified(stamp), None)
+
+    def whole(self) -> WholeFile | None:
+        files = self._use()
+        return hold(files, self._shelf, self._end_use) if files is not None else None
 
     @property
     def looks_complete(self) -> bool:
@@ -234,12 +244,15 @@ class DiskContent:
         self._close_files()
 
     def _with_map(self, call: Callable[[BlockMap], _T], otherwise: _T) -> _T:
-        """Return what *call* returns; *otherwise* if there is no map to be had, or it fails."""
+        return self._with_files(lambda files: call(files.blocks), otherwise)
+
+    def _with_files(self, call: Callable[[EntryFiles], _T], otherwise: _T) -> _T:
+        """Return what *call* returns; *otherwise* if there are no files to be had, or it fails."""
         files = self._use()
         if files is None:
             return otherwise
         try:
-            return call(files.blocks)
+            return call(files)
         except OSError as error:
             self._shelf.failed(error)
             return otherwise
@@ -338,7 +351,7 @@ class DiskContent:
                 os.preadv(files.data, [block], extent.start)
                 if checksum(block, number) == word:
                     return True
-                files.blocks.verified = False  # what is fetched instead is held against it again
+                files.blocks.set_unverified()  # what is fetched instead is held against it again
                 files.blocks.clear(range(number, number + 1))
             except OSError as error:
                 self._shelf.failed(error)

@@ -84,6 +84,7 @@ def check(store: DiskBlockStore, entry: CachedEntry) -> Checked:
     try:
         whole = Extent(0, entry.content.size)
         before = whole.size - sum(run.size for run in content.missing(whole))
+        stamp = content.stamp
         found = hashlib.new(entry.content.digest.partition(":")[0])
         piece = memoryview(bytearray(store.block_size))
         length = 0
@@ -95,7 +96,7 @@ def check(store: DiskBlockStore, entry: CachedEntry) -> Checked:
             if found.hexdigest() != entry.content.digest.partition(":")[2]:
                 content.drop()
                 return Checked(entry, length)
-            content.verified = True
+            content.note_verified(stamp)
         return Checked(entry, max(0, before - length))
     finally:
         content.close()

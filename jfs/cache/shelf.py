@@ -45,5 +45,8 @@ class Shelf(Protocol):
     def completed(self, content: ContentKey) -> None:
         """The last block that was missing may have been published."""
 
+    def may_hold(self, count: int) -> bool:
+        """Whether so many more may be kept open; if so they are counted. -1: one is let go."""
+
     def used(self, entry: int) -> None:
         """Note that the entry of this map is used now, for eviction. Never raises."""

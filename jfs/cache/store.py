@@ -45,6 +45,9 @@ _RESCAN_BYTES = 256 * MiB
 # Room is asked for in pieces of this size and handed out from them: a look at the disk costs 2 µs.
 _GRANT = 4 * MiB
 _OPEN_TRIES = 16
+# Files of contents that are held open for the kernel's sake are two descriptors each, which cannot
+# be given back: half of what the cache may have (``files``).
+_HELD_SHARE = 8
 _FLOOR, _FLOOR_SHARE = 1 * GiB, 10
 _LEAST_USEFUL = 4 * MiB
 
@@ -89,6 +92,7 @@ class DiskBlockStore:
         self._granted = 0  # of what is used: room that was asked for and not handed out yet
         self._pending = 0  # bytes that have room and may not be on disk yet
         self._since_scan = _RESCAN_BYTES  # the first write looks
+        self._held = 0
         self._open_files = OpenFiles()
         self._last_use = LastUse(self._directory, now)
         self._verifier = Verifier(self.inspect, metrics)
@@ -133,6 +137,11 @@ class DiskBlockStore:
 
     def rejections(self, content: ContentKey) -> int:
         return self._verifier.rejections(content)
+
+    @property
+    def directory(self) -> Path:
+        """Where the contents lie."""
+        return self._directory
 
     def lack_of_space(self) -> str | None:
         """Describe in one line that the disk has no space for a cache; None: it has."""
@@ -241,6 +250,16 @@ class DiskBlockStore:
     def used(self, entry: int | Path) -> None:
         with contextlib.suppress(OSError):
             self._last_use.note(entry)
+
+    def may_hold(self, count: int) -> bool:
+        with self._lock:
+            if count > 0 and (
+                self._held + count > descriptors.limit() // _HELD_SHARE
+                or time.monotonic() < self._paused_until  # who reads here reads past a bad disk
+            ):
+                return False
+            self._held += count
+            return True
 
     # one entry
 

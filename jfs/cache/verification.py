@@ -88,6 +88,7 @@ class Verifier:
                 return False
             if content.verified:
                 return True
+            stamp = content.stamp
             algorithm, _, digest = key.digest.partition(":")
             found = hashlib.new(algorithm)
             length = 0
@@ -99,7 +100,7 @@ class Verifier:
             if length != key.size:
                 return False  # evicted meanwhile
             if found.hexdigest() == digest:
-                content.verified = True
+                content.note_verified(stamp)
                 self._metrics.count("verified_contents")
                 return True
             self._metrics.count("integrity_errors")

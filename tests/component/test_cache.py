@@ -277,7 +277,7 @@ def test_what_is_used_later_goes_later_whatever_the_clock_says(
         cached.close()
         if len(content) > BLOCK:  # as who completes it does, by the disk's own clock
             found = store.inspect(key_of(content))
-            found.verified = True
+            found.note_verified(1)
             found.close()
     by_use = sorted(eviction.entries(tmp_path / "cache"), key=lambda entry: entry.last_used)
     names = [entry_name(key_of(content)) for content in contents]
