@@ -248,6 +248,7 @@ class MountSettings:
     nonempty: bool = False
     offline: bool = False  # the server is never asked
     wait_s: float = 0.0  # how long the start waits for a server that cannot be asked
+    passthrough: bool = True  # where the kernel can read what is cached itself, it does
     watchdog_s: float = 60.0  # how long it may not answer itself; 0: for ever
 
 

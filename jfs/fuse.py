@@ -348,6 +348,10 @@ class Operations(pyfuse3.Operations):
         # Reached only without default_permissions, which jfs.mount.session always sets.
         raise Unsupported("access is the kernel's to decide")
 
+    def backing_of(self, handle: int) -> int:
+        """Return what the answer to OPEN names; for ``jfs.mount.passthrough``, not for pyfuse3."""
+        return self._filesystem.holdings.backing_of(handle)
+
     def _negative(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0

@@ -161,6 +161,18 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     help="Wait for a server that is down.  [default: for ever under systemd, 60s from mount(8)]",
 )
 @click.option(
+    "--passthrough",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Let the kernel itself read what is cached and verified, where it can.",
+)
+@click.option(
+    "--verify-reads",
+    is_flag=True,
+    help="Check every byte that is read from the cache, of verified files too: no passthrough.",
+)
+@click.option(
     "--connections",
     type=click.IntRange(1, 64),
     default=4,
@@ -236,6 +248,8 @@ def command(
     stale_if_error: float,
     offline: bool,
     wait_for_server: float | None,
+    passthrough: str,
+    verify_reads: bool,
     connections: int,
     read_ahead: int,
     timeout: float,
@@ -317,6 +331,7 @@ def command(
         nonempty=listed.nonempty,
         offline=offline,
         wait_s=wait_for_server,
+        passthrough=passthrough == "auto" and not verify_reads,
         watchdog_s=watchdog,
     )
     level = logging.DEBUG if verbose else logging.INFO

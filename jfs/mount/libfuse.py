@@ -5,6 +5,8 @@ not supported. pyfuse3 passes it on by ``fuse_session_new``, which it calls thro
 global offset table. While ``table_changed_by`` lasts that entry leads to a function of ours, which
 passes on a changed copy. Where anything is not as it is known to be (another libfuse, a 32-bit
 machine), nothing is changed. Everything here runs in the thread that calls pyfuse3.
+
+``entry`` finds such an entry for other functions too (``jfs.mount.passthrough``).
 """
 
 import contextlib
@@ -68,6 +70,17 @@ class _LinkMap(ctypes.Structure):
     )
 
 
+class _Info(ctypes.Structure):
+    """Dl_info of dladdr(3)."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
 class _Dynamic(ctypes.Structure):
     _fields_ = (("tag", ctypes.c_int64), ("value", ctypes.c_uint64))
 
@@ -126,11 +139,11 @@ def table_changed_by(changes: Sequence[Callable[[Table], object]]) -> Iterator[l
     """
     kept: list[object] = []
     try:
-        slot = _entry()
+        slot = entry(library(), *_NAMES)
         before = slot.value
         ours = _NEW_SESSION(partial(_new_session, _NEW_SESSION(before or 0), changes, kept))
         kept.append(ours)
-        _put(slot, ctypes.cast(ours, ctypes.c_void_p).value)
+        put(slot, ctypes.cast(ours, ctypes.c_void_p).value)
     except (OSError, AttributeError, LookupError, ValueError) as error:
         log.debug("libfuse stays as it is: %s", error)
         yield kept
@@ -138,7 +151,7 @@ def table_changed_by(changes: Sequence[Callable[[Table], object]]) -> Iterator[l
     try:
         yield kept
     finally:
-        _put(slot, before)
+        put(slot, before)
 
 
 def _new_session(
@@ -162,11 +175,16 @@ def _new_session(
     return proceed(arguments, *table.where, *rest)
 
 
-def _entry() -> ctypes.c_void_p:
-    """Return the entry of pyfuse3's global offset table for ``_NAMES``. Raises LookupError."""
+def entry(module: ctypes.CDLL, *names: bytes) -> ctypes.c_void_p:
+    """Return the entry of a library's global offset table for a function of another.
+
+    Args:
+        names: of the function; one of them.
+    Raises:
+        LookupError: it calls none of that name.
+    """
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         raise LookupError("not a 64-bit machine")
-    module = library()
     found = ctypes.POINTER(_LinkMap)()
     dlinfo = ctypes.CDLL(None).dlinfo
     dlinfo.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -175,8 +193,8 @@ def _entry() -> ctypes.c_void_p:
     base = found.contents.address
     known = {}
     at = found.contents.dynamic
-    while (entry := _Dynamic.from_address(at)).tag != _DT_NULL:
-        known[entry.tag] = entry.value
+    while (item := _Dynamic.from_address(at)).tag != _DT_NULL:
+        known[item.tag] = item.value
         at += ctypes.sizeof(_Dynamic)
 
     def address(tag: int) -> int:
@@ -193,12 +211,22 @@ def _entry() -> ctypes.c_void_p:
             symbol = _Symbol.from_address(
                 address(_DT_SYMTAB) + (relocation.info >> 32) * ctypes.sizeof(_Symbol)
             )
-            if ctypes.string_at(address(_DT_STRTAB) + symbol.name) in _NAMES:
+            if ctypes.string_at(address(_DT_STRTAB) + symbol.name) in names:
                 return ctypes.c_void_p.from_address(base + relocation.offset)
-    raise LookupError("pyfuse3 makes its session in some other way")
+    raise LookupError(f"{module._name} does not call {names[0].decode()}")
 
 
-def _put(slot: ctypes.c_void_p, value: int | None) -> None:
+def library_of(function: object) -> ctypes.CDLL:
+    """Return the library that has a function. Raises OSError, LookupError."""
+    found = _Info()
+    dladdr = ctypes.CDLL(None).dladdr
+    dladdr.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    if not dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(found)):  # type: ignore[arg-type]
+        raise LookupError("nobody has the function")
+    return ctypes.CDLL(os.fsdecode(found.name))
+
+
+def put(slot: ctypes.c_void_p, value: int | None) -> None:
     """Write an entry, which the dynamic linker may have made read-only. Raises OSError."""
     at = ctypes.addressof(slot)
     page = at & -mmap.PAGESIZE

@@ -20,6 +20,7 @@ from jfs.config import MountSettings, Secret
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import RepoPath
+from jfs.mount.passthrough import Passthrough
 from jfs.vfs.files.queue import QueueState
 from jfs.vfs.namespace.reports import shown_lines
 from jfs.vfs.writing.staging import StagingArea
@@ -117,6 +118,13 @@ def uploads(state: QueueState, area: StagingArea | None = None) -> Figures:
         "refused": state.refused,
         "error": None if state.error is None else words.clean(str(state.error)),
     }
+
+
+def passthrough(used: Passthrough | None) -> Figures:
+    """Return whether the kernel reads what is cached itself, and if not, why."""
+    if used is None:
+        return {"state": "off", "reason": None}
+    return {"state": "on" if used.is_on else "off", "reason": used.reason}
 
 
 def config(settings: MountSettings) -> str:

@@ -31,11 +31,12 @@ from jfs.metrics import Metrics
 from jfs.mount import reports, session, signals, starting
 from jfs.mount.mountpoint import claim
 from jfs.mount.offline import OfflineSource, OfflineStore
+from jfs.mount.passthrough import Passthrough
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
 from jfs.mount.watchdog import Watchdog
 from jfs.notifier import KernelNotifier
-from jfs.protocols import ArtifactStore, BlockStore, RangeSource
+from jfs.protocols import ArtifactStore, RangeSource
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kept.keeper import Keeper
 from jfs.vfs.reading.reader import DataPlane
@@ -184,6 +185,9 @@ async def _compose(
         area = await _staging(settings, budget)
         if area is not None:
             stack.callback(area.close)
+        passthrough = None
+        if settings.passthrough:
+            passthrough = Passthrough(store.directory if store is not None else None)
         filesystem = Filesystem(
             asked,
             plane,
@@ -193,12 +197,14 @@ async def _compose(
             area=area,
             notifier=KernelNotifier(),
             kept=keeper,
+            backings=passthrough,
         )
         nursery.start_soon(keeper.run)
         stats = reports.Stats(settings, metrics, budget, limit)
         stats.add("server", lambda: reports.server(breakers, metrics))
         stats.add("names", filesystem.holdings.figures)
         stats.add("uploads", lambda: reports.uploads(filesystem.behind.state, area))
+        stats.add("passthrough", lambda: reports.passthrough(passthrough))
         filesystem.add_report("stats", stats.text)
         filesystem.add_report("stats.json", stats.json)
         filesystem.add_report("config", lambda: reports.config(settings))
@@ -220,7 +226,8 @@ async def _compose(
             lambda outage, up: filesystem.behind.wake(outage.subject) if up else None
         )
         try:
-            async with session.mounted(settings, Operations(filesystem)) as mount:
+            operations = Operations(filesystem)
+            async with session.mounted(settings, operations, passthrough) as mount:
                 ending.mounted()
                 await start.aclose()  # from here on the table of mounts keeps other starts away
                 filesystem.mounted(mount.device)
@@ -251,7 +258,7 @@ async def _staging(settings: MountSettings, budget: Budget) -> StagingArea | Non
     return await threads.on_disk(StagingArea, settings.write, settings.server.url, budget)
 
 
-def _open_store(settings: MountSettings, metrics: Metrics) -> BlockStore | None:
+def _open_store(settings: MountSettings, metrics: Metrics) -> DiskBlockStore | None:
     try:
         store = DiskBlockStore(settings.cache, metrics)
     except CacheError as error:

@@ -23,6 +23,7 @@ from jfs.mount import requests
 from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
 from jfs.mount.mountpoint import is_dead, unmount
+from jfs.mount.passthrough import Passthrough
 from jfs.mount.table import mount_at, mounts
 from jfs.mount.withdrawals import Withdrawals
 
@@ -43,10 +44,13 @@ _NOTIFIED_S = 5.0  # a notification ends with the answer that it waits for
 class Session:
     """A mount that the kernel has; made by ``mounted``. Trio thread only."""
 
-    def __init__(self, operations: Operations, mountpoint: Path) -> None:
+    def __init__(
+        self, operations: Operations, mountpoint: Path, passthrough: Passthrough | None
+    ) -> None:
         self.device = ""  # major:minor
         self._operations = operations
         self._mountpoint = mountpoint
+        self.passthrough = passthrough
         self._requests = trio.CancelScope()
         self._loops: trio.Nursery | None = None
         self.withdrawals = Withdrawals(operations.answers)
@@ -114,6 +118,8 @@ class Session:
     def close(self) -> None:
         """Close the connection of the kernel: whoever still has files open gets ENOTCONN."""
         requests.rest()
+        if self.passthrough is not None:
+            self.passthrough.end()
         if threads.notifications():
             # They use what would be freed. The end of the process closes the connection too.
             log.warning("%s: the kernel does not take a notification", self._mountpoint)
@@ -135,9 +141,13 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def mounted(settings: MountSettings, operations: Operations) -> AsyncIterator[Session]:
+async def mounted(
+    settings: MountSettings, operations: Operations, passthrough: Passthrough | None = None
+) -> AsyncIterator[Session]:
     """Hold the kernel's mount for the time of the block.
 
+    Args:
+        passthrough: None: the kernel reads nothing itself.
     Raises:
         ConfigError: it cannot be mounted, with the reason of libfuse.
     """
@@ -147,10 +157,12 @@ async def mounted(settings: MountSettings, operations: Operations) -> AsyncItera
         "default_permissions",
         *map(_option_value, settings.fuse_options),
     }
-    session = Session(operations, settings.mountpoint)
+    session = Session(operations, settings.mountpoint, passthrough)
     requests.prepare()
     pyfuse3.trio = requests.Trio(operations.answers)  # type: ignore[attr-defined]  # as .asyncio
     changes = (session.withdrawals.change, handled_by(session.fallocate))
+    if passthrough is not None:
+        passthrough.prepare(operations.backing_of)
     try:
         with _libfuse_messages() as messages, table_changed_by(changes) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)
@@ -196,6 +208,8 @@ async def say_ready(session: Session, mountpoint: Path, ready: Callable[[], None
         log.error("%s: the kernel does not answer", mountpoint)
         return
     await threads.own_mount(fusectl.tune, session.device)
+    if session.passthrough is not None:
+        await threads.on_disk(session.passthrough.try_it)
     await threads.own_mount(ready)  # it prints: whoever reads may be slow
 
 

@@ -24,7 +24,7 @@ from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.holdings import Holdings
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
-from jfs.vfs.kernel import KernelView, Notifier, Remembered
+from jfs.vfs.kernel import BackingFiles, KernelView, Notifier, Remembered
 from jfs.vfs.mutations import Mutations
 from jfs.vfs.namespace.folders import Folders
 from jfs.vfs.namespace.inodes import Inode
@@ -58,6 +58,7 @@ class Filesystem:
         area: where files are written; None: nothing can be changed, properties neither.
         notifier: tells the kernel what to forget; None: there is none.
         kept: what is learnt outlives the mount in it.
+        backings: where files are registered that the kernel reads itself; None: nowhere.
 
     Attributes:
         boundary: is told what is refused, and what is answered after that.
@@ -76,6 +77,7 @@ class Filesystem:
         area: StagingArea | None = None,
         notifier: Notifier | None = None,
         kept: Forgetful = FORGETFUL,
+        backings: BackingFiles | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -89,7 +91,7 @@ class Filesystem:
         if area is not None:
             deployer = Deployer(store, area, plane.metrics, plane.nursery)
             self._writing = Writing(area, deployer, local)
-        self._kernel = KernelView(plane.nursery, notifier)
+        self._kernel = KernelView(plane.nursery, notifier, backings)
         refusals = Refusals()
         locks = PathLocks()
         self._files = OpenFiles(

@@ -36,6 +36,10 @@ class Holdings:
         opened = sum(1 for _ in self._files.inodes())
         return {"inodes": len(self._tree.inodes), "open_files": opened}
 
+    def backing_of(self, handle: int) -> int:
+        """Return the number of what the kernel reads itself through a handle; 0: nothing."""
+        return self._files.backing_of(handle)
+
     async def shed(self) -> None:
         """Have the kernel forget every file that is not open, and forget them too.
 

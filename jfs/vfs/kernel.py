@@ -66,6 +66,19 @@ class Notifier(Protocol):
         """Make it read an inode again, and ask for its attributes."""
 
 
+class BackingFiles(Protocol):
+    """Where files are registered that the kernel reads itself. Any thread; raises nothing."""
+
+    is_on: bool
+    """Whether the kernel takes any."""
+
+    def open(self, file: int) -> int | None:
+        """Register an open file; None: the kernel does not take it. Never 0."""
+
+    def close(self, number: int) -> None:
+        """Take a registration back; handles that have it go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """What the kernel may hold of names.
@@ -113,9 +126,16 @@ class KernelView:
     Args:
         nursery: notifications run in it that nobody waits for.
         notifier: None: there is no kernel, and nothing to tell.
+        backings: what it reads itself (``files.passing``); None: nothing.
     """
 
-    def __init__(self, nursery: trio.Nursery, notifier: Notifier | None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        notifier: Notifier | None,
+        backings: BackingFiles | None = None,
+    ) -> None:
+        self.backings = backings
         self._nursery = nursery
         self._notifier = notifier
         # Nothing is pushed into the pages: measured on Linux 6.18, a READ of 1 MiB is answered at

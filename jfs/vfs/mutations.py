@@ -132,7 +132,7 @@ class Mutations:
         inode = await self._tree.lookup(parent, name)
         self._tree.inodes.remember(inode)  # the kernel may forget what others had looked up
         try:
-            return inode, await self._files.open(inode, flags, pid)
+            return inode, await self._files.open(inode, flags, pid, creates=True)
         except BaseException:
             self._tree.forget(inode.ino, 1)
             raise

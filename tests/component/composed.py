@@ -26,7 +26,7 @@ from jfs.model import FolderInfo, RepoPath
 from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kept.keeper import FORGETFUL, Keeper
-from jfs.vfs.kernel import Notifier
+from jfs.vfs.kernel import BackingFiles, Notifier
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingArea
@@ -67,6 +67,7 @@ async def composed(
     notifier: Notifier | None = None,
     metrics: Metrics | None = None,
     kept: Keeper | None = None,
+    backings: BackingFiles | None = None,
     begins: bool = True,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
@@ -111,6 +112,7 @@ async def composed(
             area=area,
             notifier=notifier,
             kept=kept or FORGETFUL,
+            backings=backings,
         )
         await filesystem.behind.resume()
         yield filesystem

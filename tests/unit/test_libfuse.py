@@ -13,7 +13,7 @@ from jfs.mount import fallocate, libfuse
 
 
 def test_the_entry_is_ours_for_a_while() -> None:
-    entry = libfuse._entry()
+    entry = libfuse.entry(libfuse.library(), b"fuse_session_new", b"fuse_session_new_versioned")
     before = entry.value
     assert before
     with libfuse.table_changed_by([]) as kept:

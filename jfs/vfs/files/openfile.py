@@ -6,6 +6,7 @@ import trio
 
 from jfs.errors import ProtocolViolation, Stale
 from jfs.model import ArtifactVersion, ContentKey, FileInfo
+from jfs.vfs.files.passing import Backing
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.reading.reader import ContentReader
@@ -49,11 +50,14 @@ class OpenFile:
             its process, this must not be.
         broken: a write that the local disk refused: what is staged is not what was written, and is
             not uploaded; until it is emptied.
+        backing: what the kernel reads through all of its handles; None: READs come here. Set before
+            there is a handle, and not changed.
         detached: the name is gone: nothing will ever be uploaded.
     """
 
     __slots__ = (
         "acknowledged",
+        "backing",
         "broken",
         "deployed",
         "detached",
@@ -98,6 +102,7 @@ class OpenFile:
         self.held = False
         self.uploading: trio.CancelScope | None = None
         self.acknowledged: StagingFile | None = None
+        self.backing: Backing | None = None
         self.broken: OSError | None = None
         self.detached = False
 

@@ -10,6 +10,9 @@ have gone, or become another's, after it was looked up; what is written to the f
 The kernel tries twice. Who was refused what it had looked up again has heard of it: what it opens
 next is another call, and begins anew.
 
+What the kernel reads itself has all of its handles read so (``passing``): an open that cannot be is
+refused in the same way, and its name leads to another inode.
+
 Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has the turn may wait
 for the server, and must not want the claims of a path meanwhile but to close again.
 """
@@ -17,12 +20,14 @@ for the server, and must not want the claims of a path meanwhile but to close ag
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import trio
 
 from jfs.errors import IsADirectory, NoEntry, NotFound, Replaced
 from jfs.model import FileInfo, same_content
 from jfs.vfs.files.openfile import OpenFile, content_of
+from jfs.vfs.files.passing import Passing, fits
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.writer import reader_of
 from jfs.vfs.kernel import KernelView
@@ -46,12 +51,18 @@ class Opening:
     """See the module."""
 
     def __init__(
-        self, registry: Registry, tree: Tree, plane: DataPlane, kernel: KernelView
+        self,
+        registry: Registry,
+        tree: Tree,
+        plane: DataPlane,
+        kernel: KernelView,
+        passing: Passing,
     ) -> None:
         self._registry = registry
         self._tree = tree
         self._plane = plane
         self._kernel = kernel
+        self._passing = passing
         self._turns: dict[Inode, trio.Lock] = {}
         self._refused: dict[int, _Refusal] = {}  # by the thread that asked
 
@@ -112,7 +123,7 @@ class Opening:
             raise
 
     async def current(
-        self, inode: Inode, pid: int, *, reads: bool, writes: bool
+        self, inode: Inode, pid: int, *, reads: bool, writes: bool, flags: int | None
     ) -> tuple[OpenFile, bool]:
         """Return the open file of an inode on what is current now; True: it was open already.
 
@@ -122,10 +133,13 @@ class Opening:
             pid: of the thread that opens.
             reads: what is in it now will be wanted.
             writes: then the server is asked what is there now, whatever was believed.
+            flags: of open(2); None: the kernel cannot read it itself.
         Raises:
-            Replaced: the inode has lost its name, or the server has nothing there.
+            Replaced: the inode has lost its name, or the server has nothing there; or the kernel
+                reads it itself, which excludes this open.
             RemoteError
         """
+        await self._require_way(inode, pid, flags)
         file = self._registry.find(inode)
         before = self._refused.pop(pid, None)
         again = self._comes_again(inode, pid, before)
@@ -134,16 +148,18 @@ class Opening:
         if file is not None and (again or (file.dirty and inode.attached())):
             return file, True
         if again and not writes and isinstance(inode.info, FileInfo):
-            return await self._made(inode, inode.info, reads=True, named=False)
+            return await self._made(inode, inode.info, pid, flags, reads=True, named=False)
         try:
-            return await self._by_name(inode, reads=reads, writes=writes)
+            return await self._by_name(inode, pid, flags, reads=reads, writes=writes)
         except (Replaced, NoEntry, NotFound) as error:
             self._refuse(inode, pid, before)
             # Also where the server has nothing: open(…, O_CREAT) of a name that the kernel believes
             # in comes as a plain open. The kernel looks again, and then asks to make it.
             raise Replaced(f"{inode.path}: {error}") from None
 
-    async def _by_name(self, inode: Inode, *, reads: bool, writes: bool) -> tuple[OpenFile, bool]:
+    async def _by_name(
+        self, inode: Inode, pid: int, flags: int | None, *, reads: bool, writes: bool
+    ) -> tuple[OpenFile, bool]:
         require_name(inode)
         await self._tree.refresh(inode, anew=writes)
         require_name(inode)
@@ -153,29 +169,58 @@ class Opening:
         file = self._registry.find(inode)
         if file is not None and self._is_current(file, info):
             return file, True
-        return await self._made(inode, info, reads=reads, named=True)
+        return await self._made(inode, info, pid, flags, reads=reads, named=True)
 
     async def _made(
-        self, inode: Inode, info: FileInfo, *, reads: bool, named: bool
+        self,
+        inode: Inode,
+        info: FileInfo,
+        pid: int,
+        flags: int | None,
+        *,
+        reads: bool,
+        named: bool,
     ) -> tuple[OpenFile, bool]:
         """Return an open file of this version, made if nobody has been faster."""
-        fresh = OpenFile(inode, info)
-        if reads:
-            await reader_of(fresh, self._plane)
-        # no checkpoint from here to the handle
+        fresh, is_taken = OpenFile(inode, info), False
+        try:
+            reader = await reader_of(fresh, self._plane) if reads else None
+            if reader is not None and flags is not None and self._passing.may(inode, info, flags):
+                fresh.backing = await self._passing.backing(reader)
+            # no checkpoint from here to the handle
+            file = self._registry.find(inode)
+            if named and not inode.attached():  # removed while we opened its reader
+                require_name(inode)
+            if file is not None and (file.is_ours or self._is_current(file, info)):
+                return file, True
+            if file is not None:
+                if file.backing is not None:
+                    self._make_way(inode, pid)
+                self._cut_off(file)
+            self._registry.add(fresh)
+            is_taken = True
+            return fresh, False
+        finally:
+            if not is_taken and fresh.reader is not None:
+                self._plane.nursery.start_soon(_close, fresh)
+
+    async def _require_way(self, inode: Inode, pid: int, flags: int | None) -> None:
+        """Refuse an open if the kernel reads the inode itself, and cannot for it. Raises Replaced.
+
+        Args:
+            flags: as for ``current``.
+        """
         file = self._registry.find(inode)
-        if named and not inode.attached():  # removed while we opened its reader
-            if fresh.reader is not None:
-                self._plane.nursery.start_soon(fresh.reader.close)
-            require_name(inode)
-        if file is not None and (file.is_ours or self._is_current(file, info)):
-            if fresh.reader is not None:
-                self._plane.nursery.start_soon(fresh.reader.close)
-            return file, True
-        if file is not None:
-            self._cut_off(file)
-        self._registry.add(fresh)
-        return fresh, False
+        backing = file.backing if file is not None else None
+        if backing is None or (flags is not None and fits(flags) and await backing.is_right()):
+            return
+        self._make_way(inode, pid)
+
+    def _make_way(self, inode: Inode, pid: int) -> NoReturn:
+        """Refuse an open, and have another inode at the name. Raises Replaced."""
+        self._tree.separate(inode)
+        self._refuse(inode, pid, self._refused.pop(pid, None))
+        raise Replaced(f"{inode.path}: is read by the kernel itself")
 
     def keep_cache(self, file: OpenFile, *, shared: bool) -> bool:
         """Note a handle that is made now; True: the kernel's pages are right for it."""
@@ -194,9 +239,7 @@ class Opening:
             if file.detached:  # its name may have gone a moment ago
                 await forgotten(staged)
             staged.close()
-        reader, file.reader = file.reader, None
-        if reader is not None:
-            await reader.close()
+        await _close(file)
 
     def _is_current(self, file: OpenFile, info: FileInfo) -> bool:
         """Whether an open file has the content of *info*, and nothing wrong was read of it."""
@@ -218,3 +261,13 @@ class Opening:
         reader, file.reader = file.reader, None
         if reader is not None:
             self._plane.nursery.start_soon(reader.close)
+
+
+async def _close(file: OpenFile) -> None:
+    """Let go of what a file reads from."""
+    reader, file.reader = file.reader, None
+    backing, file.backing = file.backing, None
+    if backing is not None:
+        await backing.close()
+    if reader is not None:
+        await reader.close()

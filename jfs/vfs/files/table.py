@@ -28,6 +28,7 @@ from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.descriptors import has_copy
 from jfs.vfs.files.openfile import Opened, OpenFile
 from jfs.vfs.files.opening import Opening
+from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
@@ -92,7 +93,8 @@ class OpenFiles:
             )
             queue.use(Hands(self._writer.deploy_queued, self._refuse, self._left))
         self._registry = Registry()
-        self._opening = Opening(self._registry, tree, plane, kernel)
+        self._passing = Passing(kernel.backings, plane.metrics)
+        self._opening = Opening(self._registry, tree, plane, kernel, self._passing)
         self.renaming = Renaming(
             self._registry, locks, self._writer, self.queue, self._opening.let_go
         )
@@ -130,8 +132,18 @@ class OpenFiles:
 
     # opening and closing
 
-    async def open(self, inode: Inode, flags: int, pid: int) -> Opened:
-        """Open a file, pin its version; with O_TRUNC empty it. See ``Filesystem.open``."""
+    def backing_of(self, handle: int) -> int:
+        """Return the number of what the kernel reads itself through a handle; 0: nothing."""
+        opened = self._handles.get(handle)
+        backing = opened.file.backing if opened is not None else None
+        return backing.number if backing is not None else 0
+
+    async def open(self, inode: Inode, flags: int, pid: int, *, creates: bool = False) -> Opened:
+        """Open a file, pin its version; with O_TRUNC empty it. See ``Filesystem.open``.
+
+        Args:
+            creates: it is the answer to CREATE, or for ourselves: the kernel reads nothing itself.
+        """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if flags & os.O_TRUNC and not writes:  # unspecified by POSIX; Linux empties the file
             await self.truncate(inode, 0, None, pid)
@@ -144,7 +156,11 @@ class OpenFiles:
                     f"{inode.path}: is on the server, and --no-overwrite keeps what is there"
                 )
             file, shared = await self._opening.current(
-                inode, pid, reads=not truncates, writes=writes
+                inode,
+                pid,
+                reads=not truncates,
+                writes=writes,
+                flags=None if creates else flags,
             )
             # no checkpoint until there is a handle: nobody lets go of the file meanwhile
             opened = self._opened(file, flags, pid, shared=shared)
@@ -233,6 +249,7 @@ class OpenFiles:
                 log.error("%s: not uploaded: %s", file.inode.path, error)
                 self._refusals.keep("close", file.inode.path, error)
         del self._handles[handle]
+        self._passing.closed(file.inode, file.backing)
         file.writers -= opened.writes
         try:
             if opened.writes and self._writer is not None:
@@ -336,7 +353,8 @@ class OpenFiles:
                 file.require_current()
                 await writer.truncate(file, size)
             return
-        opened = await self.open(inode, os.O_WRONLY | (0 if size else os.O_TRUNC), pid)
+        flags = os.O_WRONLY | (0 if size else os.O_TRUNC)
+        opened = await self.open(inode, flags, pid, creates=True)
         try:
             await self.truncate(inode, size, opened.handle, pid)
             # Other writers will close; a file that only we have open is done now.
@@ -377,6 +395,8 @@ class OpenFiles:
         file.writers += writes
         handle = next(self._numbers)
         self._handles[handle] = _Handle(file, writes, direct, pid)
+        self._passing.opened(file.inode, file.backing)
+        file.inode.written |= writes
         return Opened(handle, self._opening.keep_cache(file, shared=shared), direct)
 
     def _abandon(self, file: OpenFile) -> None:

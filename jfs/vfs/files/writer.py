@@ -270,6 +270,8 @@ class Writer:
         """
         if file.staged is not None or not file.info.size or file.replaced:
             return
+        if file.backing is not None:  # its readers have the file itself
+            return
         file.drop_kept()
         if file.info.size > _KEPT_FOR_READERS:
             log.warning("%s: open, and too large to be kept for its readers", file.inode.path)

@@ -111,6 +111,8 @@ class Inode:
         tags: properties of the artifact; None: nobody asked for them yet.
         local: not on the server yet: made here, and not uploaded so far.
         ahead: it was written here, and the server does not have that yet.
+        written: it was opened for writing here, which shows to whoever has it open: see
+            ``files.passing``.
         computed: what a folder or link shows that is no entry of the server; None for real ones.
     """
 
@@ -125,6 +127,7 @@ class Inode:
         "parent",
         "stat",
         "tags",
+        "written",
     )
 
     def __init__(
@@ -141,6 +144,7 @@ class Inode:
         self.computed: object | None = None
         self.local = False
         self.ahead = False
+        self.written = False
 
     @property
     def info(self) -> EntryInfo:

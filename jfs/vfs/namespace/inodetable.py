@@ -74,6 +74,18 @@ class InodeTable:
         attach(inode, parent)
         return inode
 
+    def separate(self, inode: Inode) -> None:
+        """Give the name of an inode to a new one that is the same; the old one has none then."""
+        parent = inode.parent
+        assert parent is not None
+        number = self._number(str(inode.path))
+        other = Inode(number, parent, inode.name, inode.info, inode.stat.asked)
+        other.tags = inode.tags  # one cell: they are those of the path
+        detach(inode)
+        self._inodes[number] = other
+        attach(other, parent)
+        self._settle(inode)
+
     def attach_again(self, inode: Inode) -> None:
         """Return the dentry to an inode that another one took it from."""
         parent = inode.parent

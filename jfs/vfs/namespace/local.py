@@ -107,6 +107,12 @@ class LocalAttributeTable:
                 known.of(content), ctime_ns=time.time_ns(), content=STAGED
             )
 
+    def separated(self, inode: Inode) -> None:
+        """Note that an inode has lost its place to one that is the same."""
+        known = self._known.get(inode.path)
+        if known is not None:
+            self._known[inode.ino] = known
+
     def moved(self, source: RepoPath, inode: Inode) -> None:
         """Note that an inode, with all that is below, has come from *source* to its place."""
         target = inode.path

@@ -225,6 +225,16 @@ class Tree:
             self.vacated(parent, inode.name)
         self.inodes.unlink(inode)
 
+    def separate(self, inode: Inode) -> None:
+        """Let whoever opens a file by its name get another inode, which shows what is written.
+
+        Who has this one open goes on with its content.
+        """
+        if inode.parent is not None and inode.attached():
+            self.inodes.separate(inode)
+            inode.parent.dentries[inode.name].written = True
+            self._local.separated(inode)
+
     def vacated(self, parent: Inode, name: str) -> None:
         """Note that a name is nobody's now: what was asked until now says nothing about it."""
         self._touch(parent, name)

@@ -5,9 +5,10 @@ and is fetched. Trio thread only, except where it says otherwise.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
@@ -20,6 +21,8 @@ from jfs.vfs.reading.segments import Segment
 from jfs.waiting import Disk
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # Another process of this node is fetching the same blocks: look again this often, and after so
 # long without a block from it (it may be stopped, or its network dead) fetch them ourselves.
@@ -107,6 +110,16 @@ class Cached:
         """Write whole blocks, unless the disk hangs."""
         if not self._disk.hangs:
             await self._publisher.publish(self._content, start, data)
+
+    async def run(
+        self, call: Callable[[CachedContent], _T], late: Callable[[_T], object] | None = None
+    ) -> _T:
+        """Return what *call* returns, in a thread. Raises DiskHangs; see ``Disk.run``."""
+        return await self._disk.run(call, self._content, late=late)
+
+    async def end(self, call: Callable[[], object]) -> None:
+        """Call what ends a use of it; see ``Disk.end``."""
+        await self._disk.end(call)
 
     async def close(self) -> None:
         """Let go of it."""

@@ -134,12 +134,12 @@ class DataPlane:
 
 
 class ContentReader(SegmentOwner):
-    """See the module; made by ``DataPlane.open``."""
+    """See the module; made by ``DataPlane.open``. *cached*: its blocks on disk, None: nowhere."""
 
     def __init__(self, plane: DataPlane, version: ArtifactVersion, content: Cached | None) -> None:
         self.version = version
         self._plane = plane
-        self._cached = content
+        self.cached = content
         block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
         self._block_size = block_size
         self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
@@ -175,8 +175,8 @@ class ContentReader(SegmentOwner):
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         segment = self._covering(extent)
-        if segment is None and self._cached is not None:
-            resident = self._cached.resident(extent)
+        if segment is None and self.cached is not None:
+            resident = self.cached.resident(extent)
             if resident is not None:
                 self._start_ahead(plan.ahead)
                 return resident
@@ -352,7 +352,7 @@ class ContentReader(SegmentOwner):
 
     async def _fill_claimed(self, segment: Segment, limit: trio.CapacityLimiter) -> None:
         """Wait until no other process fetches the same, then fill and publish."""
-        content = self._cached
+        content = self.cached
         if content is None:
             await self._fill_from(segment, Look([segment.extent]), None, limit)
             return
@@ -421,6 +421,6 @@ class ContentReader(SegmentOwner):
             return  # the last of them comes back here
         for segment in list(self._segments.values()):
             self.discard(segment)
-        content, self._cached = self._cached, None
+        content, self.cached = self.cached, None
         if content is not None:
             await content.close()
