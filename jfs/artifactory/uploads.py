@@ -41,7 +41,7 @@ _BODIES = 4
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
 # An upload that stands still for so long waits for the server, or for a disk that hangs.
-_LOOK_S = 5.0
+_LOOK_S = 1.0
 # What is uploaded behind is tried again later: meanwhile it keeps its name from a rename.
 _HURRIED_S = 3.0
 # Request lines of Tomcat end at 8 KiB with everything else in them; the rest is set afterwards.
@@ -301,7 +301,7 @@ async def _give_up_a_disk_that_hangs(
     """Leave the thread of an upload to itself if its file cannot be read, and say so."""
     hung: list[OSError] = []
     task_status.started(hung)
-    sent = -1
+    sent = 0
     while True:
         await trio.sleep(_LOOK_S)
         sent, before = attempt.sent, sent

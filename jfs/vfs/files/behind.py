@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """An entry that is ours now, and when its data was written."""
+    """An entry that is ours now, when its data was written, and how much that is."""
 
     entry: Entry
     written_ns: int
+    size: int
 
 
 def _give_up(left: list[_Left]) -> None:
@@ -168,7 +169,8 @@ class Behind:
             if entry.record.state is State.DEPLOYING:
                 entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)
         entries = sorted(found.values(), key=lambda entry: entry.record.queued_ns)
-        return [_Left(entry, os.fstat(entry.file).st_mtime_ns) for entry in entries]
+        seen = [(entry, os.fstat(entry.file)) for entry in entries]
+        return [_Left(entry, status.st_mtime_ns, status.st_size) for entry, status in seen]
 
     def _show(self, left: _Left, writing: Writing) -> bool:
         """Make an entry the file at its path; False: its place is another's here. No checkpoint."""
@@ -184,7 +186,7 @@ class Behind:
         if inode is None:
             return False
         file = OpenFile(inode, info)
-        file.staged = writing.area.resumed(left.entry)
+        file.staged = writing.area.resumed(left.entry, left.size)
         file.generation = file.tried = file.queued = 1
         file.modified_ns = record.modified_ns
         file.ours = True

@@ -6,6 +6,7 @@ of the mount. A disk that fails or hangs costs what is kept, never an answer. Tr
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ _TOGETHER = 1024 * MiB  # databases of all sources; what was not used for longes
 # What was learnt is written this long after, and no more than a fifth of the time is for writing.
 _EVERY_S, _SHARE = 2.0, 4
 _AFTER_FAILURE_S = 30.0
+_PATIENCE_S = 10.0
+_HANGS = "what an earlier mount knew cannot be read in time: its disk hangs"
 # A transaction that is under way.
 _STOPS_WITHIN_S = 1.0
 _END_S = 5.0
@@ -122,10 +125,16 @@ class Keeper(Forgetful):
         directory: of the block cache; what is kept lies in a private folder of it.
         server: URL of the service.
         source: what is mounted of it.
+        patience_s: how long an answer waits for the disk.
     """
 
     def __init__(
-        self, directory: Path, server: str, source: RepoPath, credentials: Credentials
+        self,
+        directory: Path,
+        server: str,
+        source: RepoPath,
+        credentials: Credentials,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._directory = directory
         self._server = server
@@ -140,6 +149,8 @@ class Keeper(Forgetful):
         self._saving = trio.Lock()
         self._failed_at = 0.0
         self._said: str | None = None
+        self._hangs_until = -math.inf
+        self._patience_s = patience_s
 
     # noting
 
@@ -336,17 +347,25 @@ class Keeper(Forgetful):
         return found.at_ns / 1e9 if found is not None else None
 
     async def _find(self, find: Callable[[Database], Known[_T] | None]) -> Known[_T] | None:
-        """Look something up; None: it is not known, or cannot be read."""
-        await self.save()  # a change that is not written yet is known all the same
+        """Look something up; None: it is not known, or cannot be read, or not in time."""
 
         def found() -> Known[_T] | None:
             return find(self._found())
 
-        try:
-            return await threads.keeping(found)
-        except CacheError as error:
-            log.debug("not known: %s", error)
+        if trio.current_time() < self._hangs_until:
             return None
+        with trio.move_on_after(self._patience_s):
+            await self.save()  # a change that is not written yet is known all the same
+            try:
+                return await threads.keeping(found)
+            except CacheError as error:
+                log.debug("not known: %s", error)
+                return None
+        self._hangs_until = trio.current_time() + _AFTER_FAILURE_S
+        if self._said != _HANGS:
+            log.info("%s", _HANGS)
+        self._said = _HANGS
+        return None
 
 
 def _restored(known: Known[_T] | None) -> tuple[_T, Asked] | None:

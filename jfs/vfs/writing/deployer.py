@@ -100,7 +100,7 @@ class Deployer:
                 sent = (*entry.record.sent, sha256)
                 await waiting.on_disk(lambda: entry.update(sent=sent))
             done = trio.Event()
-            self._nursery.start_soon(_sync_if_long, entry, done)
+            self._nursery.start_soon(_sync_if_long, entry, staged.size, done)
             try:
                 patient = entry.record.state is not State.PENDING
                 info = await self._store.deploy(deployment, staged.file, patient=patient)
@@ -202,13 +202,13 @@ def keep(entry: Entry, reason: str) -> None:
         log.error("%s: its journal cannot be written: %s", entry.record.path, disk_words(error))
 
 
-async def _sync_if_long(entry: Entry, done: trio.Event) -> None:
+async def _sync_if_long(entry: Entry, size: int, done: trio.Event) -> None:
     """Write to disk beside a long upload, which does not wait for it."""
     with trio.move_on_after(_SYNC_AFTER_S):
         await done.wait()
         return
     try:
-        await waiting.on_disk(entry.sync_data, size=entry.size)
+        await waiting.on_disk(entry.sync_data, size=size)
     except OSError as error:
         # The upload goes on: it does not need this disk any more.
         log.warning("%s: the staged copy may not survive: %s", entry.record.path, error)

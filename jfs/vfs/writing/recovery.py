@@ -91,7 +91,8 @@ async def upload(
     record = entry.record
     path = target or record.path
     base = record.base if path == record.path else None
-    sha256 = await waiting.hashing(partial(_digest, entry.file), entry.size)
+    size = await waiting.on_disk(lambda: entry.size)
+    sha256 = await waiting.hashing(partial(_digest, entry.file), size)
     there = await _sha256_at(store, path)
     if there == sha256:
         await waiting.on_disk(entry.remove)
@@ -104,9 +105,7 @@ async def upload(
         found = await store.properties(path)
         kept = {key: values for key, values in found.items() if key != SYMLINK_TARGET}
         properties = {**kept, **properties}
-    deployment = Deployment(
-        path, entry.size, Checksums(sha256=sha256), properties, record.modified_ns
-    )
+    deployment = Deployment(path, size, Checksums(sha256=sha256), properties, record.modified_ns)
     try:
         await store.deploy(deployment, entry.file)
     except (JfsError, OSError) as error:

@@ -104,9 +104,9 @@ class StagingArea:
             raise
         return newer
 
-    def resumed(self, entry: Entry) -> "StagingFile":
+    def resumed(self, entry: Entry, size: int) -> "StagingFile":
         """Return what a mount that has ended left in the journal; *entry* is claimed."""
-        staged = self._made(entry.file, entry)
+        staged = self._made(entry.file, entry, size)
         staged.sent = set(entry.record.sent)
         return staged
 
@@ -114,8 +114,9 @@ class StagingArea:
         """Make a file for content whose name is gone. Raises OSError."""
         return self._made(self.journal.anonymous(), None)
 
-    def _made(self, file: int, entry: Entry | None) -> "StagingFile":
-        return StagingFile(file, entry, _RunningHash(self._hashers, self._room), self._largest)
+    def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
+        running = _RunningHash(self._hashers, self._room)
+        return StagingFile(file, entry, running, self._largest, size)
 
     def close(self) -> None:
         """End the threads."""
@@ -131,12 +132,12 @@ class StagingFile:
     """
 
     def __init__(
-        self, file: int, entry: Entry | None, running_hash: "_RunningHash", largest: int
+        self, file: int, entry: Entry | None, running_hash: "_RunningHash", largest: int, size: int
     ) -> None:
         self.file = file
         self.entry = entry
         self.sent: set[str] = set()
-        self.size = os.fstat(file).st_size
+        self.size = size
         self._hash = running_hash
         self._largest = largest
         self._users = 0
