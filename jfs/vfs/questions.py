@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import trio
 
 from jfs.clocks import boot_time
-from jfs.errors import JfsError, MountEnding
+from jfs.errors import JfsError, MountEnding, ServerDown
 from jfs.vfs.freshness import OUTAGES, Answer, Asked, Cell, Question
 from jfs.vfs.standing import Stand, Standing, Subject
 
@@ -107,9 +107,10 @@ class Questions:
             hurried = may and not anew and (is_expired or known.is_silent)
         question = cell.question
         if question is None or not cell.accepts(question.asked) or self._is_vain(question, known):
-            if (hurried or patience_s < math.inf) and not known.may_ask():
+            waits_not = hurried or patience_s < math.inf
+            if waits_not and not known.may_ask():
                 # Before the checkpoint, in which it may come up: that is no new spell.
-                stand = standing.stand(subject, None) if hurried else None
+                stand = standing.stand(subject, known.refused) if hurried else None
                 await trio.lowlevel.checkpoint()
                 raise StandsIn(stand) if stand is not None else NotYet
             question = cell.question = Question(standing.ups)
@@ -137,7 +138,7 @@ class Questions:
             if error is None:
                 if not hurried:
                     raise NotYet
-                raise StandsIn(standing.stand(subject, None))
+                raise StandsIn(standing.stand(subject, ""))
             if isinstance(error, OUTAGES):
                 if not may and recall is not None:
                     stands = await recall()
@@ -207,6 +208,8 @@ class Questions:
                 question.answer = Answer(value, question.asked, stored)
                 self.standing.answered(known)
             except Exception as error:
+                refused = isinstance(error, ServerDown) and question.ups == self.standing.ups
+                known.refused = str(error) if refused else ""
                 if isinstance(error, JfsError) and not isinstance(error, OUTAGES):
                     self.standing.answered(known)
                 question.error = error.with_traceback(None) if _is_expected(error) else error

@@ -10,6 +10,8 @@ time:
 - After two such waits in a row, with no answer of the subject between, the subject is *silent*:
   nobody waits for it who has something that can stand in, and it is asked once a second, until it
   answers.
+- So is one of which a question was *refused*, since the server is down (``ServerDown``): a walk
+  through 100,000 names that are known would make as many questions that nobody asks.
 - An answer that stands in is asked for again after ``_STAND_IN_S``, and as soon as somebody tells
   that the server is up (``up``).
 
@@ -79,12 +81,14 @@ class Subject:
     Attributes:
         answers: how many there were so far.
         asked_at: when it was last asked for somebody who has something that can stand in.
+        refused: why nobody was asked last time; "": somebody was, or it may be up again.
     """
 
-    __slots__ = ("answers", "asked_at", "asking", "in_vain", "spell")
+    __slots__ = ("answers", "asked_at", "asking", "in_vain", "refused", "spell")
 
     def __init__(self) -> None:
         self.answers = 0
+        self.refused = ""
         self.asked_at = -math.inf
         self.asking = 0
         self.in_vain = 0
@@ -97,7 +101,7 @@ class Subject:
     def may_ask(self) -> bool:
         """Whether a question may begin for somebody who will not wait for it."""
         now = trio.current_time()
-        if self.is_silent and now < self.asked_at + _ASKED_EVERY_S:
+        if (self.is_silent or self.refused) and now < self.asked_at + _ASKED_EVERY_S:
             return False
         self.asked_at = now
         return True
@@ -169,11 +173,11 @@ class Standing:
         found = self._subjects.get(name)
         return found is not None and found.spell is not None and found.spell.failed_at > moment
 
-    def stand(self, name: str, error: JfsError | None) -> Stand:
+    def stand(self, name: str, error: JfsError | str) -> Stand:
         """Note that an answer stands in. Logs the first one.
 
         Args:
-            error: why; None: there was no answer in time.
+            error: why; "": there was no answer in time.
         """
         subject = self.subject(name)
         spell = subject.spell
@@ -197,7 +201,7 @@ class Standing:
     def answered(self, subject: Subject) -> None:
         """Note an answer of a subject, also one that refuses."""
         subject.answers += 1
-        subject.in_vain = 0
+        subject.in_vain, subject.refused = 0, ""
         spell = subject.spell
         # Others may go on failing, one path of a server that is well: a beginning and an end for
         # each of them would fill the log.
@@ -213,7 +217,7 @@ class Standing:
         self.ups += 1
         for known, subject in self._subjects.items():
             if name in (known, ""):
-                subject.in_vain = 0
+                subject.in_vain, subject.refused = 0, ""
                 if subject.spell is not None:
                     self._end(subject)
 

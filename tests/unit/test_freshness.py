@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jfs.clocks import boot_time
-from jfs.errors import AccessDenied, JfsError, MountEnding, NotFound, Unavailable
+from jfs.errors import AccessDenied, JfsError, MountEnding, NotFound, ServerDown, Unavailable
 from jfs.metrics import Metrics
 from jfs.vfs.freshness import NEVER, Answer, Asked, Cell
 from jfs.vfs.questions import NotYet, Questions, StandsIn
@@ -363,6 +363,40 @@ async def test_once_it_is_up_everything_is_asked_anew(
             async with using(asked, each, server) as outcomes:
                 server.answer(2)
             assert outcomes == [server.asked]
+
+
+@pytest.mark.parametrize("ends", ["a second", "up", "an answer"])
+async def test_what_is_down_is_asked_once_a_second_for_who_can_do_without(
+    mock_clock: trio.testing.MockClock, expected_logs: list[str], ends: str
+) -> None:
+    """A walk through 100,000 names asked for each: nobody was asked, but it took three times."""
+    expected_logs.append(f"{SERVING}, up to 86400 s old: down")
+    server, nothing = Server(), Cell[int]()
+    async with questions() as asked:
+        for count in (1, 2):
+            async with using(asked, expired(), server) as outcomes:
+                server.fail(ServerDown("down for 3 s"))
+            assert outcomes == ["stale"]
+            for _ in range(100):
+                assert await known(asked, expired(), server) == "stale"
+            with pytest.raises(NotYet):
+                await asked.answer(Cell[int](), server.ask, "r", patience_s=60)
+            assert server.asked == count
+            mock_clock.jump(1.1)
+        async with using(asked, expired(), server) as outcomes:
+            server.fail(ServerDown("down for 3 s"))
+        if ends == "a second":
+            mock_clock.jump(1.1)
+        elif ends == "up":
+            asked.up("")
+        else:
+            async with using(asked, nothing, server) as outcomes:  # who has nothing always asks
+                server.answer()
+            assert outcomes == [4]
+        asked_before = server.asked
+        async with using(asked, expired(), server) as outcomes:
+            server.answer()
+        assert outcomes == [asked_before + 1]
 
 
 @pytest.mark.parametrize("how", ["hangs", "fails"])
