@@ -130,6 +130,7 @@ class ReadSettings:
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
     disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
     deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
+    far_s: float = 0.01  # a server whose first byte takes longer is asked for more ahead
 
 
 def fit_to_memory(settings: ReadSettings, limit: int | None) -> ReadSettings:

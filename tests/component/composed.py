@@ -1,5 +1,6 @@
 """The filesystem facade on a real server, as a mount composes it, without a kernel."""
 
+import math
 import stat
 import tempfile
 from collections.abc import AsyncIterator
@@ -96,7 +97,7 @@ async def composed(
         plane = DataPlane(
             ranges,
             store,
-            ReadSettings(),
+            ReadSettings(far_s=math.inf),  # no server is far, however slow the machine
             metrics or Metrics(),
             nursery,
             fetches=2,

@@ -2,10 +2,12 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jfs.extents import Extent, GiB, KiB, MiB
+from jfs.formats import Layout, Part
 from jfs.vfs.reading.readahead import ReadaheadPlanner
 
 BLOCK = 32 * KiB
@@ -39,21 +41,37 @@ def test_a_header_of_a_huge_file_fetches_little() -> None:
     assert sum(amounts) <= 1 * MiB
 
 
-def test_a_sequential_reader_is_at_full_speed_within_a_few_requests() -> None:
-    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
-    reads = sequential(0, 1 * MiB, 8)
-    furthest = 0
-    for read in reads:
-        plan = planner.observe(read)
-        furthest = max(furthest, plan.ahead.stop)
-    assert furthest - reads[-1].stop >= WINDOW // 2
+def furthest_ahead(planner: ReadaheadPlanner, reads: list[Extent]) -> int:
+    return max(planner.observe(read).ahead.stop for read in reads) - reads[-1].stop
+
+
+def test_where_files_are_read_whole_the_window_opens_within_a_few_requests() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True)
+    assert furthest_ahead(planner, sequential(0, MiB, 8)) >= WINDOW * 3 // 8
 
 
 def test_small_sequential_reads_reach_the_window_too() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True)
+    assert furthest_ahead(planner, sequential(0, 128 * KiB, 160)) >= WINDOW // 2
+
+
+def test_a_stream_opens_the_window() -> None:
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
-    reads = sequential(0, 128 * KiB, 160)
-    furthest = max(planner.observe(read).ahead.stop for read in reads)
-    assert furthest - reads[-1].stop >= WINDOW // 2
+    assert furthest_ahead(planner, sequential(3 * GiB, MiB, 140)) >= WINDOW * 3 // 4
+
+
+def test_a_far_server_is_asked_for_more_ahead() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, is_far=lambda: True)
+    assert furthest_ahead(planner, sequential(3 * GiB, MiB, 16)) >= 2 * MiB
+
+
+@given(st.integers(0, 200), st.sampled_from([128 * KiB, 512 * KiB, MiB]), st.booleans())
+def test_a_run_that_ends_early_costs_a_quarter_of_itself(count: int, size: int, far: bool) -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, is_far=lambda: far)
+    asked = count * size
+    planned_bytes = sum(planned(planner, sequential(GiB, size, count)))
+    most = asked + asked // 4 if far or asked > 64 * MiB else asked + asked // 16
+    assert planned_bytes <= most + BLOCK
 
 
 def test_random_reads_fetch_what_they_ask() -> None:
@@ -97,11 +115,92 @@ def test_strided_reads_fetch_what_they_ask() -> None:
 def test_two_readers_of_one_file_both_run_ahead() -> None:
     planner = ReadaheadPlanner(4 * GiB, BLOCK, WINDOW)
     ahead = {0: 0, 2 * GiB: 0}
-    for i in range(8):
+    for i in range(64):
         for start in ahead:
             plan = planner.observe(Extent(start + i * MiB, start + (i + 1) * MiB))
             ahead[start] = max(ahead[start], plan.ahead.stop - start)
-    assert min(ahead.values()) >= 8 * MiB + WINDOW // 4
+    assert min(ahead.values()) >= 64 * MiB + 3 * MiB
+
+
+def test_runs_of_one_length_tell_the_next_one() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    for start in (GiB, 2 * GiB):
+        planned(planner, sequential(start, MiB, 8))
+    first, *later = planned(planner, sequential(3 * GiB, MiB, 8))
+    assert first == 8 * MiB  # with its first READ
+    assert sum(later) == 0
+
+
+def test_a_run_that_is_longer_than_those_before_it_goes_on() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    for start in (GiB, 2 * GiB):
+        planned(planner, sequential(start, MiB, 8))
+    assert furthest_ahead(planner, sequential(3 * GiB, MiB, 140)) >= WINDOW * 3 // 4
+
+
+def test_runs_of_other_lengths_tell_nothing() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    for start, count in ((GiB, 8), (2 * GiB, 3)):
+        planned(planner, sequential(start, MiB, count))
+    assert planned(planner, sequential(3 * GiB, MiB, 8))[0] == MiB
+
+
+TENSORS = Layout.of(
+    MiB,
+    10 * GiB,
+    [Part(f"layers.{n}", Extent(MiB + n * 40 * MiB, MiB + (n + 1) * 40 * MiB)) for n in range(50)],
+)
+
+
+def tensor_reads(number: int, first: int, last: int, *, around: bool = True) -> list[Extent]:
+    """READs of a part of a tensor, in quarters; the fault that begins it reads around itself."""
+    start, stop = TENSORS.parts[number].extent
+    quarter = (stop - start) // 4
+    reads = sequential(start + first * quarter, MiB, (last - first) * quarter // MiB)
+    return [Extent(reads[0].start - MiB, reads[0].start), *reads] if around else reads
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (3, 4), (0, 4)])
+def test_the_same_share_of_every_tensor_is_recognised(first: int, last: int) -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = TENSORS
+    for number in (3, 7):
+        planned(planner, tensor_reads(number, first, last))
+    around, second, *later = planned(planner, tensor_reads(20, first, last))
+    whole = (last - first) * 10 * MiB
+    assert around + second > min(whole, WINDOW) - 4 * MiB  # requests end at their multiples
+    assert around + second + sum(later) <= MiB + whole
+
+
+def test_a_run_stays_in_its_tensor_until_its_reader_leaves_it() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True)
+    planner.layout = TENSORS
+    stop = TENSORS.parts[4].extent.stop
+    first, last = tensor_reads(4, 0, 4), tensor_reads(5, 0, 4, around=False)
+    assert max(planner.observe(read).ahead.stop for read in first) == stop
+    assert max(planner.observe(read).ahead.stop for read in last) > TENSORS.parts[5].extent.stop
+
+
+def test_the_header_is_a_part_too() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True)
+    planner.layout = TENSORS
+    reads = sequential(0, 128 * KiB, 8)
+    assert max(planner.observe(read).ahead.stop for read in reads) == MiB
+
+
+def test_what_is_here_starts_nothing_that_is_not() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True, cached=True)
+    plans = [planner.observe(read) for read in sequential(GiB - 8 * MiB, MiB, 8)]
+    assert all(plan.warm for plan in plans if plan.ahead)
+    planner.fetched(planner.observe(Extent(GiB, GiB + MiB)).demand)
+    cold = [planner.observe(read) for read in sequential(GiB + MiB, MiB, 20)]
+    assert any(plan.ahead and not plan.warm for plan in cold)
+
+
+def test_every_other_row_is_no_run() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    rows = [Extent(n * 256 * KiB, n * 256 * KiB + 128 * KiB) for n in range(200)]
+    assert sum(planned(planner, rows)) <= 1.1 * 200 * 128 * KiB
 
 
 reads = st.lists(

@@ -1,30 +1,37 @@
 """Decide what to fetch for a READ: the read-ahead planner. Pure: no I/O, no clock, no threads.
 
 A planner belongs to one content, not to a handle: model loaders fork, share descriptors and open
-one file several times, and the kernel's own read-ahead reaches us out of order anyway. It follows
-a few *streams*, each a place where somebody reads forward:
+one file several times. It follows a few *runs*, each a place where somebody reads forward. Nobody
+says how far a run will go, and what was fetched beyond its end was fetched for nothing:
 
-- A READ that starts no stream fetches what it asked for and nothing more (random access, a header,
-  the first page fault of a tensor).
-- The READ after it is still only that: one request of a program reaches us in two pieces (an
-  unaligned MiB touches 257 pages, a READ carries 256; a page fault reads around itself by more
-  than one READ).
-- The third shows a direction: the window opens at twice what has been read and doubles with every
-  READ until the full window. A sequential reader is at full speed after five or six requests,
-  while a header never pulls more than the kernel itself asked for.
-- Strided access (the same tensor of every layer, say) never continues a stream, so each piece
-  costs its own bytes and no more.
+- The first READ of a run fetches what it asked for (random access, a header, a page fault), and so
+  does the second: one request of a program reaches us in two pieces.
+- Then a sixteenth of what the run has read goes ahead of it: a piece of 4, 16 or 64 MiB costs 6 %
+  more than itself, and the next request is on its way while the last is copied. After 64 MiB it is
+  a stream, and the window opens. A far server needs more ahead: a quarter, and no run costs more.
+- What is known shortens this. Two runs of one length (rows, chunks, slices of tensors): the next
+  one is fetched to that length at once, and no further. Two tensors of which the same share was
+  read (a quarter each, or all of it): the same of the next one. The last file of this folder was
+  read whole: the window opens at the third READ.
+- A run does not go on into the next tensor, until its reader does.
+- A run over bytes that are all here already fetches nothing: it has been here before.
+- A run with holes in it (every other row) is no run.
 """
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from jfs.extents import Extent, MiB
+from jfs.formats import Layout, Part
 
-# Kernel read-ahead keeps several requests of up to 1 MiB in flight and the event loop may see them
-# in any order: this far behind or beyond the expected place still continues a stream.
-_DISORDER = 2 * MiB
+# Requests of one reader reach us in any order, a READ apart; a page fault reads as much before
+# itself as behind (half of the kernel's read-ahead: jfs.fusectl).
+_DISORDER = MiB
 _READS_OF_A_RUN = 3
-_STREAMS = 16  # parallel loaders of one file; more than that is random access
+_RUNS = 16  # parallel loaders of one file; more than that is random access
+_FRACTION = 16
+_STREAM = 64 * MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +41,56 @@ class ReadPlan:
     Attributes:
         demand: the READ itself, clipped to the file and widened to blocks.
         ahead: bytes beyond, worth fetching now; may be empty.
+        warm: of *ahead* only what is on disk is worth it.
     """
 
     demand: Extent
     ahead: Extent
+    warm: bool = False
+
+    def joined(self, most: int) -> Extent:
+        """Return what one request brings: the demand, and up to *most* bytes ahead of it."""
+        if self.warm or self.ahead.start != self.demand.stop or self.ahead.size > most:
+            return self.demand
+        return Extent(self.demand.start, self.ahead.stop)
 
 
 @dataclass(slots=True)
-class _Stream:
+class _Run:
     start: int  # where it began
     position: int  # the furthest byte asked for
     ahead: int  # everything before it is asked for or planned
-    window: int  # bytes to keep planned beyond position
-    reads: int  # that moved position on
+    expected: int  # where it ends if it is as long as those before it; 0: nobody knows
+    warm: bool  # nothing was fetched for it
     used: int  # logical time of the last READ
+    reads: int = 1  # that moved position on
+    size: int = 0  # bytes asked for
+
+
+@dataclass(slots=True)
+class _Known:
+    """What earlier runs tell."""
+
+    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=2))
+    shares: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))
+
+    def length(self) -> int:
+        """Return how long a run is, if the last two agree; 0: nobody knows."""
+        if len(self.lengths) < 2 or max(self.lengths) > min(self.lengths) * 9 // 8:
+            return 0
+        return max(self.lengths)
+
+    def share(self, part: Part) -> Extent | None:
+        """Return what will be read of a part, if the last two agree."""
+        if len(self.shares) < 2:
+            return None
+        size = part.extent.size
+        (first, last), (other_first, other_last) = self.shares
+        blur = _DISORDER / size + 0.02
+        if abs(first - other_first) > blur or abs(last - other_last) > blur:
+            return None
+        start = part.extent.start
+        return Extent(start + int(min(first, other_first) * size), start + int(last * size))
 
 
 class ReadaheadPlanner:
@@ -57,14 +100,38 @@ class ReadaheadPlanner:
         size: of the file, bytes.
         block_size: unit of fetching, bytes.
         window: largest read-ahead, bytes.
+        piece: largest request; they are cut at its multiples.
+        whole: whether files such as this one were read whole.
+        cached: whether bytes may be on disk; ``fetched`` tells which were not.
+        is_far: whether the first byte of a request takes long.
+
+    Attributes:
+        layout: where the parts of the file are, once that is known.
     """
 
-    def __init__(self, size: int, block_size: int, window: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        block_size: int,
+        window: int,
+        *,
+        piece: int = 4 * MiB,
+        whole: bool = False,
+        cached: bool = False,
+        is_far: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._size = size
         self._block_size = block_size
         self._window = window
-        self._streams: list[_Stream] = []
+        self._piece = piece
+        self._whole = whole
+        self._cached = cached
+        self._is_far = is_far
+        self._runs: list[_Run] = []
+        self._latest: _Run | None = None
+        self._known = _Known()
         self._time = 0
+        self.layout: Layout | None = None
 
     def observe(self, extent: Extent) -> ReadPlan:
         """Note a READ of *extent* and say what to fetch.
@@ -74,55 +141,131 @@ class ReadaheadPlanner:
         """
         self._time += 1
         demand = extent.aligned(self._block_size, self._size)
-        stream = self._find(extent)
-        if stream is None:
-            self._open(extent, demand)
-            return ReadPlan(demand, Extent(demand.stop, demand.stop))
-        stream.used = self._time
-        if extent.stop <= stream.position:
-            return ReadPlan(demand, Extent(demand.stop, demand.stop))
-        stream.position = extent.stop
-        stream.reads += 1
-        if stream.reads < _READS_OF_A_RUN:
-            stream.ahead = max(stream.ahead, demand.stop)
-            return ReadPlan(demand, Extent(demand.stop, demand.stop))
-        stream.window = min(self._window, max(stream.window * 2, 2 * extent.size))
-        # Never more ahead than has been read in this stream, doubled: a short run costs little.
-        reach = min(stream.window, 2 * (stream.position - stream.start))
-        start = max(stream.ahead, demand.stop)
-        stop = Extent(0, stream.position + reach).aligned(self._block_size, self._size).stop
+        nothing = ReadPlan(demand, Extent(demand.stop, demand.stop))
+        run = self._find(extent)
+        if run is None:
+            run = self._begin(extent, demand)
+        else:
+            run.used = self._time
+            run.size += extent.size
+            self._latest = run
+            if extent.stop <= run.position:
+                return nothing
+            run.position = extent.stop
+            run.reads += 1
+        stop = Extent(0, self._reach(run, extent)).aligned(self._block_size, self._size).stop
         stop = min(stop, self._size)
-        if stop - start < min(reach // 4, self._window // 8) and stop < self._size:
+        wanted = stop - run.position
+        if wanted >= 2 * self._piece and stop < self._size:
+            stop -= stop % self._piece  # else it is two requests, for ever
+        start = max(run.ahead, demand.stop)
+        run.ahead = start
+        if stop - start < min(wanted // 2, self._window // 8) and stop < self._size:
             # Ask again when a worthwhile piece is due, not block by block.
-            return ReadPlan(demand, Extent(demand.stop, demand.stop))
-        stream.ahead = max(start, stop)
-        return ReadPlan(demand, Extent(start, max(start, stop)))
+            return nothing
+        run.ahead = max(start, stop)
+        return ReadPlan(demand, Extent(start, max(start, stop)), run.warm)
 
     def retract(self, ahead: Extent, reached: int) -> None:
         """Note that of a planned read-ahead only what is before *reached* is being fetched.
 
-        There was no memory for more. The next READ of that stream plans the rest again; else every
+        There was no memory for more. The next READ of that run plans the rest again; else every
         READ of it would find nothing under way and fetch for itself.
         """
-        for stream in self._streams:
-            if stream.ahead == ahead.stop:
-                stream.ahead = max(reached, stream.position)
+        for run in self._runs:
+            if run.ahead == ahead.stop:
+                run.ahead = max(reached, run.position)
 
-    def _find(self, extent: Extent) -> _Stream | None:
-        best: _Stream | None = None
-        for stream in self._streams:
-            low = max(stream.start, stream.position - _DISORDER)
-            # A pushed page hides the reader's progress, so the next READ we see may lie anywhere
-            # in what was planned for it.
-            high = max(stream.position, stream.ahead) + (_DISORDER if stream.window else 0)
+    def fetched(self, extent: Extent) -> None:
+        """Note what was not on disk, and is being fetched."""
+        for run in self._runs:
+            if run.warm and run.start - self._block_size < extent.stop and extent.start < run.ahead:
+                run.warm = False
+
+    def is_read_whole(self) -> bool | None:
+        """Whether the file was read from its start to its end; None: its start was not wanted."""
+        from_start = [run for run in self._runs if run.start == 0 and run.reads >= _READS_OF_A_RUN]
+        if not from_start:
+            return None
+        return any(run.position >= self._size for run in from_start)
+
+    def _reach(self, run: _Run, extent: Extent) -> int:
+        """Return up to where to plan: at most the window beyond the run."""
+        limit = run.position + self._window
+        if run.position <= run.expected and self.layout is None:
+            return min(run.expected, limit)
+        part = self._part(extent)
+        if part is not None:
+            share = self._known.share(part)
+            if (
+                share is not None
+                and extent.start >= share.start - _DISORDER
+                and run.position <= share.stop
+            ):
+                return min(share.stop, limit)
+        if run.reads < _READS_OF_A_RUN or run.size * 4 < (run.position - run.start) * 3:
+            return run.position
+        reach = run.position + self._allowed(run.size)
+        if part is not None and run.start >= part.extent.start - _DISORDER:
+            reach = min(reach, max(part.extent.stop, run.position))
+        return min(reach, limit)
+
+    def _allowed(self, size: int) -> int:
+        """Return how much may go ahead of a run that has read *size* bytes."""
+        if self._whole:
+            return 2 * size
+        most = size // 4
+        if self._is_far():
+            return most
+        return min(most, min(size, _STREAM) // _FRACTION + max(0, size - _STREAM) // 2)
+
+    def _part(self, extent: Extent) -> Part | None:
+        """Return the part that a READ ends in; the header counts as one."""
+        if self.layout is None:
+            return None
+        if extent.stop <= self.layout.header:
+            return Part("", Extent(0, self.layout.header))
+        number = self.layout.at(extent.stop - 1)
+        return self.layout.parts[number] if number is not None else None
+
+    def _find(self, extent: Extent) -> _Run | None:
+        best: _Run | None = None
+        for run in self._runs:
+            low = max(run.start, run.position - 2 * _DISORDER)
+            # What others have read is in the page cache: the next READ that we see may lie anywhere
+            # in what was planned for the run.
+            high = max(run.position, run.ahead)
+            if run.reads >= _READS_OF_A_RUN:
+                high = max(high, run.position + _DISORDER)
             close = low <= extent.start <= high
-            if close and (best is None or stream.position > best.position):
-                best = stream
+            if close and (best is None or run.position > best.position):
+                best = run
         return best
 
-    def _open(self, extent: Extent, demand: Extent) -> None:
-        if len(self._streams) >= _STREAMS:
-            self._streams.remove(min(self._streams, key=lambda stream: stream.used))
-        self._streams.append(
-            _Stream(extent.start, extent.stop, demand.stop, window=0, reads=1, used=self._time)
+    def _begin(self, extent: Extent, demand: Extent) -> _Run:
+        if self._latest is not None:
+            self._learn(self._latest)
+        if len(self._runs) >= _RUNS:
+            self._runs.remove(min(self._runs, key=lambda run: run.used))
+        length = self._known.length()
+        run = _Run(
+            extent.start,
+            extent.stop,
+            demand.stop,
+            expected=extent.start + length if length else 0,
+            warm=self._cached,
+            used=self._time,
+            size=extent.size,
         )
+        self._runs.append(run)
+        self._latest = run
+        return run
+
+    def _learn(self, run: _Run) -> None:
+        """Note a run that has ended, as far as anybody can tell: another one begins."""
+        self._known.lengths.append(run.position - run.start)
+        part = self._part(Extent(run.position - 1, run.position))
+        if part is not None and part.name:
+            start, stop = part.extent
+            first = max(0, run.start - start) / part.extent.size
+            self._known.shares.append((first, (min(run.position, stop) - start) / (stop - start)))

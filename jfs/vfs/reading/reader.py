@@ -4,16 +4,17 @@ A ``ContentReader`` belongs to one artifact version and is shared by every handl
 asks the planner what to fetch, starts a segment for each piece that nobody is fetching yet
 (single-flight), and answers from the segments as their bytes arrive.
 
-Concurrency: trio thread, except ``_receive_whole`` and ``_from_server``, which run in a worker
-thread and touch only their segment and the source. Between taking a view and answering with it
+Concurrency: trio thread, except ``_from_server``, which runs in a worker thread and
+touches only its segment and the source. Between taking a view and answering with it
 there must be no checkpoint: see ``segments``.
 """
 
-import hashlib
+import contextlib
 import logging
+import time
 from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
@@ -21,6 +22,7 @@ from jfs import threads
 from jfs.config import ReadSettings
 from jfs.errors import (
     DeadlineExceeded,
+    DiskHangs,
     IntegrityError,
     JfsError,
     NotFound,
@@ -34,15 +36,16 @@ from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
+from jfs.vfs.reading.learning import Habits, Head
+from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
-from jfs.vfs.reading.segments import HeldSink, Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.vfs.reading.whole import REFETCHES, receive_whole
 from jfs.waiting import Disk
 
 log = logging.getLogger(__name__)
 
-# A content that does not match its digest is fetched again so often before it is refused.
-_REFETCHES = 1
 
 # Content of up to this size is fetched whole, and held against its digest before anybody gets a
 # byte: 0.7 ms of hashing, and 10 ms of a line of 1 Gbit/s. Larger content is looked at behind its
@@ -54,18 +57,6 @@ _SEGMENTS_AT_LEAST = 4  # fit into the budget
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
 _DISK_THREADS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Worker threads that receive at a time.
-
-    Read-ahead never takes the last worker: a READ that somebody waits for is not queued behind
-    bytes that nobody has asked for.
-    """
-
-    demand: trio.CapacityLimiter
-    ahead: trio.CapacityLimiter
 
 
 class DataPlane:
@@ -101,17 +92,11 @@ class DataPlane:
         self.metrics = metrics
         self.nursery = nursery
         self.pool = SegmentPool(budget, segment_bytes, several=several)
-        self._fetches = fetches
+        self.fetches = fetches
+        self.habits = Habits(settings.far_s)
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
-
-    def limits(self, repo: str) -> "_Limits":
-        """Return the workers of a repository: one that hangs keeps only its own readers waiting."""
-        return _Limits(
-            threads.asking("fetches", repo, self._fetches),
-            threads.asking("fetches ahead", repo, max(1, self._fetches - 1)),
-        )
 
     def rejections(self, version: ArtifactVersion) -> int:
         """How often what was read of *version* turned out to be wrong."""
@@ -123,7 +108,7 @@ class DataPlane:
         Raises:
             IntegrityError: its bytes, fetched whole twice, did not match its digest.
         """
-        if self.rejections(version) > _REFETCHES:
+        if self.rejections(version) > REFETCHES:
             raise IntegrityError(
                 f"{version.path}: the server keeps sending bytes that do not match its checksum"
             )
@@ -142,7 +127,16 @@ class ContentReader(SegmentOwner):
         self.cached = content
         block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
         self._block_size = block_size
-        self._planner = ReadaheadPlanner(version.size, block_size, plane.settings.window_bytes)
+        self._planner = ReadaheadPlanner(
+            version.size,
+            block_size,
+            plane.settings.window_bytes,
+            piece=plane.settings.segment_bytes,
+            whole=plane.habits.are_read_whole(version.path),
+            cached=content is not None,
+            is_far=plane.habits.is_far,
+        )
+        self._head = Head(version.path.name, version.size, self._serve)
         self._whole = Extent(0, version.size)
         self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
         self._segments: dict[int, Segment] = {}  # by start; they never overlap
@@ -174,14 +168,18 @@ class ContentReader(SegmentOwner):
         plan = self._planner.observe(extent)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
+        if self._head.is_seen(extent):
+            self._working += 1
+            self._plane.nursery.start_soon(self._look_at_head)
         segment = self._covering(extent)
         if segment is None and self.cached is not None:
             resident = self.cached.resident(extent)
             if resident is not None:
-                self._start_ahead(plan.ahead)
+                self._start_ahead(plan)
                 return resident
-        if self._start_missing(plan.demand, demand=True) >= plan.demand.stop:
-            self._start_ahead(plan.ahead)
+        demand = plan.joined(self._plane.settings.segment_bytes // 2)
+        if self._start_missing(demand, demand=True) >= plan.demand.stop:
+            self._start_ahead(plan)
         else:  # not while there is no memory for what is asked for
             self._planner.retract(plan.ahead, plan.demand.stop)
         try:
@@ -200,6 +198,8 @@ class ContentReader(SegmentOwner):
         """Free everything once the fetches under way have ended. Idempotent."""
         if not self._closed:
             self._closed = True
+            if (whole := self._planner.is_read_whole()) is not None:
+                self._plane.habits.note(self.version.path, whole)
             await self._close_when_idle()
 
     def discard(self, segment: Segment) -> None:
@@ -277,10 +277,29 @@ class ContentReader(SegmentOwner):
             position = stop
         return gaps
 
-    def _start_ahead(self, extent: Extent) -> None:
+    def _start_ahead(self, plan: ReadPlan) -> None:
+        if plan.warm and self.cached is not None and plan.ahead:
+            self._working += 1
+            self._plane.nursery.start_soon(self._start_warm, plan.ahead, self.cached)
+        else:
+            self._fetch_ahead(plan.ahead, plan.ahead)
+
+    async def _start_warm(self, ahead: Extent, content: Cached) -> None:
+        """Read ahead what is on disk; what is not is not worth it, until somebody asks for it."""
+        try:
+            with contextlib.suppress(DiskHangs):
+                missing = await content.run(lambda of: of.missing(ahead))
+                stop = max(ahead.start, missing[0].start) if missing else ahead.stop
+                if not self._closed:
+                    self._fetch_ahead(Extent(ahead.start, stop), ahead)
+        finally:
+            self._working -= 1
+        await self._close_when_idle()
+
+    def _fetch_ahead(self, extent: Extent, planned: Extent) -> None:
         reached = self._start_missing(extent, demand=False)
-        if reached < extent.stop:
-            self._planner.retract(extent, reached)
+        if reached < planned.stop:
+            self._planner.retract(planned, reached)
 
     def _start_missing(self, extent: Extent, *, demand: bool) -> int:
         """Start fetching what nobody fetches yet, as far as memory allows.
@@ -311,13 +330,20 @@ class ContentReader(SegmentOwner):
                 self._plane.pool.keep(segment, self)
             self._give_back(segment)
             self._working -= 1
-        if self._closed:
-            await self._close_when_idle()
+        await self._close_when_idle()
+
+    async def _look_at_head(self) -> None:
+        """Learn where the parts of the file are. Its bytes must not be closed meanwhile."""
+        try:
+            self._planner.layout = await self._head.look() or self._planner.layout
+        finally:
+            self._working -= 1
+        await self._close_when_idle()
 
     async def _fill(self, segment: Segment, demand: bool) -> None:
         """Fill one segment. A failure ends in the segment, never in the nursery."""
         error: BaseException | None = None
-        limits = self._plane.limits(self.version.path.repo)
+        limits = Limits.of(self.version.path.repo, self._plane.fetches)
         limit = limits.demand if demand else limits.ahead
         try:
             path = self.version.path
@@ -381,6 +407,7 @@ class ContentReader(SegmentOwner):
             return True
 
         async def fetch(run: Extent) -> None:
+            self._planner.fetched(run)
             await threads.in_turn(limit, self._from_server, segment, run)
             fetched.append(run)
 
@@ -388,7 +415,10 @@ class ContentReader(SegmentOwner):
         if self._is_small:
             if not look.missing and await is_there(self._whole):
                 return []
-            await threads.in_turn(limit, self._receive_whole, segment)
+            plane = self._plane
+            await threads.in_turn(
+                limit, receive_whole, plane.source, self.version, segment, plane.metrics
+            )
             return [self._whole]
         position = segment.extent.start
         for run in [*look.missing, Extent(segment.extent.stop, segment.extent.stop)]:
@@ -400,24 +430,13 @@ class ContentReader(SegmentOwner):
             position = run.stop
         return fetched
 
-    def _receive_whole(self, segment: Segment) -> None:
-        """Receive small content, and hold it against its digest. Raises IntegrityError."""
-        algorithm, _, digest = self.version.content.digest.partition(":")
-        for _ in range(1 + _REFETCHES):
-            self._plane.source.fetch(self.version, self._whole, HeldSink(segment, self._whole))
-            if hashlib.new(algorithm, segment.view).hexdigest() == digest:
-                segment.progress(self._whole.stop)
-                return
-            self._plane.metrics.count("integrity_errors")
-        raise IntegrityError(
-            f"{self.version.path}: the server sends bytes that do not match its checksum"
-        )
-
     def _from_server(self, segment: Segment, run: Extent) -> None:
-        self._plane.source.fetch(self.version, run, SegmentSink(segment, run))
+        sink, start = SegmentSink(segment, run), time.monotonic()
+        self._plane.source.fetch(self.version, run, sink)
+        self._plane.habits.answered(sink.began - start)
 
     async def _close_when_idle(self) -> None:
-        if self._working:
+        if self._working or not self._closed:
             return  # the last of them comes back here
         for segment in list(self._segments.values()):
             self.discard(segment)

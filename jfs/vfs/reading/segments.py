@@ -10,6 +10,7 @@ right until the next checkpoint of the trio thread, because buffers are reused o
 
 import contextlib
 import mmap
+import time
 from collections import Counter, OrderedDict
 
 import trio
@@ -106,11 +107,16 @@ class Segment:
 
 
 class SegmentSink:
-    """Receive one run into its place in the segment. The filling thread only."""
+    """Receive one run into its place in the segment. The filling thread only.
 
-    __slots__ = ("_position", "_segment", "_stop")
+    Attributes:
+        began: when its first byte came, of the monotonic clock; 0: not yet.
+    """
+
+    __slots__ = ("_position", "_segment", "_stop", "began")
 
     def __init__(self, segment: Segment, run: Extent) -> None:
+        self.began = 0.0
         self._segment = segment
         self._position = run.start
         self._stop = run.stop
@@ -119,6 +125,7 @@ class SegmentSink:
         return self._segment.slice(Extent(self._position, self._stop))
 
     def advance(self, count: int) -> None:
+        self.began = self.began or time.monotonic()
         self._position += count
         self._segment.progress(self._position)
 

@@ -1,0 +1,28 @@
+"""Small content: fetched whole, and held against its digest before anybody gets a byte of it."""
+
+import hashlib
+
+from jfs.errors import IntegrityError
+from jfs.extents import Extent
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion
+from jfs.protocols import RangeSource
+from jfs.vfs.reading.segments import HeldSink, Segment
+
+# A content that does not match its digest is fetched again so often before it is refused.
+REFETCHES = 1
+
+
+def receive_whole(
+    source: RangeSource, version: ArtifactVersion, segment: Segment, metrics: Metrics
+) -> None:
+    """Fill a segment of the whole content. Blocking; a worker thread. Raises IntegrityError."""
+    whole = Extent(0, version.size)
+    algorithm, _, digest = version.content.digest.partition(":")
+    for _ in range(1 + REFETCHES):
+        source.fetch(version, whole, HeldSink(segment, whole))
+        if hashlib.new(algorithm, segment.view).hexdigest() == digest:
+            segment.progress(whole.stop)
+            return
+        metrics.count("integrity_errors")
+    raise IntegrityError(f"{version.path}: the server sends bytes that do not match its checksum")

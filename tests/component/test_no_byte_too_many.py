@@ -1,0 +1,174 @@
+"""What programs read, and how many bytes the server sends for it.
+
+READs come as the kernel asks for them (measured, Linux 6.18, with the settings of
+``jfs.fusectl``): a piece in READs of up to a MiB, one at a time; a page fault where nobody has read
+before with a MiB before it and a MiB behind.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from jfs.cache import DiskBlockStore
+from jfs.extents import Extent, KiB, MiB
+from jfs.server import EmbeddedServer
+from tests.component.composed import block_store, composed, find
+from tests.component.server_requests import REPO
+from tests.unit.models import safetensors_head
+
+PAGE = 4 * KiB
+LAYERS, TENSOR = 12, 8 * MiB
+SIZE = LAYERS * 2 * TENSOR
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A model of 12 layers, q_proj and k_proj in each; zeros. And its sha256."""
+    entries = {}
+    for layer in range(LAYERS):
+        for place, name in enumerate(("q_proj", "k_proj")):
+            start = (2 * layer + place) * TENSOR
+            entry = {"dtype": "U8", "shape": [1024, TENSOR // 1024]}
+            entries[f"layers.{layer}.{name}"] = {**entry, "data_offsets": [start, start + TENSOR]}
+    head = safetensors_head(json.dumps(entries).encode().ljust(2 * MiB - 8))
+    path = tmp_path_factory.mktemp("content") / "model.safetensors"
+    path.write_bytes(head)
+    with path.open("r+b") as file:
+        file.truncate(2 * MiB + SIZE)
+    with path.open("rb") as file:
+        return path, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@asynccontextmanager
+async def reading(
+    server: EmbeddedServer, content: tuple[Path, str], name: str, store: DiskBlockStore | None
+) -> AsyncIterator[Callable[[Iterable[Extent]], Awaitable[None]]]:
+    """Open the content and return what makes READs of it."""
+    server.deploy(REPO, f"m/{name}", content[0], sha256=content[1])
+    async with composed(server, REPO, store=store) as filesystem:
+        handle = (await filesystem.open(await find(filesystem, f"m/{name}"), 0)).handle
+
+        async def read(reads: Iterable[Extent]) -> None:
+            for extent in reads:
+                assert len(await filesystem.read(handle, extent)) == extent.size
+
+        yield read
+        await filesystem.release(handle)
+
+
+async def sent_for(
+    server: EmbeddedServer,
+    content: tuple[Path, str],
+    reads: Iterable[Extent],
+    *,
+    name: str = "model.bin",
+    store: DiskBlockStore | None = None,
+) -> int:
+    """Return the bytes that the server has sent when everything that READs began has ended."""
+    before = server.stats.bytes_sent
+    async with reading(server, content, name, store) as read:
+        await read(reads)
+    return server.stats.bytes_sent - before
+
+
+def piece(offset: int, size: int) -> Iterator[Extent]:
+    """``pread`` of *size* bytes."""
+    start, stop = offset - offset % PAGE, -(-(offset + size) // PAGE) * PAGE
+    while start < stop:
+        yield Extent(start, min(start + MiB, stop))
+        start += MiB
+
+
+def faults(offset: int, size: int) -> Iterator[Extent]:
+    """A mapping, every page of a slice in order."""
+    offset -= offset % PAGE
+    yield Extent(max(0, offset - MiB), offset)
+    for start in range(offset, offset + size, MiB):
+        yield Extent(start, start + MiB)
+
+
+def slices(part: int, of: int) -> Iterator[Extent]:
+    """A rank's part of every tensor."""
+    yield from piece(0, 2 * MiB)
+    for number in range(2 * LAYERS):
+        size = TENSOR // of
+        yield from faults(2 * MiB + number * TENSOR + part * size, size)
+
+
+def q_proj() -> Iterator[Extent]:
+    yield from piece(0, 2 * MiB)
+    for layer in range(LAYERS):
+        yield from faults(2 * MiB + 2 * layer * TENSOR, TENSOR)
+
+
+def rows() -> Iterator[Extent]:
+    choose = random.Random(5)
+    for _ in range(100):
+        yield from piece(choose.randrange(SIZE // MiB) * MiB + 5, 96 * KiB)
+
+
+PATTERNS = {
+    # bytes that are needed, READs, sent ÷ needed at most
+    "the header": (256 * KiB, [Extent(0, 256 * KiB)], 1.05),
+    "4 MiB": (4 * MiB, [*piece(37 * MiB, 4 * MiB)], 1.1),
+    "4 MiB from the start": (4 * MiB, [*piece(0, 4 * MiB)], 1.1),
+    "16 MiB": (16 * MiB, [*piece(37 * MiB + 5000, 16 * MiB)], 1.1),
+    "64 MiB": (64 * MiB, [*piece(100 * MiB, 64 * MiB)], 1.1),
+    "a dataset of 4.2 MB": (
+        4_200_000,
+        [*piece(0, 8 * KiB), *piece(3 * MiB + 96, 512), *piece(50 * MiB + 2048, 4_200_000)],
+        1.3,
+    ),
+    "rows of 96 KiB at random places": (100 * 96 * KiB, [*rows()], 1.5),
+    "the first half of every tensor": (12 * 2 * TENSOR // 2 + 2 * MiB, [*slices(0, 2)], 1.3),
+    "q_proj of every layer": (12 * TENSOR + 2 * MiB, [*q_proj()], 1.15),
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        *((pattern, "model.bin") for pattern in PATTERNS),
+        *((pattern, "model.safetensors") for pattern in (*PATTERNS,)[-2:]),
+    ],
+)
+async def test_no_byte_too_many(
+    server: EmbeddedServer, content: tuple[Path, str], pattern: str, name: str
+) -> None:
+    needed, reads, most = PATTERNS[pattern]
+    sent = await sent_for(server, content, reads, name=name)
+    assert needed <= sent <= most * needed + 64 * KiB, f"{sent / needed:.2f} times"
+
+
+async def test_what_is_read_again_starts_no_read_ahead(
+    server: EmbeddedServer, content: tuple[Path, str], tmp_path: Path
+) -> None:
+    with closing(block_store(tmp_path / "cache")) as store:
+        await sent_for(server, content, piece(40 * MiB, 8 * MiB), store=store)
+        again = await sent_for(server, content, piece(40 * MiB, 8 * MiB), store=store)
+        assert again < 64 * KiB  # names
+
+
+async def test_after_a_file_that_was_read_whole_the_next_one_is_fetched_ahead(
+    server: EmbeddedServer, content: tuple[Path, str]
+) -> None:
+    server.deploy(REPO, "whole/1", bytes(4 * MiB))
+    server.deploy(REPO, "whole/2", content[0], sha256=content[1])
+    server.deploy(REPO, "pieces/2", content[0], sha256=content[1])
+    sent = []
+    for second in ("whole/2", "pieces/2"):
+        before = server.stats.bytes_sent
+        async with composed(server, REPO) as filesystem:
+            for name in ("whole/1", second):
+                handle = (await filesystem.open(await find(filesystem, name), 0)).handle
+                for extent in piece(0, 4 * MiB):
+                    await filesystem.read(handle, extent)
+                await filesystem.release(handle)
+        sent.append(server.stats.bytes_sent - before - 4 * MiB)
+    assert sent[0] > 6 * MiB
+    assert sent[1] < 4.5 * MiB
