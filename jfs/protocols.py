@@ -23,6 +23,7 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+from jfs.packed import Packed
 
 
 class ArtifactStore(Protocol):
@@ -37,10 +38,17 @@ class ArtifactStore(Protocol):
     async def stat(self, path: RepoPath) -> EntryInfo:
         """Describe one item. Raises NotFound only on a real 404."""
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         """List a folder with sizes, times and checksums in one request.
 
         Names that cannot be a Linux directory entry are left out, with one warning.
+
+        Args:
+            known: what is known of it already. Read in another thread until this returns.
+        Returns:
+            ``Packed``, if there are very many; ``Changes``, if *known* is something.
         """
 
     async def properties(self, path: RepoPath) -> Properties:

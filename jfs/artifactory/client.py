@@ -43,6 +43,7 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+from jfs.packed import Packed
 
 _T = TypeVar("_T")
 _NOWHERE = RepoPath("")
@@ -183,16 +184,18 @@ class ArtifactoryClient:
             raise await self._denied_or_missing(path, error) from None
         return await self._upstream.stat(path, repository)
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         if not path.repo:
             return [FolderInfo(RepoPath(row.key), 0) for row in await self.repositories()]
         kept = await self._kept(path)
         try:
-            entries = await self._listings.children(path, kept)
+            entries = await self._listings.children(path, kept, known)
             repository = await self._repositories.find(path.repo) if kept != path else None
             if repository is None or path.path:
                 return entries
-            return [e for e in entries if not await self._upstream.hides(e.path, repository)]
+            return await self._upstream.shown(path, entries, repository)
         except NotFound:
             if kept == path:
                 raise

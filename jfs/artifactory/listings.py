@@ -10,6 +10,7 @@ from jfs.artifactory.rows import ChildRows, Hidden, ListedRows
 from jfs.artifactory.session import Session
 from jfs.errors import AccessDenied, JfsError, NotFound, ProtocolViolation, RemoteError
 from jfs.model import EntryInfo, FolderInfo, RepoPath
+from jfs.packed import Gathered, Packed
 
 _PARALLEL_STATS = 16
 # How long a folder is listed without `?list` after that was refused for it. It says nothing about
@@ -38,26 +39,28 @@ class Listings:
             _FOLDERS_KEPT, _REFUSED_S, timer=trio.current_time
         )
 
-    async def children(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
+    async def children(
+        self, path: RepoPath, kept: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         """List a folder; *kept* is where the server keeps it. Raises RemoteError.
 
-        Odd rows are left out, with one warning.
+        Odd rows are left out, with one warning. *known*: see ``ArtifactStore.list_children``.
         """
         if path not in self._refused:
             try:
                 address = f"{_storage(kept)}?list&deep=0&listFolders=1"
                 rows, _ = await pieces.read(
-                    self._session, "GET", address, "files", lambda: ListedRows(path)
+                    self._session, "GET", address, "files", lambda: ListedRows(path, known)
                 )
             except RemoteError as error:
                 if error.status not in (400, 403, 404):
                     raise
-                children = await self._one_by_one(path, kept)  # raises what is really wrong
+                children = await self._one_by_one(path, kept, known)  # raises what is really wrong
                 self._refused[path] = True
                 return children
             self._hidden.warn(str(path), rows)
             return rows.entries
-        return await self._one_by_one(path, kept)
+        return await self._one_by_one(path, kept, known)
 
     async def names(self, kept: RepoPath) -> Mapping[str, bool]:
         """Return the names in a folder, each with whether it is a folder, by its plain info."""
@@ -72,10 +75,12 @@ class Listings:
         address = _storage(kept)
         return (await pieces.read(self._session, "GET", address, "children", ChildRows))[0]
 
-    async def _one_by_one(self, path: RepoPath, kept: RepoPath) -> Sequence[EntryInfo]:
+    async def _one_by_one(
+        self, path: RepoPath, kept: RepoPath, known: Packed | None
+    ) -> Sequence[EntryInfo]:
         """List without ``?list``: names in one request, then one for each file."""
         rows = await self._children(kept)
-        entries: list[EntryInfo] = []
+        found = Gathered(path, known)
         failures: list[JfsError] = []
         files = iter([path.child(name) for name, folder in rows.names.items() if not folder])
 
@@ -84,7 +89,7 @@ class Listings:
                 if failures:
                     return
                 try:
-                    entries.append(await self._describe(file))
+                    found.add(file.name, await self._describe(file))
                 except NotFound:
                     pass  # deleted since we saw its name
                 except (AccessDenied, ProtocolViolation) as error:
@@ -97,11 +102,11 @@ class Listings:
                 nursery.start_soon(describe)
         if failures:
             raise failures[0]
-        entries += [
-            FolderInfo(path.child(name), 0) for name, folder in rows.names.items() if folder
-        ]
+        for name, folder in rows.names.items():
+            if folder:
+                found.add(name, FolderInfo(path.child(name), 0))
         self._hidden.warn(str(path), rows)
-        return entries
+        return found.entries
 
 
 async def describe(session: Session, path: RepoPath, kept: RepoPath) -> EntryInfo:
@@ -116,6 +121,8 @@ async def describe(session: Session, path: RepoPath, kept: RepoPath) -> EntryInf
 
 
 class _Nobody:
+    to_come = 0.0
+
     def take(self, row: object) -> None:
         """Drop a row."""
 

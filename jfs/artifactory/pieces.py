@@ -27,8 +27,6 @@ _MAX_VALUE = 16 * MiB
 # What was read is no garbage, but a full collection looks at all of it: three million objects stop
 # the event loop for 0.4 s. Frozen objects are left alone, and freed as ever once nobody has them.
 _FREEZE = 16 * MiB
-# What inodes will take of what rows have taken: of a row about 640 bytes, of its inode 400.
-_INODES_SHARE = 0.65
 _SPACE = re.compile(r"[ \t\n\r]*")
 # The end of a text that cuts a number: of `1.5` only `1.` has come, of `1e+7` only `1e+`, and the
 # decoder takes `1` for all of it.
@@ -246,6 +244,10 @@ class LongObject:
 class Taker(Protocol):
     """What rows are handed to."""
 
+    @property
+    def to_come(self) -> float:
+        """How much of the memory that rows take will be taken once more, by who shows them."""
+
     def take(self, row: Any, /) -> None: ...
 
 
@@ -276,13 +278,13 @@ async def read(
     async def receive(response: httpx.Response) -> tuple[_Taker, dict[str, Any]]:
         taker = make()
         rows = LongObject(field, taker.take, address, required=required)
-        return taker, await _receive(response.aiter_bytes(), rows)
+        return taker, await _receive(response.aiter_bytes(), rows, taker)
 
     headers = None if content is None else {"Content-Type": "text/plain"}
     return await session.read(method, address, receive, content, headers, repo=repo, long=True)
 
 
-async def _receive(body: AsyncIterable[bytes], rows: LongObject) -> dict[str, Any]:
+async def _receive(body: AsyncIterable[bytes], rows: LongObject, taker: Taker) -> dict[str, Any]:
     """Read an answer as it arrives, a long one not on the event loop."""
     try:
         piece = bytearray()
@@ -297,7 +299,7 @@ async def _receive(body: AsyncIterable[bytes], rows: LongObject) -> dict[str, An
                 await threads.computing(rows.feed, bytes(piece))
                 piece.clear()
                 made = max(0, memory.resident() - before)
-                memory.require_room(int(made * _INODES_SHARE), rows.what)
+                memory.require_room(int(made * taker.to_come), rows.what)
                 if total >= frozen + _FREEZE:
                     gc.freeze()
                     frozen = total

@@ -7,6 +7,7 @@ is logged once, by ``Hidden``.
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cachetools import TTLCache
@@ -24,6 +25,7 @@ from jfs.model import (
     Repository,
     problem_with_name,
 )
+from jfs.packed import Gathered, Packed
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,14 @@ class Rows:
         self.odd = 0
         self.reasons: tuple[str, ...] = ()
 
+    @property
+    def to_come(self) -> float:
+        """How much of the memory that rows take will be taken once more, by who shows them.
+
+        A row is about 640 bytes, its inode 400.
+        """
+        return 0.65
+
     def hide(self, row: Any, why: str) -> None:
         self.odd += 1
         if len(self.reasons) < _NAMED:
@@ -70,16 +80,25 @@ class Rows:
 
 
 class ListedRows(Rows):
-    """Rows of ``?list`` of depth 1 (artifactory-rest 6.2), as *entries* of *folder*."""
+    """Rows of ``?list`` of depth 1 (artifactory-rest 6.2), as *entries* of *folder*.
 
-    def __init__(self, folder: RepoPath) -> None:
+    Args:
+        known: see ``ArtifactStore.list_children``.
+    """
+
+    def __init__(self, folder: RepoPath, known: Packed | None = None) -> None:
         super().__init__()
         self._folder = folder
-        self._by_name: dict[str, EntryInfo] = {}
+        self._found = Gathered(folder, known)
+        self._add = self._found.add
 
     @property
-    def entries(self) -> list[EntryInfo]:
-        return list(self._by_name.values())
+    def entries(self) -> Sequence[EntryInfo]:
+        return self._found.entries
+
+    @property
+    def to_come(self) -> float:
+        return 0.0 if self._found.is_packed else super().to_come
 
     def take(self, row: Any) -> None:
         """Read a row; an odd one is counted."""
@@ -91,7 +110,7 @@ class ListedRows(Rows):
         except ProtocolViolation as error:
             self.hide(row, error.message)
             return
-        if self._by_name.setdefault(name, entry) is not entry:
+        if not self._add(name, entry):
             self.hide(row, "is there twice")
 
     def _entry(self, name: str, row: Any) -> EntryInfo:

@@ -34,6 +34,7 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.model import EntryInfo, FolderInfo, RepoPath, Repository
+from jfs.packed import DEAD, Packed
 
 _HUBS = ("huggingface.co", "hf.co", "hf-mirror.com")  # and their subdomains
 # The end of a file's name: config.json, but not Llama-3.1-8B nor v1.5.
@@ -48,6 +49,7 @@ _KINDS = ("datasets", "spaces")  # first parts of what is no model
 _NO_PAGES = "application/x-artifact"
 _OF_A_MODEL = frozenset(["id", "modelId", "_id", "siblings"])  # of Hugging Face's answer
 _LOOKED_S = 60.0
+_API = "api"  # what is asked below it is cached, and is no model
 
 
 class Upstream:
@@ -107,7 +109,18 @@ class Upstream:
 
     async def hides(self, path: RepoPath, repository: Repository) -> bool:
         """Whether the cache holds an item only because it was asked here: it is in no model."""
-        return path.path == "api" and await self._is_hub(repository)
+        return path.path == _API and await self._is_hub(repository)
+
+    async def shown(
+        self, root: RepoPath, entries: Sequence[EntryInfo], repository: Repository
+    ) -> Sequence[EntryInfo]:
+        """Return what of the root of a repository is not hidden."""
+        if isinstance(entries, Packed):
+            row = entries.find(_API)
+            if row >= 0 and await self.hides(root.child(_API), repository):
+                entries.mark(row, DEAD)
+            return entries
+        return [entry for entry in entries if not await self.hides(entry.path, repository)]
 
     async def _ask(self, path: RepoPath) -> EntryInfo:
         """Ask about the item itself, in storage and then by HEAD.

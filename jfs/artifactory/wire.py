@@ -40,6 +40,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _LOOKED_AT = 16384  # bytes of an answer that is no JSON
 _MESSAGES_SHOWN = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST_AND_LAST_YEAR = (1, 9999)
 
 _STATUSES: dict[int, type[RemoteError]] = {
     401: AccessDenied,
@@ -179,12 +181,14 @@ def parse_time_ns(text: str) -> int:
     """Read an ISO-8601 time with any offset (``Z``, ``+0400``, ``+04:00``) as ns since 1970."""
     try:
         moment = datetime.fromisoformat(text)
-        # One that leaves the years 1 to 9999 in UTC could not be printed.
-        moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        elif moment.year in _FIRST_AND_LAST_YEAR:
+            moment.astimezone(UTC)  # one that leaves those years in UTC could not be printed
     except (ValueError, OverflowError):
         raise ProtocolViolation(f"{text!r:.80} is not a time") from None
     # Integer arithmetic: a float of ns loses the last digits.
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+    return (moment - _EPOCH) // _MICROSECOND * 1000
 
 
 def http_date(time_ns: int) -> str:

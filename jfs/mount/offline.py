@@ -15,6 +15,7 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+from jfs.packed import Packed
 from jfs.protocols import Sink
 
 
@@ -34,7 +35,9 @@ class OfflineStore:
     async def stat(self, path: RepoPath) -> EntryInfo:
         raise _offline()
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         raise _offline()
 
     async def properties(self, path: RepoPath) -> Properties:

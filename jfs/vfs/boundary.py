@@ -96,7 +96,7 @@ class Boundary:
 
     def _place(self, parent: int, name: bytes) -> list[Inode]:
         folder = self._tree.find(parent)
-        inode = folder.dentries.get(name.decode("utf-8", "replace"))
+        inode = folder.child(name.decode("utf-8", "replace"))
         return [folder] if inode is None else [folder, inode]
 
     def _uploaded(self, handle: int) -> None:

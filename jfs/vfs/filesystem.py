@@ -142,7 +142,7 @@ class Filesystem:
 
     def remember(self, ino: int) -> None:
         """Count a lookup that ``readdir`` gave to the kernel."""
-        self._tree.inodes.remember(self._tree.find(ino))
+        self._tree.inodes.remember_number(ino)
 
     def forget(self, ino: int, count: int) -> None:
         """Take *count* lookups back. Never raises."""
@@ -189,8 +189,8 @@ class Filesystem:
         Entries that vanished since the snapshot are left out.
         """
         return [
-            (name, self._stat.of(inode), position)
-            for name, inode, position in self._folders.read(handle, start, _ENTRIES_AT_A_TIME)
+            (name, self._stat.of_entry(entry), position)
+            for name, entry, position in self._folders.read(handle, start, _ENTRIES_AT_A_TIME)
         ]
 
     def releasedir(self, handle: int) -> None:
@@ -208,7 +208,10 @@ class Filesystem:
         self._queries.forget()
         self._selectors.forget()
         await self._tree.forget_below(top)
-        return await self._kernel.drop(Remembered(*await self._tree.remembered_below(top)))
+        count = 0
+        async for entries, inodes in self._tree.remembered_below(top):
+            count += await self._kernel.drop(Remembered(entries, inodes))
+        return count
 
     # changes of names; each raises ReadOnly or NotPermitted where nothing may change
 
@@ -272,7 +275,7 @@ class Filesystem:
         """Move an entry on the server, also to another repository; see ``Mutations.rename``."""
         folder = self._tree.find(new_parent)
         await self._mutations.rename(self._tree.find(parent), name, folder, new_name, flags)
-        if (inode := folder.dentries.get(new_name)) is not None:
+        if (inode := folder.child(new_name)) is not None:
             self._stat.touch(inode)
 
     # content

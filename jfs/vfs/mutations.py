@@ -110,7 +110,7 @@ class Mutations:
         """
         writing = self._require_place(parent, name)
         for _ in range(_TRIES):
-            if not flags & os.O_EXCL and name in parent.dentries:
+            if not flags & os.O_EXCL and parent.child(name) is not None:
                 # Not under the claims: whoever has the turn of opening it may want them.
                 with suppress(NoEntry, NotFound, Replaced):  # it was believed to be there
                     return await self._open(parent, name, flags, pid)
@@ -351,6 +351,8 @@ class Mutations:
             return None
         if any(child is not source and not child.local for child in parent.dentries.values()):
             return None
+        if parent.below is not None and parent.below.crowd is not None:
+            return None  # one of very many
         return await self._properties.current(parent)
 
     async def _make_folder(self, path: RepoPath, properties: Properties) -> None:
@@ -374,7 +376,7 @@ class Mutations:
         """
         parent, name = place
         gone = [inode]
-        if (successor := parent.dentries.get(name)) is not None and successor is not inode:
+        if (successor := parent.child(name)) is not None and successor is not inode:
             gone.append(successor)
         for each in gone:
             self._attributes_of_removed(each, writing)

@@ -51,4 +51,5 @@ class Sleeps:
                 before = now
                 self._woken()
                 top = self._tree.inodes.root
-                await self._kernel.drop(Remembered(*await self._tree.remembered_below(top)))
+                async for entries, inodes in self._tree.remembered_below(top):
+                    await self._kernel.drop(Remembered(entries, inodes))

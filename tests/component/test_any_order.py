@@ -22,6 +22,7 @@ from jfs.config import TreeSettings
 from jfs.errors import AccessDenied, JfsError, NoEntry, NotFound, Replaced, Unavailable
 from jfs.metrics import Metrics
 from jfs.model import Checksums, Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
+from jfs.packed import Changes, Packed
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import LocalAttributeTable
 from jfs.vfs.namespace.tree import Tree
@@ -44,9 +45,14 @@ class _Pending:
 
 
 class SlowServer:
-    """One folder; every version of a file has a size of its own. 0: no such file."""
+    """One folder; every version of a file has a size of its own. 0: no such file.
 
-    def __init__(self) -> None:
+    Args:
+        packs: listings come packed, as those of very many entries do.
+    """
+
+    def __init__(self, *, packs: bool = False) -> None:
+        self.packs = packs
         self.now = 0
         self.history = {name: [(0, 0)] for name in NAMES}
         self.pending: list[_Pending] = []
@@ -83,11 +89,22 @@ class SlowServer:
         assert isinstance(found, FileInfo)
         return found
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         assert path == FOLDER
         found = await self._answer(lambda: [self.info(n) for n in NAMES if self.version(n)])
         assert isinstance(found, list)
-        return found
+        if not self.packs:
+            return found
+        if known is not None:
+            changes = Changes(path, known)
+            assert all(changes.take(info.path.name, info) for info in found)
+            return changes
+        packed = Packed(path)
+        for info in found:
+            packed.add(info.path.name, info)
+        return packed
 
     async def properties(self, path: RepoPath) -> Mapping[str, tuple[str, ...]]:
         return {}
@@ -110,9 +127,9 @@ class SlowServer:
 class _Run:
     """One order of events."""
 
-    def __init__(self, ttl_s: float, nursery: trio.Nursery, *, outages: bool) -> None:
+    def __init__(self, ttl_s: float, nursery: trio.Nursery, *, outages: bool, packs: bool) -> None:
         self.outages = outages
-        self.server = SlowServer()
+        self.server = SlowServer(packs=packs)
         self.nursery = nursery
         self.questions = Questions(nursery, Standing(86400, 600, Metrics()))
         tree = TreeSettings(0, 0, entry_ttl_s=ttl_s, attr_ttl_s=ttl_s, negative_ttl_s=ttl_s)
@@ -120,7 +137,7 @@ class _Run:
         self.tree = Tree(self.server, tree, FolderInfo(FOLDER.parent, 0), self.questions, local)  # type: ignore[arg-type]  # what the tree asks
         self.folder: Inode | None = None
         self.barrier = dict.fromkeys(NAMES, 0)  # when what is believed may have been true at least
-        self.kernel: list[Inode] = []
+        self.kernel: list[int] = []
 
     async def start(self) -> None:
         """Begin with both files there and known, in a folder that was not listed."""
@@ -133,7 +150,9 @@ class _Run:
     async def do(self, what: str, name: str, number: int) -> None:
         server, tree, folder = self.server, self.tree, self.folder
         assert folder is not None
-        known = folder.dentries.get(name)
+        if folder.below is not None and folder.below.crowd is not None:
+            folder.below.crowd.fold(list(folder.dentries))
+        known = folder.child(name) if what in ("unlink", "rename", "getattr") else None
         match what:
             case "put":
                 server.put(name)
@@ -163,7 +182,7 @@ class _Run:
                     self.barrier = dict.fromkeys(NAMES, server.now)
             case "forget":
                 if self.kernel:
-                    tree.forget(self.kernel.pop(number % len(self.kernel)).ino, 1)
+                    tree.forget(self.kernel.pop(number % len(self.kernel)), 1)
             case "lookup":
                 self.nursery.start_soon(self.lookup, name)
             case "getattr":
@@ -202,7 +221,7 @@ class _Run:
             pass
         else:
             self.tree.inodes.remember(found)
-            self.kernel.append(found)
+            self.kernel.append(found.ino)
             self.check(name, found.info.size, since)  # type: ignore[union-attr]  # files
 
     async def getattr(self, inode: Inode, name: str) -> None:
@@ -224,7 +243,8 @@ class _Run:
         assert self.folder is not None
         since = dict(self.barrier)
         try:
-            found = {inode.name: inode for inode in await self.tree.children(self.folder)}
+            listing = await self.tree.listing(self.folder)
+            found = {name: entry for name, entry, _ in listing.read(0, 10)}
         except (AccessDenied, Unavailable):
             return
         for name in NAMES:
@@ -256,15 +276,16 @@ def _says_what_stands_in(expected_logs: list[str]) -> None:
 
 @pytest.mark.usefixtures("_says_what_stands_in")
 @pytest.mark.parametrize("outages", [False, True], ids=["well", "down now and then"])
+@pytest.mark.parametrize("packs", [False, True], ids=["objects", "packed"])
 @pytest.mark.parametrize("ttl_s", [1e9, 0.0], ids=["believed", "ttl 0"])
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(events=st.lists(_EVENTS, min_size=4, max_size=24))
 def test_what_is_told_was_true_since_the_last_change_and_refresh(
-    ttl_s: float, outages: bool, events: list[tuple[str, str, int]]
+    ttl_s: float, outages: bool, packs: bool, events: list[tuple[str, str, int]]
 ) -> None:
     async def check() -> None:
         async with trio.open_nursery() as nursery:
-            run = _Run(ttl_s, nursery, outages=outages)
+            run = _Run(ttl_s, nursery, outages=outages, packs=packs)
             await run.start()
             for event in events:
                 await run.do(*event)

@@ -28,6 +28,8 @@ def _no_limit_stays() -> Iterator[None]:
 class Rows:
     """Keeps every row, as a listing does."""
 
+    to_come = 0.65
+
     def __init__(self) -> None:
         self.kept: list[object] = []
 
@@ -49,7 +51,7 @@ async def answer(count: int, *, cut: bool) -> AsyncGenerator[bytes, None]:
 async def read(rows: Rows, count: int, *, cut: bool = False) -> None:
     async with aclosing(answer(count, cut=cut)) as body:
         reader = pieces.LongObject("files", rows.take, "/api/storage/r/big?list")
-        await pieces._receive(body, reader)
+        await pieces._receive(body, reader, rows)
 
 
 async def _refused() -> None:

@@ -188,6 +188,9 @@ class PropertyTable:
                 return False  # it was moved: what came is about another place
             found = {match.info.path.name: match.properties for match in matches}
             learnt: dict[str, Properties] = {}
+            if below.crowd is not None:
+                below.crowd.tag(found, asked)
+                learnt.update(found)
             for count, child in enumerate(list(folder.dentries.values()), 1):
                 if not child.local and child.stat.asked.serial < asked.serial:
                     child.tags = child.tags or Cell()

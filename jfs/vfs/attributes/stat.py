@@ -3,6 +3,7 @@
 Trio thread only.
 """
 
+import math
 import os
 import stat
 import time
@@ -14,9 +15,14 @@ from jfs.model import FileInfo
 from jfs.vfs.files.openfile import content_of
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
+from jfs.vfs.namespace.crowds import Row
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.local import NOTHING, LocalAttributes
 from jfs.vfs.namespace.selectors import Link
+
+# What a reader of very many entries is told of one it may use for this long. To list and to read a
+# million takes longer than they are believed: each would be asked for by itself right after.
+_READ_S = 1.0
 
 
 @dataclass(slots=True)  # not frozen: that costs a microsecond, for every entry of every `ls -l`
@@ -88,6 +94,8 @@ class StatView:
                 mode &= ~0o222  # a report
         elif inode.below is not None:
             nlink += inode.below.folders  # those that are known
+            if inode.below.crowd is not None:
+                nlink += inode.below.crowd.folders
         if local.mode is not None:
             mode = stat.S_IFMT(mode) | local.mode
         if not is_attached and inode.computed is None:
@@ -103,6 +111,38 @@ class StatView:
             atime_ns=mtime_ns if local.atime_ns is None else local.atime_ns,
             mtime_ns=mtime_ns,
             ctime_ns=mtime_ns if local.ctime_ns is None else local.ctime_ns,
+            entry_ttl_s=entry_ttl_s,
+            attr_ttl_s=attr_ttl_s,
+        )
+
+    def of_entry(self, entry: Inode | Row) -> Attributes:
+        """Describe what a folder lists as of now. No object is made of an entry that has none."""
+        if not isinstance(entry, Row):
+            return self.of(entry)
+        settings, crowd = self._settings, entry.crowd
+        if self._local is not None and self._local.knows(crowd.folder.path.child(entry.name)):
+            return self.of(crowd.make(entry.row))
+        ttls_s = settings.entry_ttl_s, settings.attr_ttl_s
+        entry_ttl_s, attr_ttl_s = crowd.stat.left_s(*ttls_s)
+        if crowd.stat.asked.at > -math.inf:
+            entry_ttl_s, attr_ttl_s = (
+                max(left_s, min(ttl_s, _READ_S))
+                for left_s, ttl_s in zip((entry_ttl_s, attr_ttl_s), ttls_s, strict=True)
+            )
+        if entry.is_folder:
+            mode, nlink = stat.S_IFDIR | 0o777 & ~settings.umask, 2
+        else:
+            mode, nlink = stat.S_IFREG | 0o666 & ~settings.umask, 1
+        return Attributes(
+            ino=entry.number,
+            mode=mode,
+            nlink=nlink,
+            uid=settings.uid,
+            gid=settings.gid,
+            size=entry.size,
+            atime_ns=entry.modified_ns,
+            mtime_ns=entry.modified_ns,
+            ctime_ns=entry.modified_ns,
             entry_ttl_s=entry_ttl_s,
             attr_ttl_s=attr_ttl_s,
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from jfs.errors import CacheError
 from jfs.extents import MiB
 from jfs.model import EntryInfo, Properties, RepoPath
+from jfs.packed import Gathered
 from jfs.vfs.kept import rows, tables
 from jfs.vfs.kept.learnt import Known, Learnt
 from jfs.vfs.kept.rows import Damaged
@@ -79,17 +80,17 @@ class Database:
                 del waiting[:count]
                 written(count)
 
-    def listing(self, folder: RepoPath) -> Known[list[EntryInfo]] | None:
+    def listing(self, folder: RepoPath) -> Known[Sequence[EntryInfo]] | None:
         """Return all that is in a folder; None: it is not known."""
         with self._open() as connection:
             known = tables.folder(connection, folder)
             if known is None or not known.listed:
                 return None
-            found = [
-                rows.info_of(folder.child(name), content)
-                for name, content in tables.entries(connection, known)
-            ]
-            return Known([info for info in found if info is not None], known.listed)
+            found = Gathered(folder)
+            for name, content in tables.entries(connection, known):
+                if (info := rows.info_of(folder.child(name), content)) is not None:
+                    found.add(name, info)
+            return Known(found.entries, known.listed)
 
     def name(self, path: RepoPath, *, lists_all: bool) -> Known[EntryInfo | None] | None:
         """Return what a name is, None in it if the server had no such name; None: not known.

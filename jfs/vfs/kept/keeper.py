@@ -27,6 +27,7 @@ from jfs.vfs.kept import identity, rows
 from jfs.vfs.kept.database import SUFFIX, Database, remove
 from jfs.vfs.kept.learnt import (
     Answered,
+    Entries,
     Known,
     Learnt,
     Listed,
@@ -65,7 +66,7 @@ class Forgetful:
 
     comes_first = False
 
-    def listed(self, folder: RepoPath, entries: Sequence[EntryInfo], asked: Asked) -> None:
+    def listed(self, folder: RepoPath, entries: Entries, asked: Asked) -> None:
         """Note all that is in a folder."""
 
     def named(self, path: RepoPath, info: EntryInfo | None, asked: Asked) -> None:
@@ -154,7 +155,7 @@ class Keeper(Forgetful):
 
     # noting
 
-    def listed(self, folder: RepoPath, entries: Sequence[EntryInfo], asked: Asked) -> None:
+    def listed(self, folder: RepoPath, entries: Entries, asked: Asked) -> None:
         self._note((Listed, folder), Listed(folder, _moment(asked), entries))
 
     def named(self, path: RepoPath, info: EntryInfo | None, asked: Asked) -> None:

@@ -1,8 +1,8 @@
 """What is learnt, and what is known. Times are ns since the epoch. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from jfs.model import EntryInfo, Properties, RepoPath
 
@@ -16,13 +16,21 @@ class Known(NamedTuple, Generic[_T]):
     at_ns: int
 
 
+class Entries(Protocol):
+    """Entries that are made as they are looked at, perhaps a million. Any thread."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[EntryInfo]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """All that is in a folder."""
 
     folder: RepoPath
     at_ns: int
-    entries: Sequence[EntryInfo]
+    entries: Entries
 
 
 @dataclass(frozen=True, slots=True)

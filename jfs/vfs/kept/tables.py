@@ -4,14 +4,26 @@ Every call is made within a transaction of the caller's. Times are ns since the 
 in the future was written by a clock that was wrong: whatever comes is later. Blocking.
 """
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 
 from jfs.extents import MiB
 from jfs.model import EntryInfo, Properties, RepoPath
+from jfs.packed import MANY
 from jfs.vfs.kept import rows
-from jfs.vfs.kept.learnt import Answered, Known, Learnt, Listed, Moved, Named, Outdated, Tagged
+from jfs.vfs.kept.learnt import (
+    Answered,
+    Entries,
+    Known,
+    Learnt,
+    Listed,
+    Moved,
+    Named,
+    Outdated,
+    Tagged,
+)
 from jfs.vfs.kept.rows import Content, Damaged
 
 _MISSING_KEPT = 1024  # names of a folder that are not there: a storm of random names
@@ -192,24 +204,27 @@ def _list(
     if at < known.listed <= now:
         return 1  # another mount has asked later
     count, digest = 0, 0
-    prepared = []
-    for info in learnt.entries:
-        content, name = rows.content_of(info), info.path.name
-        checksum = rows.checksum(known.id, name, content)
+    # Of many the rows are made twice, and not kept: they would take a kilobyte each.
+    few = list(_prepared(known, learnt.entries)) if len(learnt.entries) <= MANY else None
+    for _, checksum, _ in few if few is not None else _prepared(known, learnt.entries):
         digest ^= checksum
-        prepared.append((name, checksum, content))
         count += 1
         if not count % _PIECE and stop():
             raise Stopped
     if not known.listed or (count, digest) != (known.count, rows.unsealed(known.digest, 0)):
-        for start in range(0, count, _PIECE):
+        left = iter(few) if few is not None else _prepared(known, learnt.entries)
+        count, digest = 0, 0
+        while piece := list(itertools.islice(left, _PIECE)):
             connection.executemany(
                 _PUT,
                 (
                     (known.id, name, at, rows.seal(checksum, at), *content, now)
-                    for name, checksum, content in prepared[start : start + _PIECE]
+                    for name, checksum, content in piece
                 ),
             )
+            count += len(piece)
+            for _, checksum, _ in piece:
+                digest ^= checksum
             if stop():
                 raise Stopped
         _drop_older(connection, known, at, now)
@@ -220,6 +235,13 @@ def _list(
             count, digest = _counted(connection, known)
     _note(connection, replace(known, listed=at, count=count, digest=rows.seal(digest, 0)), at)
     return count
+
+
+def _prepared(known: Folder, found: Entries) -> Iterator[tuple[str, int, Content]]:
+    """Make rows: name, checksum and content."""
+    for info in found:
+        content, name = rows.content_of(info), info.path.name
+        yield name, rows.checksum(known.id, name, content), content
 
 
 def _drop_older(connection: sqlite3.Connection, known: Folder, at: int, now: int) -> None:

@@ -1,9 +1,11 @@
 """What a folder shows: its real entries, and names that are computed. Trio thread only."""
 
 import itertools
+from collections.abc import Sequence
 
 from jfs.errors import BadHandle, NameTooLong, NoEntry
 from jfs.vfs.namespace import queries, reports, selectors
+from jfs.vfs.namespace.crowds import Row
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.listings import Listing, released
 from jfs.vfs.namespace.queries import Queries, QueryFolder, QueryListing
@@ -41,7 +43,7 @@ class Folders:
         """
         if isinstance(parent.computed, ReportFolder):
             return self._reports.lookup(name)
-        if name == reports.NAME and parent.ino == ROOT and name not in parent.dentries:
+        if name == reports.NAME and parent.ino == ROOT and parent.child(name) is None:
             return self._reports.folder()
         try:
             if isinstance(parent.computed, QueryFolder):
@@ -62,15 +64,14 @@ class Folders:
         elif isinstance(folder.computed, QueryFolder):
             listing = await self._queries.listing(folder.computed)
         else:
-            entries = await self._tree.children(folder)
-            listing = Listing(self._tree.inodes, folder, entries)
+            listing = await self._tree.listing(folder)
         handle = next(self._numbers)
         self._opened[handle] = listing
         self._read[handle] = folder
         return handle
 
-    def read(self, handle: int, start: int, count: int) -> list[tuple[str, Inode, int]]:
-        """Return entries from a position on: name, inode, next position. Raises BadHandle."""
+    def read(self, handle: int, start: int, count: int) -> Sequence[tuple[str, Inode | Row, int]]:
+        """Return entries from a position on: name, entry, next position. Raises BadHandle."""
         try:
             listing = self._opened[handle]
         except KeyError:

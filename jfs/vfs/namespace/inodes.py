@@ -7,9 +7,14 @@ Which inodes there are is the part of ``inodetable``.
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from jfs.errors import NotADirectory
 from jfs.model import EntryInfo, FileInfo, FolderInfo, Properties, RepoPath, kind_of, same_content
 from jfs.vfs.freshness import NEVER, Asked, Cell
+
+if TYPE_CHECKING:
+    from jfs.vfs.namespace.crowds import Crowd
 
 ROOT = 1  # FUSE_ROOT_ID
 _NAMES_KEPT = 1024  # a storm of random names must not grow memory
@@ -19,8 +24,9 @@ class Below:
     """What is known of the names in a folder.
 
     Attributes:
-        children: known dentries by name.
-        folders: how many of them are folders.
+        children: known dentries by name, those that are objects.
+        crowd: the others; None: there are none.
+        folders: how many of *children* are folders.
         listing: True once *children* were the whole listing, as of the time it was asked for.
         names: a cell for each name that is being asked for, or is known to be missing (None).
         asked_singly: names looked up one by one since the folder was listed.
@@ -36,6 +42,7 @@ class Below:
         "asked_singly",
         "being_taken",
         "children",
+        "crowd",
         "folders",
         "listing",
         "names",
@@ -47,6 +54,7 @@ class Below:
 
     def __init__(self) -> None:
         self.children: dict[str, Inode] = {}
+        self.crowd: Crowd | None = None
         self.folders = 0
         self.listing: Cell[bool] = Cell()
         self.names: dict[str, Cell[EntryInfo | None]] = {}
@@ -62,6 +70,14 @@ class Below:
     def is_listed(self) -> bool:
         """Whether dentries are kept for the sake of a listing, fresh or not."""
         return self.listing.is_known or self.being_taken > 0
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing is known, nor asked at the moment."""
+        cells = self.listing, self.tags
+        return not (self.children or self.crowd or self.names or self.being_taken) and all(
+            cell.is_idle and not cell.is_known for cell in cells
+        )
 
     def name(self, name: str) -> Cell[EntryInfo | None]:
         """Return the cell of a name that may be no dentry; made if there is none."""
@@ -174,8 +190,26 @@ class Inode:
 
     @property
     def dentries(self) -> dict[str, "Inode"]:
-        """The known children of a folder; a file has none."""
+        """The known children of a folder that are objects; a file has none."""
         return self.below.children if self.below is not None else {}
+
+    @property
+    def holds_others(self) -> bool:
+        """Whether it is needed for the sake of what is below it."""
+        below = self.below
+        return below is not None and (
+            bool(below.children) or (below.crowd is not None and below.crowd.held > 0)
+        )
+
+    def child(self, name: str) -> "Inode | None":
+        """Return what is known to have a name in a folder; None: nothing, so far."""
+        below = self.below
+        if below is None:
+            return None
+        found = below.children.get(name)
+        if found is None and below.crowd is not None:
+            return below.crowd.take_out(name)
+        return found
 
     @property
     def properties(self) -> Properties | None:
@@ -204,12 +238,25 @@ class Inode:
         return parent.below is not None and parent.below.children.get(self.name) is self
 
 
+def below_of(folder: Inode) -> Below:
+    """Return what is known below a folder. Raises NotADirectory."""
+    if folder.below is None:
+        raise NotADirectory(f"{folder.path} is a file")
+    return folder.below
+
+
 def fits(inode: Inode, info: EntryInfo) -> bool:
     """Whether an inode can show an answer, or must be another inode's."""
-    known = inode.info
+    if inode.lookup_count:
+        return shows(inode.info, info)
+    return kind_of(info) == kind_of(inode.info)
+
+
+def shows(known: EntryInfo, info: EntryInfo) -> bool:
+    """Whether an inode that the kernel holds can show an answer; *known* is what it shows."""
     if kind_of(info) != kind_of(known) or not isinstance(info, FileInfo) or info.link_target:
         return kind_of(info) == kind_of(known)
-    return not inode.lookup_count or same_content(info, known)
+    return same_content(info, known)
 
 
 def attach(inode: Inode, parent: Inode) -> None:
@@ -220,9 +267,12 @@ def attach(inode: Inode, parent: Inode) -> None:
 
 def detach(inode: Inode) -> None:
     assert inode.parent is not None
-    assert inode.parent.below is not None
-    del inode.parent.below.children[inode.name]
-    inode.parent.below.folders -= inode.is_folder
+    below = inode.parent.below
+    assert below is not None
+    del below.children[inode.name]
+    below.folders -= inode.is_folder
+    if below.crowd is not None:
+        below.crowd.vacated(inode.name)
 
 
 def relocate(top: Inode, path: RepoPath) -> None:
@@ -237,6 +287,9 @@ def relocate(top: Inode, path: RepoPath) -> None:
         if inode.below is not None:
             inode.below.listing.confirm()
             inode.below.tags.confirm()
+            if (crowd := inode.below.crowd) is not None:
+                crowd.packed.folder = path
+                crowd.stat.confirm()
             for cell in inode.below.names.values():
                 cell.confirm()
             waiting += [(child, path.child(name)) for name, child in inode.dentries.items()]

@@ -5,29 +5,37 @@ its dentry keeps it as a part of a cached listing.
 
 Inode numbers are a hash of the path, so that they are the same after ``forget``, after a remount
 and in another mount: tools that remember them (``rsync``, ``tar``, ``find``) stay right.
+
+What lives need not be an object: see ``crowds``. Whoever asks for it gets one.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 
 from jfs.errors import NoEntry
 from jfs.model import EntryInfo, FolderInfo
+from jfs.packed import Packed, number_of, prefix_of
 from jfs.vfs.freshness import NEVER, PIECE, Asked
+from jfs.vfs.namespace.crowds import Crowd
 from jfs.vfs.namespace.inodes import ROOT, Below, Inode, attach, detach, fits, relocate
 
 _WORTH_SHRINKING = 4096
-_MASK = (1 << 63) - 1  # ino_t is unsigned, but plenty of programs print and parse it signed
+_MASK = (1 << 63) - 1
 
 
 class InodeTable:
-    """Every living inode by number."""
+    """Every living inode by number.
+
+    Attributes:
+        living: those that are objects.
+    """
 
     def __init__(self, root: EntryInfo) -> None:
         self.root = Inode(ROOT, None, "", root, NEVER)
         self.root.lookup_count = 1  # the kernel never looks the root up, nor forgets it
-        self._inodes = {ROOT: self.root}
+        self.living = {ROOT: self.root}
+        self._crowds: dict[int, list[Crowd]] = {}  # by what the numbers of their entries begin with
         self._computed: dict[str, Inode] = {}
         # Folders that were forgotten, each with those of its children that are still to be dropped.
         self._forgotten: list[tuple[Inode, list[Inode]]] = []
@@ -35,17 +43,21 @@ class InodeTable:
         self._most = 1  # inodes at a time since the table was last shrunk
 
     def __len__(self) -> int:
-        return len(self._inodes)
+        """Return how many objects there are."""
+        return len(self.living)
 
     def __iter__(self) -> Iterator[Inode]:
-        return iter(self._inodes.values())
+        return iter(self.living.values())
 
     def get(self, ino: int) -> Inode:
         """Raises NoEntry for a number that was never given out or is forgotten."""
-        try:
-            return self._inodes[ino]
-        except KeyError:
-            raise NoEntry(f"inode {ino} is not known") from None
+        inode = self.living.get(ino)
+        if inode is None:
+            crowd, row = self._row(ino)
+            if crowd is None:
+                raise NoEntry(f"inode {ino} is not known")
+            inode = crowd.make(row)
+        return inode
 
     def link(self, parent: Inode, name: str, info: EntryInfo, asked: Asked) -> Inode:
         """Return the inode of a dentry, made or brought up to date with *info*.
@@ -58,8 +70,11 @@ class InodeTable:
         Args:
             asked: when *info* was true. What is newer must not be replaced: the caller looks.
         """
-        assert parent.below is not None
-        inode = parent.below.children.get(name)
+        below = parent.below
+        assert below is not None
+        inode = below.children.get(name)
+        if inode is None and below.crowd is not None:
+            inode = below.crowd.take_out(name)
         if inode is not None:
             if inode.is_ours:
                 return inode
@@ -70,7 +85,7 @@ class InodeTable:
             self._shed(inode)
             self._settle(inode)
         inode = Inode(self._number(str(info.path)), parent, name, info, asked)
-        self._inodes[inode.ino] = inode
+        self.living[inode.ino] = inode
         attach(inode, parent)
         return inode
 
@@ -82,7 +97,7 @@ class InodeTable:
         other = Inode(number, parent, inode.name, inode.info, inode.stat.asked)
         other.tags = inode.tags  # one cell: they are those of the path
         detach(inode)
-        self._inodes[number] = other
+        self.living[number] = other
         attach(other, parent)
         self._settle(inode)
 
@@ -93,7 +108,7 @@ class InodeTable:
             return
         if not self.lives(parent):
             return
-        if (other := parent.dentries.get(inode.name)) is not None:
+        if (other := parent.child(inode.name)) is not None:
             detach(other)
             self._shed(other)
             self._settle(other)
@@ -112,7 +127,7 @@ class InodeTable:
         if inode is None:
             inode = Inode(self._number(key), None, key, info, asked)
             inode.below = None if not isinstance(info, FolderInfo) else Below()
-            self._inodes[inode.ino] = inode
+            self.living[inode.ino] = inode
             self._computed[key] = inode
         inode.stat.put(info, asked)
         inode.computed = computed
@@ -124,7 +139,7 @@ class InodeTable:
 
     def lives(self, inode: Inode) -> bool:
         """Whether the inode can still be found by its number."""
-        return self._inodes.get(inode.ino) is inode
+        return self.living.get(inode.ino) is inode
 
     def settle(self, inode: Inode) -> None:
         """Drop an inode that was made for somebody who in the end did not take it."""
@@ -165,11 +180,22 @@ class InodeTable:
         attach(inode, parent)
         if not self.lives(inode):
             inode.ino = self._number(str(parent.path.child(inode.name)))
-            self._inodes[inode.ino] = inode
+            self.living[inode.ino] = inode
 
     def remember(self, inode: Inode) -> None:
         """The kernel was given the inode once more."""
         inode.lookup_count += 1
+
+    def remember_number(self, ino: int) -> None:
+        """As ``remember``; no object is made. Raises NoEntry."""
+        inode = self.living.get(ino)
+        if inode is not None:
+            inode.lookup_count += 1
+            return
+        crowd, row = self._row(ino)
+        if crowd is None:
+            raise NoEntry(f"inode {ino} is not known")
+        crowd.set_lookups(row, crowd.lookups(row) + 1)
 
     @contextmanager
     def held(self, inode: Inode) -> Iterator[None]:
@@ -188,8 +214,10 @@ class InodeTable:
 
         Never raises: FUSE cannot hear an answer to FORGET.
         """
-        inode = self._inodes.get(ino)
-        if inode is None or inode is self.root:
+        inode = self.living.get(ino)
+        if inode is None:
+            return self._forget_row(ino, count)
+        if inode is self.root:
             return False
         inode.lookup_count = max(0, inode.lookup_count - count)
         if inode.lookup_count > 0:
@@ -198,6 +226,70 @@ class InodeTable:
         self._settle(inode)
         self.tidy()
         return True
+
+    def _forget_row(self, ino: int, count: int) -> bool:
+        crowd, row = self._row(ino)
+        if crowd is None or not (known := crowd.lookups(row)):
+            return False
+        crowd.set_lookups(row, max(0, known - count))
+        if known > count:
+            return False
+        if not crowd.held and not crowd.folder.lookup_count:
+            self._shed(crowd.folder)
+            self._settle(crowd.folder)
+            self.tidy()
+        return True
+
+    # entries that are no objects
+
+    def gather(self, folder: Inode, packed: Packed, asked: Asked) -> Crowd:
+        """Let rows be the entries of a folder that have no object. It must have none so far."""
+        below = folder.below
+        assert below is not None
+        assert below.crowd is None
+        crowd = below.crowd = Crowd(self, folder, packed, asked)
+        self._crowds.setdefault(crowd.prefix, []).append(crowd)
+        return crowd
+
+    def pack(self, folder: Inode, names: Sequence[str]) -> None:
+        """Fold entries of a folder that are objects, and that nobody has: memory is short."""
+        below = folder.below
+        assert below is not None
+        if below.being_taken:
+            return
+        if below.crowd is None:
+            asked = [below.children[name].stat.asked for name in names if name in below.children]
+            if below.listing.is_known:
+                asked.append(below.listing.asked)
+            self.gather(folder, Packed(folder.path), min(asked))
+        assert below.crowd is not None
+        below.crowd.fold(names)
+
+    def is_based(self, base: str) -> bool:
+        """Whether there are rows whose numbers are made of this path: its folder has moved."""
+        crowds = self._crowds.get(prefix_of(number_of(f"{base}/")), ())
+        return any(crowd.packed.base == base for crowd in crowds)
+
+    def is_held(self, inode: Inode) -> bool:
+        """Whether somebody holds it; see ``held``."""
+        return inode in self._held
+
+    def _scatter(self, folder: Inode) -> None:
+        """Forget the entries of a folder that are no objects; the kernel holds none of them."""
+        below = folder.below
+        if below is None or (crowd := below.crowd) is None:
+            return
+        below.crowd = None
+        alike = self._crowds[crowd.prefix]
+        alike.remove(crowd)
+        if not alike:
+            del self._crowds[crowd.prefix]
+
+    def _row(self, ino: int) -> tuple[Crowd, int] | tuple[None, int]:
+        for crowd in self._crowds.get(prefix_of(ino), ()):
+            if (row := crowd.at(ino)) >= 0:
+                return crowd, row
+        return None, -1
 
     @property
     def is_untidy(self) -> bool:
@@ -222,7 +314,7 @@ class InodeTable:
                 continue
             if child.lookup_count or child in self._held:
                 continue
-            if child.dentries:
+            if child.holds_others:
                 self._shed(child)
             else:
                 detach(child)
@@ -238,8 +330,11 @@ class InodeTable:
         if below is None or below.being_taken:
             return
         below.forget()
+        if below.crowd is not None and not below.crowd.held:
+            self._scatter(folder)
         for child in list(below.children.values()):
-            if not (child.lookup_count or child.dentries or child.is_ours or child in self._held):
+            held = child.lookup_count or child.holds_others or child in self._held
+            if not (held or child.is_ours):
                 detach(child)
                 self._drop(child)
 
@@ -248,7 +343,7 @@ class InodeTable:
 
         A folder may have outlived its own ``forget`` for a child's sake: it goes with the child.
         """
-        if inode is self.root or inode.lookup_count or inode.dentries or inode in self._held:
+        if inode is self.root or inode.lookup_count or inode.holds_others or inode in self._held:
             return
         parent = inode.parent
         if parent is None or parent.below is None or not inode.attached():
@@ -269,25 +364,41 @@ class InodeTable:
         if folder.below is None:
             return
         folder.below.forget()
+        if folder.below.crowd is not None and not folder.below.crowd.held:
+            self._scatter(folder)
         if folder.below.children:
             self._forgotten.append((folder, list(folder.below.children.values())))
 
     def _drop(self, inode: Inode) -> None:
-        if self._inodes.get(inode.ino) is inode:
-            self._most = max(self._most, len(self._inodes))
-            del self._inodes[inode.ino]
-            if len(self._inodes) < self._most // 8 and self._most > _WORTH_SHRINKING:
+        self._scatter(inode)
+        if self.living.get(inode.ino) is inode:
+            self._most = max(self._most, len(self.living))
+            del self.living[inode.ino]
+            if len(self.living) < self._most // 8 and self._most > _WORTH_SHRINKING:
                 # A dict keeps the memory of its largest size; a copy has that of its own.
-                self._inodes = dict(self._inodes)
-                self._most = len(self._inodes)
+                self.living = dict(self.living)
+                self._most = len(self.living)
         if inode.computed is not None and self._computed.get(inode.name) is inode:
             del self._computed[inode.name]
 
     def _number(self, key: str) -> int:
-        digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        ino = int.from_bytes(digest) & _MASK
-        # Two living inodes may want one number: an unlinked one that is still open and its
-        # successor, or (once in 2**63) two paths of one hash.
-        while ino <= ROOT or ino in self._inodes:
-            ino = (ino + 1) & _MASK
-        return ino
+        number = number_of(key)
+        if number > ROOT and number not in self.living and not self._crowds:
+            return number
+        return self.free_number(number)
+
+    def free_number(self, number: int) -> int:
+        """Return the next number that nothing has.
+
+        Two living inodes may want one: an unlinked one that is still open and its successor, or
+        (once in 2**43 within a folder) two paths of one hash.
+        """
+        while not self._is_free(number):
+            number = (number + 1) & _MASK
+        return number
+
+    def _is_free(self, number: int) -> bool:
+        if number <= ROOT or number in self.living:
+            return False
+        crowd, row = self._row(number) if self._crowds else (None, -1)
+        return crowd is None or not crowd.lookups(row)

@@ -4,14 +4,16 @@ The ``jf`` client stores a symbolic link as an empty file with a property (artif
 an empty file costs a question more. No state.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import trio
 
 from jfs.errors import AccessDenied
 from jfs.model import SYMLINK_TARGET, Criteria, EntryInfo, FileInfo, RepoPath, as_link
+from jfs.packed import Packed
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import pieces
+from jfs.vfs.freshness import PIECE, pieces
 
 
 async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
@@ -22,9 +24,20 @@ async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
     return info
 
 
-async def listed(store: ArtifactStore, folder: RepoPath) -> Sequence[EntryInfo]:
-    """List a folder; its links cost one query, whatever their number. Raises RemoteError."""
-    entries = await store.list_children(folder)
+async def listed(
+    store: ArtifactStore, folder: RepoPath, known: Packed | None = None
+) -> Sequence[EntryInfo]:
+    """List a folder; its links cost one query, whatever their number. Raises RemoteError.
+
+    Args:
+        known: see ``ArtifactStore.list_children``.
+    """
+    if known is None:
+        entries = await store.list_children(folder)
+    else:
+        entries = await store.list_children(folder, known)
+    if isinstance(entries, Packed):
+        return await _with_links(store, folder, entries)
     empty: set[RepoPath] = set()
     for piece in pieces(entries):
         empty.update(info.path for info in piece if is_empty_file(info))
@@ -41,6 +54,28 @@ async def listed(store: ArtifactStore, folder: RepoPath) -> Sequence[EntryInfo]:
         shown += [links.get(info.path, info) if is_empty_file(info) else info for info in piece]
         await trio.lowlevel.checkpoint()
     return shown
+
+
+async def _with_links(store: ArtifactStore, folder: RepoPath, packed: Packed) -> Packed:
+    empty = array("I")
+    for start in range(0, len(packed), PIECE):
+        empty.extend(packed.empty_files(start, start + PIECE))
+        await trio.lowlevel.checkpoint()
+    if not empty:
+        return packed
+    try:
+        found = await links_among(store, Criteria(folder, direct=True))
+    except AccessDenied:
+        for row in empty:
+            info = await described(store, packed[row].path)
+            if isinstance(info, FileInfo) and info.link_target is not None:
+                packed.put(row, info)
+        return packed
+    for path, info in found.items():
+        row = packed.find(path.name)
+        if row >= 0 and is_empty_file(packed[row]):
+            packed.put(row, info)
+    return packed
 
 
 async def links_among(store: ArtifactStore, criteria: Criteria) -> Mapping[RepoPath, EntryInfo]:

@@ -70,6 +70,10 @@ class LocalAttributeTable:
     def get(self, inode: Inode) -> LocalAttributes:
         return self._known.get(_key(inode), NOTHING)
 
+    def knows(self, place: RepoPath) -> bool:
+        """Whether something was set at a place."""
+        return bool(self._known) and place in self._known
+
     def set(self, inode: Inode, **changes: int | str | None) -> None:
         """Change fields of one entry."""
         key = _key(inode)

@@ -1,28 +1,28 @@
 """What is believed and asked of names: one name, or the listing of a whole folder.
 
-Trio thread only. Every answer goes through ``Names.take``, which brings a name up to date unless
-something newer is known of it: the answer to a later question, a change made here, a refresh.
+What becomes of an answer is the part of ``taking``. Trio thread only.
 """
 
 import functools
-import gc
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import trio
 
 from jfs.config import TreeSettings
-from jfs.errors import JfsError, NoEntry, NotADirectory, NotFound
+from jfs.errors import JfsError, NoEntry, NotFound
 from jfs.model import EntryInfo, FolderInfo, RepoPath
+from jfs.packed import Packed
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import Asked, Cell, pieces
+from jfs.vfs.freshness import Asked, Cell
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace import links
-from jfs.vfs.namespace.inodes import Below, Inode
+from jfs.vfs.namespace.crowds import Whole, packed_of
+from jfs.vfs.namespace.inodes import Below, Inode, below_of
 from jfs.vfs.namespace.inodetable import InodeTable
+from jfs.vfs.namespace.taking import Moved, Taking
 from jfs.vfs.questions import NotYet, Questions, StandsIn
 from jfs.vfs.standing import Stand
 
@@ -38,16 +38,6 @@ _LOOKUPS_AFTER_A_BAD_LISTING = 64
 _LISTING_PATIENCE_S = 1.0
 # Times that a question is repeated whose answer was overtaken by a refresh or a rename.
 _TRIES = 3
-
-
-# What a large listing leaves lives for long. The collector of cycles would look at it again and
-# again, a second at a time for a million entries; frozen, it is not looked at, and is given back
-# by its reference counts all the same.
-_PIECES_BEFORE_FREEZING = 10
-
-
-class _Moved(JfsError):
-    """What was asked about has another path by now: ask again."""
 
 
 class Names:
@@ -66,13 +56,14 @@ class Names:
         self._recalling = trio.Lock()
         self._settings = settings
         self._inodes = inodes
+        self._taking = Taking(inodes)
         self._questions = questions
 
     def believed(self, parent: Inode, name: str) -> Inode | None:
         """Answer from what is fresh; None means that the server must be asked."""
         settings = self._settings
         below = below_of(parent)
-        inode = below.children.get(name)
+        inode = parent.child(name)
         if inode is not None:
             return inode if inode.is_ours or inode.stat.is_fresh(settings.entry_ttl_s) else None
         cell = below.names.get(name)
@@ -98,7 +89,7 @@ class Names:
     def _listed(self, parent: Inode, name: str) -> Inode:
         """Find a name in the listing that has come a moment ago. Raises NoEntry."""
         below = below_of(parent)
-        inode = below.children.get(name)
+        inode = parent.child(name)
         if inode is None:
             below.name(name).put(None, below.listing.asked)
             raise NoEntry(f"{parent.path.child(name)}: not listed by the server")
@@ -113,7 +104,7 @@ class Names:
         below = below_of(parent)
         if not parent.path.repo:
             # Repositories are known by their list alone: one that hangs is not asked.
-            repository = below.children.get(name)
+            repository = parent.child(name)
             known = repository.stat if repository is not None else self._denying(parent)
             try:
                 await self._list(parent, stands=known)
@@ -166,14 +157,14 @@ class Names:
                 except NotFound:
                     info = None
                 if parent.path.child(name) != path:
-                    raise _Moved(f"{path}: has moved")
+                    raise Moved(f"{path}: has moved")
                 self._kept.named(path, info, asked)
                 inode = self.take(parent, name, info, asked)
                 if inode is not None:
                     _list_above(inode)
                 return info
 
-            known = parent.dentries.get(name)
+            known = parent.child(name)
             try:
                 answer = await self._questions.answer(
                     below.name(name),
@@ -183,7 +174,7 @@ class Names:
                     anew=anew,
                     recall=functools.partial(self._recall_name, parent, name),
                 )
-            except _Moved:
+            except Moved:
                 continue
             except StandsIn as stands:
                 return self._standing_in(parent, name, known, stands.stand)
@@ -207,7 +198,7 @@ class Names:
             known: None: nothing had it, by the listing.
         """
         path = parent.path.child(name)
-        inode = parent.dentries.get(name)
+        inode = parent.child(name)
         if inode is None and known is not None and known.path == path:
             # The kernel has forgotten it meanwhile, unless it was removed.
             inode = self.take(parent, name, known.info, known.stat.asked)
@@ -264,7 +255,7 @@ class Names:
                     patience_s=patience_s,
                     recall=None if patience_s < math.inf else functools.partial(recall, folder),
                 )
-            except _Moved:
+            except Moved:
                 continue
             if answer.stored:
                 return
@@ -295,8 +286,8 @@ class Names:
             entries, asked = found
             below.being_taken += 1
             try:
-                await self._take_listing(folder, path, entries, asked)
-            except (_Moved, NoEntry):
+                await self._taking.listing(folder, path, entries, asked)
+            except (Moved, NoEntry):
                 return None
             finally:
                 below.being_taken -= 1
@@ -306,7 +297,7 @@ class Names:
         path, below = folder.path, below_of(folder)
         below.asked_singly = 0
         try:
-            entries = await links.listed(self._store, path)
+            entries = await links.listed(self._store, path, packed_of(below))
         except NotFound:
             if folder.path == path and folder.parent is not None and folder.attached():
                 self._kept.named(path, None, asked)
@@ -315,76 +306,22 @@ class Names:
         except JfsError:
             below.asked_singly = -_LOOKUPS_AFTER_A_BAD_LISTING
             raise
-        if folder.path == path:
-            self._kept.listed(path, entries, asked)
         below.being_taken += 1  # no dentry is dropped until the listing is whole
         try:
-            await self._take_listing(folder, path, entries, asked)
+            is_packed = isinstance(entries, Packed)
+            if folder.path == path and not is_packed:
+                self._kept.listed(path, entries, asked)
+            await self._taking.listing(folder, path, entries, asked)
+            if folder.path == path and is_packed:  # its rows are those of the folder by now
+                self._kept.listed(path, Whole(folder), asked)
         finally:
             below.being_taken -= 1
             below.took_s = trio.current_time() - asked.at
         return True
 
-    async def _take_listing(
-        self, folder: Inode, path: RepoPath, entries: Sequence[EntryInfo], asked: Asked
-    ) -> None:
-        """Bring the names of a folder up to date, in pieces that do not stop the event loop."""
-        below = below_of(folder)
-        for count, piece in enumerate(pieces(entries), 1):
-            if folder.path != path:
-                raise _Moved(f"{path}: has moved")
-            if not self._inodes.lives(folder):
-                raise NoEntry(f"{path}: is gone")
-            believed = asked if below.listing.accepts(asked) else asked.as_hint()
-            for info in piece:
-                self.take(folder, info.path.name, info, believed)
-            if not count % _PIECES_BEFORE_FREEZING:
-                gc.freeze()
-            await trio.lowlevel.checkpoint()
-        for known in pieces(list(below.children.values())):
-            for inode in known:
-                # Every entry of the listing is as new as the listing by now.
-                gone = inode.stat.asked.serial < asked.serial and not inode.is_ours
-                # An unlisted folder may be where somebody is: without a dentry he has no path.
-                if gone and inode.listed and inode.parent is folder and inode.attached():
-                    if inode.lookup_count:  # a refresh must find what the kernel believes in
-                        below.name(inode.name).put(None, asked)
-                    self._inodes.unlink(inode)
-            await trio.lowlevel.checkpoint()
-
     def take(self, parent: Inode, name: str, info: EntryInfo | None, asked: Asked) -> Inode | None:
-        """Bring a name up to date with an answer, unless something newer is known. No checkpoint.
-
-        Args:
-            info: None: the server has no such name.
-        Returns:
-            What it is now; None: it is not there.
-        """
-        below = below_of(parent)
-        inode = below.children.get(name)
-        if inode is not None and (inode.is_ours or not inode.stat.accepts(asked)):
-            return inode
-        cell = below.names.get(name)
-        if inode is None and cell is not None and not cell.accepts(asked):
-            if cell.asked.at == -math.inf or not cell.is_known:
-                asked = asked.as_hint()  # refreshed since: not believed
-            elif cell.value is None:
-                return None  # removed since
-            else:
-                info, asked = cell.value, cell.asked
-        if info is not None:
-            return self._inodes.link(parent, name, info, asked)
-        if inode is not None:
-            self._inodes.unlink(inode)
-        below.name(name).put(None, asked)
-        return None
-
-
-def below_of(folder: Inode) -> Below:
-    """Return what is known below a folder. Raises NotADirectory."""
-    if folder.below is None:
-        raise NotADirectory(f"{folder.path} is a file")
-    return folder.below
+        """Bring a name up to date with an answer; see ``Taking.take``."""
+        return self._taking.take(parent, name, info, asked)
 
 
 def _list_above(inode: Inode) -> None:

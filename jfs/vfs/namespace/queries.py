@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from jfs import memory
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, Match, RepoPath
 from jfs.protocols import ArtifactStore
@@ -24,6 +25,7 @@ from jfs.vfs.questions import Questions, StandsIn
 
 NAME = ".by"
 _RESULTS_KEPT = 64  # combinations of criteria
+_AN_ENTRY = 700  # bytes, of a folder that is shown whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +143,15 @@ class Queries:
     async def _mirrored(self, folder: QueryFolder) -> tuple[Mapping[str, _Shown], Asked]:
         """Show everything in the real folder of the same place."""
         real = await self._tree.walk(folder.parts)
-        children = await self._tree.children(real)
+        listing = await self._tree.listing(real)
         assert real.below is not None
         entries: dict[str, _Shown] = {}
-        for piece in pieces(children):
-            for child in piece:
-                info = child.info
-                inside = QueryFolder(folder.criteria, (*folder.parts, child.name))
-                if child.listed:
-                    entries[child.name] = info if isinstance(info, FileInfo) else inside
-            await trio.lowlevel.checkpoint()
+        async for piece in listing.infos():
+            memory.require_room(len(piece) * _AN_ENTRY, f"{folder.key}")
+            for info in piece:
+                name = info.path.name
+                inside = QueryFolder(folder.criteria, (*folder.parts, name))
+                entries[name] = info if isinstance(info, FileInfo) else inside
         return entries, real.below.listing.asked
 
     async def _result(self, criteria: tuple[tuple[str, str], ...]) -> _Result:

@@ -8,14 +8,12 @@ so that they survive bind mounts. A real entry of that name wins. Trio thread on
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import trio
-
 from jfs import threads
 from jfs.config import TreeSettings
 from jfs.errors import InvalidName, NoEntry
 from jfs.model import Criteria, EntryInfo, FileInfo, FolderInfo, RepoPath, problem_with_key
 from jfs.protocols import ArtifactStore
-from jfs.vfs.freshness import PIECE, Asked, Cell, pieces
+from jfs.vfs.freshness import PIECE, Asked, Cell
 from jfs.vfs.kept.keeper import Forgetful
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, below
@@ -102,17 +100,14 @@ class Selectors:
             if criterion is None:
                 raise NoEntry(f"{folder.path}/{name}: neither an entry nor a selector")
             carriers, asked = await self._carriers_in(folder, criterion)
-        children = await self._tree.children(folder) if carriers is None or carriers else ()
-        entries: list[EntryInfo] = []
-        for piece in pieces(children):
-            entries += [
-                child.info
-                for child in piece
-                if child.listed and (carriers is None or child.name in carriers)
-            ]
-            await trio.lowlevel.checkpoint()
-        many = len(entries) > PIECE
-        target = await threads.computing(newest, entries) if many else newest(entries)
+        target: str | None = None
+        if carriers is None or carriers:
+            best: list[EntryInfo] = []
+            async for piece in (await self._tree.listing(folder)).infos():
+                best += [i for i in piece if carriers is None or i.path.name in carriers]
+                many = len(best) >= PIECE
+                target = await threads.computing(newest, best) if many else newest(best)
+                best = [info for info in best if info.path.name == target]
         if target is None:
             raise NoEntry(f"{folder.path}/{name}: nothing fits")
         if folder.below is not None and folder.below.listing.asked.at < asked.at:

@@ -4,7 +4,7 @@ What is asked of the server is the part of ``names``. Trio thread only, no locks
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -24,11 +24,15 @@ from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import NEVER, PIECE, Asked
 from jfs.vfs.kept.keeper import FORGETFUL, Forgetful
 from jfs.vfs.namespace import links
-from jfs.vfs.namespace.inodes import Below, Inode
+from jfs.vfs.namespace.crowds import Crowd
+from jfs.vfs.namespace.inodes import Below, Inode, below_of
 from jfs.vfs.namespace.inodetable import InodeTable
+from jfs.vfs.namespace.listings import Listing
 from jfs.vfs.namespace.local import LocalAttributeTable
-from jfs.vfs.namespace.names import Names, below_of
+from jfs.vfs.namespace.names import Names
 from jfs.vfs.questions import Questions
+
+_Remembered = tuple[list[tuple[int, str]], list[int]]
 
 
 class Tree:
@@ -126,8 +130,8 @@ class Tree:
             raise NoEntry(f"{parent.path.path:.80}…: nothing can be below so long a path")
         return await self._names.ask(parent, name)
 
-    async def children(self, folder: Inode) -> list[Inode]:
-        """Return what is known in a folder after its listing, in no particular order.
+    async def listing(self, folder: Inode) -> Listing:
+        """Return a snapshot of what is known in a folder after its listing.
 
         That may be more than the listing, see ``Inode.listed``, and a million.
 
@@ -137,7 +141,7 @@ class Tree:
         listing = below_of(folder).listing
         if not listing.is_fresh(self._settings.entry_ttl_s):
             await self._names.list_or_stand_in(folder)
-        return list(folder.dentries.values())
+        return Listing(self.inodes, folder)
 
     def adopt(self, info: EntryInfo, asked: Asked) -> Inode | None:
         """Return the inode of an item that the server described out of turn, in a query.
@@ -156,7 +160,7 @@ class Tree:
         parts = below(self.inodes.root.path, path)
         parent = self.inodes.root
         for part in parts[:-1]:
-            child = parent.dentries.get(part)
+            child = parent.child(part)
             if child is None:
                 folder = FolderInfo(parent.path.child(part), 0)
                 # Not believed, and older than every answer; but it was there.
@@ -205,7 +209,7 @@ class Tree:
         parent, name = self._above(info.path, asked), info.path.name
         if parent is None:
             return None
-        known = parent.dentries.get(name)
+        known = parent.child(name)
         if known is not None:
             if known.is_ours or known.is_folder:
                 return None
@@ -248,7 +252,7 @@ class Tree:
         While the server moved it, somebody may have asked for either name and got any answer.
         """
         (before, old_name), (parent, name) = old, new
-        for existing in (before.dentries.get(old_name), parent.dentries.get(name)):
+        for existing in (before.child(old_name), parent.child(name)):
             if existing is not None and existing is not inode:
                 self.removed(existing)
         self._touch(before, old_name)
@@ -307,7 +311,7 @@ class Tree:
                 for parent, name in places:
                     self._touch(parent, name)
                     self.expire_listing(parent)
-                    if (inode := parent.dentries.get(name)) is not None:
+                    if (inode := parent.child(name)) is not None:
                         inode.stat.expire()
             raise
 
@@ -333,12 +337,13 @@ class Tree:
             if not count % PIECE:
                 await trio.lowlevel.checkpoint()
 
-    async def remembered_below(self, top: Inode) -> tuple[list[tuple[int, str]], list[int]]:
-        """Return what the kernel may hold at or below an inode: names in folders, and inodes."""
-        entries: list[tuple[int, str]] = []
-        inodes: list[int] = []
+    async def remembered_below(self, top: Inode) -> AsyncIterator[_Remembered]:
+        """Yield what the kernel may hold at or below an inode: names in folders, and inodes."""
         waiting = [top]
         while waiting:
+            entries: list[tuple[int, str]] = []
+            inodes: list[int] = []
+            crowds: list[Crowd] = []
             for inode in [waiting.pop() for _ in range(min(PIECE, len(waiting)))]:
                 if inode.lookup_count:
                     inodes.append(inode.ino)
@@ -347,12 +352,18 @@ class Tree:
                 if inode.below is not None:
                     entries += [(inode.ino, name) for name in inode.below.names]
                     waiting += inode.below.children.values()
+                    if inode.below.crowd is not None:
+                        crowds.append(inode.below.crowd)
             await trio.lowlevel.checkpoint()
-        return entries, inodes
+            yield entries, inodes
+            for crowd in crowds:
+                for start in range(0, len(crowd.packed), PIECE):
+                    await trio.lowlevel.checkpoint()
+                    yield crowd.held_among(start, start + PIECE)
 
     async def is_there(self, parent: Inode, name: str) -> bool:
         """Ask the server itself whether a name is taken, whatever was believed. RemoteError."""
-        known = parent.dentries.get(name)
+        known = parent.child(name)
         if known is not None and known.is_ours:
             return True
         asked = Asked.now()
@@ -366,7 +377,7 @@ class Tree:
 
     def is_believed_there(self, parent: Inode, name: str) -> bool | None:
         """Say without the server whether a name is taken; None: nobody knows."""
-        if name in parent.dentries:
+        if parent.child(name) is not None:
             return True
         under = below_of(parent)
         cell = under.names.get(name)
@@ -399,6 +410,8 @@ def _expire_below(below: Below, refreshed: Asked) -> None:
     below.asked_singly = 0
     for cell in below.names.values():
         cell.expire(refreshed)
+    if below.crowd is not None:
+        below.crowd.expire(refreshed)
 
 
 def below(folder: RepoPath, path: RepoPath) -> tuple[str, ...]:
