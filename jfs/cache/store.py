@@ -255,11 +255,14 @@ class DiskBlockStore:
         with self._lock:
             if count > 0 and (
                 self._held + count > descriptors.limit() // _HELD_SHARE
-                or time.monotonic() < self._paused_until  # who reads here reads past a bad disk
+                or self._has_failed_lately()  # who reads here reads past a bad disk
             ):
                 return False
             self._held += count
             return True
+
+    def _has_failed_lately(self) -> bool:
+        return self._failed_at is not None and time.monotonic() - self._failed_at < _WELL_S
 
     # one entry
 

@@ -1,5 +1,6 @@
 """Files that are read past the cache: only whole ones, as they were when they were verified."""
 
+import errno
 import hashlib
 import os
 import random
@@ -53,6 +54,20 @@ def test_a_file_is_held_once_it_is_whole_and_verified(tmp_path: Path) -> None:
     assert os.pread(whole.file, 1, 0)
     whole.close()
     assert remove(entry)
+
+
+def test_no_file_of_a_disk_that_fails_is_lent(tmp_path: Path, expected_logs: list[str]) -> None:
+    """Whoever reads it himself is told what the disk says; here it is fetched instead."""
+    expected_logs.append("reading past the cache while it fails")
+    store = store_with(tmp_path / "cache")
+    assert verify(tmp_path / "cache")
+    opened = store.open(KEY)
+    whole = opened.whole()
+    assert whole is not None
+    whole.close()
+    store.failed(OSError(errno.EIO, "Input/output error"))
+    assert opened.whole() is None
+    opened.close()
 
 
 def test_a_file_that_was_changed_is_verified_again_first(
