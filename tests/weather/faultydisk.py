@@ -5,10 +5,10 @@ It prints a line when it is mounted. Each line of its input is a JSON object, th
 on; it answers with a line once they are in force, and ends at the end of its input.
 
 A fault is what an operation does: the name of an errno (``{"read": "EIO"}``), ``hang`` (until other
-faults come), ``short`` (of ``read`` and ``write``: half of what was asked for) or ``flip`` (of
-``read``: the first byte is another). Groups of operations: ``changes`` all that change something,
-opening for it included; ``all`` everything but the end of use. ``statfs: full`` says that no space
-is left.
+faults come), ``slow`` (20 ms more), ``short`` (of ``read`` and ``write``: half of what was asked
+for) or ``flip`` (of ``read``: the first byte is another). Groups of operations: ``changes`` all
+that change something, opening for it included; ``all`` everything but the end of use.
+``statfs: full`` says that no space is left.
 
 As on a disk, locks, mappings, O_DIRECT, links and files without a name work, and nothing is kept in
 pages that would hide a fault. The kernel's own locks serve: it is one machine.
@@ -33,6 +33,7 @@ _ALL = (*_CHANGES, "read", "open", "lookup", "getattr", "readdir", "statfs")
 # Of the flags of an open; the kernel sees to the others. O_DIRECT would want aligned memory, which
 # a request has not.
 _KEPT = os.O_ACCMODE | os.O_TRUNC | os.O_EXCL
+_SLOW_S = 0.02
 _GROUPS = {"changes": _CHANGES, "all": _ALL}
 
 
@@ -61,6 +62,8 @@ class Faults:
         """Fail or hang, if that is what the operation does; else return what it does."""
         while (what := self._now.get(operation, "")) == "hang":
             await self._changed.wait()
+        if what == "slow":
+            await trio.sleep(_SLOW_S)
         if what.startswith("E"):
             raise pyfuse3.FUSEError(getattr(errno, what))
         return what
