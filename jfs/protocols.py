@@ -106,11 +106,22 @@ class ArtifactStore(Protocol):
     async def delete(self, path: RepoPath) -> None:
         """Remove an item; a folder goes with everything in it. Raises NotFound."""
 
-    async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+    async def move(
+        self,
+        source: RepoPath,
+        target: RepoPath,
+        *,
+        tree: bool = False,
+        known: EntryInfo | None = None,
+    ) -> None:
         """Move an item, over a file that is at *target*. No bytes move; a *tree* may take minutes.
 
         A *target* that is a folder would get the item inside (artifactory-rest 8): the caller
         makes sure that there is none.
+
+        Args:
+            known: what the item is, as far as the caller knows: after an answer that was lost, it
+                tells whether the move took place.
         """
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:

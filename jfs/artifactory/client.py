@@ -42,6 +42,7 @@ from jfs.model import (
     Properties,
     RepoPath,
     Repository,
+    same_content,
 )
 from jfs.packed import Packed
 
@@ -268,17 +269,43 @@ class ArtifactoryClient:
                 raise mutations.not_local(error) from None
             raise
 
-    async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
-        await self._transfer("move", source, target, tree=tree)
+    async def move(
+        self,
+        source: RepoPath,
+        target: RepoPath,
+        *,
+        tree: bool = False,
+        known: EntryInfo | None = None,
+    ) -> None:
+        await self._transfer("move", source, target, tree=tree, known=known)
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
         kept = await self._kept(source)  # a remote repository itself has nothing to copy
         await self._transfer("copy", kept, target, tree=tree)
 
-    async def _transfer(self, verb: str, source: RepoPath, target: RepoPath, *, tree: bool) -> None:
+    async def _transfer(
+        self,
+        verb: str,
+        source: RepoPath,
+        target: RepoPath,
+        *,
+        tree: bool,
+        known: EntryInfo | None = None,
+    ) -> None:
+        async def arrived(info: EntryInfo) -> bool:
+            try:
+                there = await describe(self._session, target, target)
+            except NotFound:
+                return False
+            same_kind = isinstance(info, FolderInfo) and isinstance(there, FolderInfo)
+            return same_kind or same_content(info, there)
+
         local = all(self._repositories.is_local(each.repo) for each in (source, target))
         await mutations.transfer(
-            self._session, verb, source, target, self._exists, tree=tree, local=local
+            *(self._session, verb, source, target, self._exists, arrived),
+            known=known,
+            tree=tree,
+            local=local,
         )
 
     async def publish_build(self, document: Mapping[str, object]) -> None:

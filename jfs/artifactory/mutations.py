@@ -12,7 +12,7 @@ import trio
 from jfs.artifactory import retry, wire
 from jfs.artifactory.session import Session
 from jfs.errors import NotFound, RateLimited, ReadOnly, RemoteError, Unavailable
-from jfs.model import RepoPath
+from jfs.model import EntryInfo, RepoPath
 
 # A move or copy costs the server some milliseconds an item; a tree of 100,000 takes minutes.
 _TRANSFER_S = 600.0
@@ -51,7 +51,9 @@ async def transfer(
     source: RepoPath,
     target: RepoPath,
     exists: Callable[[RepoPath], Awaitable[bool]],
+    arrived: Callable[[EntryInfo], Awaitable[bool]],
     *,
+    known: EntryInfo | None,
     tree: bool,
     local: bool,
 ) -> None:
@@ -61,6 +63,9 @@ async def transfer(
     the source of a move, and the target of a copy, are looked at before a second try.
 
     Args:
+        arrived: whether the target is there now, and has the content of an entry.
+        known: what the source is, as far as is known: somebody else may move it away, and something
+            to its new name, between a try that failed and the look. None: not known.
         tree: a folder, which may take long.
         local: both repositories are known to take changes: what is missing is missing, also if
             somebody makes it a moment after.
@@ -87,8 +92,11 @@ async def transfer(
             if not error.retryable or asked_enough:
                 raise
             await trio.sleep(delay)
-            if verb == "move" and not await exists(source) and await exists(target):
-                return
+            if verb == "move" and not await exists(source):
+                if await (arrived(known) if known is not None else exists(target)):
+                    return
+                if await exists(target):
+                    raise  # nobody knows what has become of it
             if verb == "copy" and not before and await exists(target):
                 return
 

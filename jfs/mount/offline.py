@@ -69,7 +69,14 @@ class OfflineStore:
     async def delete(self, path: RepoPath) -> None:
         raise _offline()
 
-    async def move(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:
+    async def move(
+        self,
+        source: RepoPath,
+        target: RepoPath,
+        *,
+        tree: bool = False,
+        known: EntryInfo | None = None,
+    ) -> None:
         raise _offline()
 
     async def copy(self, source: RepoPath, target: RepoPath, *, tree: bool = False) -> None:

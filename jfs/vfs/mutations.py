@@ -304,7 +304,7 @@ class Mutations:
             await self._store.set_properties(source.path, kept)
             undo = partial(self._store.set_properties, source.path, dict.fromkeys(kept))
         try:
-            await self._store.move(source.path, path, tree=source.is_folder)
+            await self._store.move(source.path, path, tree=source.is_folder, known=source.info)
         except JfsError:
             if undo is not None:
                 await _best_effort(source.path, undo())

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from jfs.config import WriteSettings
-from jfs.errors import ChangedElsewhere, Replaced, Stale
+from jfs.errors import ChangedElsewhere, Replaced, Stale, Unavailable
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Change
@@ -18,6 +18,7 @@ from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import State
 from tests.component.composed import TREE, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
+from tests.component.test_company import outcomes
 from tests.component.test_writing import DATA, ME, PATH, kept, writing
 
 MINE, OTHERS = b"mine\n", b"made by the other node\n"
@@ -240,6 +241,26 @@ async def test_an_upload_whose_answer_was_lost_is_our_own(ask: Requests, staging
         await close(fs, opened.handle)
     assert ask.get(PATH).body == b"onetwo"
     assert kept(staging) == []
+
+
+@pytest.mark.parametrize("theirs", [MINE, OTHERS])
+async def test_a_move_that_somebody_else_made_is_not_taken_for_ours(
+    ask: Requests, staging: Path, theirs: bytes
+) -> None:
+    """Who finds the source gone after an answer that failed looks at what is at the new name."""
+    ask.server.deploy(REPO, "f", MINE)
+    async with writing(ask, staging) as fs:
+        assert await content(fs, "f") == MINE
+        refused = ask.server.faults.add(Fault.status(503, "/api/move/*", times=1))
+        looks = ask.server.faults.add(Fault.hold(f"/api/storage{PATH}", times=1))
+        async with outcomes(fs.rename(ROOT, "f", ROOT, "g", 0)) as said:
+            await trio.to_thread.run_sync(looks.wait_hit)
+            assert refused.hits
+            await trio.to_thread.run_sync(ask.delete, PATH)
+            ask.server.deploy(REPO, "g", theirs)
+            looks.release()
+        assert await content(fs, "g") == theirs
+        assert [type(each) for each in said] == [type(None) if theirs == MINE else Unavailable]
 
 
 async def test_a_reader_goes_on_with_its_version(ask: Requests, staging: Path) -> None:
