@@ -7,7 +7,7 @@ Question → module:
 - What does a map file look like? ``blockmap``. Which descriptors are open? ``files``
 - What can the file system do? ``filesystem``. What goes when room is wanted? ``eviction``,
   by what was used when: ``lastuse``
-- Is the whole what its digest says? ``verification``
+- Is the whole what its digest says? ``verification``. Lend its file: ``whole``
 - Take a file in that is on disk already: ``adoption``. For people (`jfs cache`): ``inventory``
 
 May import ``protocols`` and what is below it; knows no server, no path and no event loop. All of it

@@ -13,7 +13,8 @@
 ``signals``     how signals end a mount
 ``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
-``libfuse``     how the two of these change the table that pyfuse3 gives libfuse
+``passthrough`` has the kernel read files of the cache itself
+``libfuse``     how three of these change what pyfuse3 and libfuse call
 ``mountpoint``  checks before a mount; taking a mount away
 ``table``       what is mounted where: ``/proc/self/mountinfo``
 =============== ==================================================================================

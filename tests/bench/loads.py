@@ -1,5 +1,6 @@
 """What programs do to a file, in a process of its own: ``python -m tests.bench.loads WHAT …``."""
 
+import mmap
 import random
 import ssl
 import subprocess
@@ -29,6 +30,15 @@ def at(place: str, path: str) -> None:
     with Path(path).open("rb", buffering=0) as file:
         file.seek(int(place))
         assert len(file.read(1)) == 1
+
+
+def pages(path: str) -> None:
+    """Map a file and touch every page of it, in order, with one thread."""
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        mapped[:: mmap.PAGESIZE]
 
 
 def random_reads(size: str, count: str, path: str) -> None:
@@ -64,4 +74,6 @@ def self_signed(directory: Path) -> None:
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    {"tensors": tensors, "header": header, "at": at, "random": random_reads}[what](*arguments)
+    {"tensors": tensors, "pages": pages, "header": header, "at": at, "random": random_reads}[what](
+        *arguments
+    )

@@ -23,13 +23,18 @@ GiB = 1024**3
 
 @dataclass
 class Sample:
-    """One timed run: seconds, and CPU seconds of the processes that did it."""
+    """One timed run: seconds, and CPU seconds of the processes that did it.
+
+    Attributes:
+        load: CPU seconds of what read or wrote, where *cpu* is that of what served it.
+    """
 
     seconds: float
     cpu: float = 0.0
     rss: int = 0
     sent: int = 0
     requests: int = 0
+    load: float = 0.0
 
 
 @dataclass
@@ -90,15 +95,20 @@ def peak_rss_of(pid: int) -> int:
     return int(status["VmHWM"].split()[0]) * 1024
 
 
+def cpu_of_children() -> float:
+    """CPU seconds of the processes that we have waited for so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def timed(command: Sequence[str]) -> Sample:
     """Run a command to its end; fails when it does."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_of_children()
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Sample(seconds, cpu)
+    cpu = cpu_of_children() - before
+    return Sample(seconds, cpu, load=cpu)
 
 
 @contextlib.contextmanager
@@ -126,6 +136,7 @@ def report(title: str, series: Sequence[Series], baseline: str) -> None:
         "min-max s",
         f"÷ {baseline}",
         "CPU s",
+        "readers' CPU s",
         "peak RSS MiB",
         "sent MB",
         "requests",
@@ -140,6 +151,7 @@ def report(title: str, series: Sequence[Series], baseline: str) -> None:
             f"{seconds[0]:.2f}-{seconds[-1]:.2f}",
             f"{one.rate / reference:.2f}" if reference else "",
             f"{statistics.median(s.cpu for s in one.samples):.2f}",
+            f"{statistics.median(s.load for s in one.samples):.2f}" if middle.load else "",
             f"{max(s.rss for s in one.samples) / 1024**2:.0f}" if middle.rss else "",
             f"{statistics.median(s.sent for s in one.samples) / 1e6:.1f}" if middle.sent else "",
             f"{statistics.median(s.requests for s in one.samples):.0f}" if middle.sent else "",

@@ -7,6 +7,7 @@ and rclone (without it: ``--no-peers``).
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,6 +28,7 @@ import click
 import numpy as np
 from safetensors.numpy import save_file
 
+from jfs.model import ContentKey
 from jfs.server import EmbeddedServer
 from tests.bench import loads
 from tests.bench.machine import (
@@ -33,6 +36,7 @@ from tests.bench.machine import (
     Sample,
     compete,
     cpu_of,
+    cpu_of_children,
     forget_pages,
     peak_rss_of,
     report,
@@ -40,6 +44,7 @@ from tests.bench.machine import (
     touch_memory,
 )
 from tests.bench.server import nginx, serving
+from tests.component.composed import block_store
 from tests.mount.mounting import Mounted
 
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
@@ -106,6 +111,7 @@ class Bench:
         """Run commands side by side and say what they cost the daemons and the server."""
         sent, requests = self._served.counters()
         cpu = sum(cpu_of(mounted.process.pid) for mounted in mounts)
+        load = cpu_of_children()
         start = time.perf_counter()
         running = [subprocess.Popen(each, stdout=subprocess.DEVNULL) for each in commands]
         for process in running:
@@ -119,6 +125,7 @@ class Bench:
             max((peak_rss_of(mounted.process.pid) for mounted in mounts), default=0),
             sent_after - sent,
             requests_after - requests - 1,  # the question itself
+            cpu_of_children() - load,
         )
 
     def quiet(self) -> None:
@@ -136,21 +143,18 @@ class Bench:
             ]
             return self.measured(living, commands)
 
-    def disk_warm(self, name: str) -> Sample:
-        with self.fresh_cache() as cache:
-            with self.mount(cache) as mounted:
-                self.measured([mounted], [command(mounted.root / name)])
-            with self.mount(cache) as mounted:
-                forget_pages(cache)
-                self.quiet()
-                return self.measured([mounted], [command(mounted.root / name)])
+    def disk_warm(self, cache: Path, name: str, *load: str, options: Sequence[str] = ()) -> Sample:
+        with self.mount(cache, *options) as mounted:
+            forget_pages(cache)
+            self.quiet()
+            return self.measured([mounted], [command(mounted.root / name, *load)])
 
-    def page_warm(self, name: str) -> Sample:
-        with self.fresh_cache() as cache, self.mount(cache) as mounted:
+    def page_warm(self, cache: Path, name: str, *load: str, options: Sequence[str] = ()) -> Sample:
+        with self.mount(cache, *options) as mounted:
             # Twice: the second look at a page makes the kernel take it for one in use, once.
             for _ in range(2):
-                self.measured([mounted], [command(mounted.root / name)])
-            return self.measured([mounted], [command(mounted.root / name)])
+                self.measured([mounted], [command(mounted.root / name, *load)])
+            return self.measured([mounted], [command(mounted.root / name, *load)])
 
     def listing(self) -> Sample:
         with self.fresh_cache() as cache, self.mount(cache) as mounted:
@@ -266,20 +270,50 @@ def sequential(bench: Bench, work: Path, url: str, mib: int, rounds: int, peers:
     out.unlink(missing_ok=True)
 
 
+def fill(cache: Path, path: Path) -> None:
+    """Have the content of a file in a cache, verified."""
+    staged = cache / "staged"
+    shutil.copyfile(path, staged)
+    with staged.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    store = block_store(cache)
+    if not store.adopt(ContentKey(f"sha256:{digest}", path.stat().st_size), staged):
+        raise SystemExit("the cache does not take it in")
+    store.close()
+
+
 def warm(bench: Bench, work: Path, mib: int, rounds: int) -> None:
-    big = work / "root" / "big.bin"
-    race(
-        "page-warm",
-        mib * MiB,
-        rounds,
-        {"local file": lambda: local(big, warm=True), "jfs": lambda: bench.page_warm("big.bin")},
-    )
-    race(
-        "disk-warm: page cache dropped",
-        mib * MiB,
-        rounds,
-        {"local file": lambda: local(big, warm=False), "jfs": lambda: bench.disk_warm("big.bin")},
-    )
+    """Read and map what is cached and verified: by the kernel itself, and without."""
+    name = "big.bin"
+    big = work / "root" / name
+    off = ("--passthrough", "off")
+    with bench.fresh_cache() as cache:
+        fill(cache, big)
+        for how, load in (("read", ()), ("mmap of every page", ("pages",))):
+            race(
+                f"page-warm, {how}",
+                mib * MiB,
+                rounds,
+                {
+                    "local file": partial(local, big, *load, warm=True),
+                    "jfs": partial(bench.page_warm, cache, name, *load),
+                    "jfs without passthrough": partial(
+                        bench.page_warm, cache, name, *load, options=off
+                    ),
+                },
+            )
+            race(
+                f"disk-warm: page cache dropped, {how}",
+                mib * MiB,
+                rounds,
+                {
+                    "local file": partial(local, big, *load, warm=False),
+                    "jfs": partial(bench.disk_warm, cache, name, *load),
+                    "jfs without passthrough": partial(
+                        bench.disk_warm, cache, name, *load, options=off
+                    ),
+                },
+            )
 
 
 def pieces(bench: Bench, mib: int, rounds: int) -> None:

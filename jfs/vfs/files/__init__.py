@@ -1,8 +1,8 @@
 """What is open: handles, the pinned version of each, staged copies, copies of descriptors.
 
-``table`` keeps the handles; ``opening`` says which open file an open gets; ``writer`` changes and
-uploads one; ``renaming`` is told when names change. May import ``kernel``, ``reading``, ``writing``
-and ``namespace``.
+``table`` keeps the handles; ``opening`` says which open file an open gets, ``passing`` which the
+kernel reads itself; ``writer`` changes and uploads one; ``renaming`` is told when names change. May
+import ``kernel``, ``reading``, ``writing`` and ``namespace``.
 
 Locks, from the outside in; a task that holds one asks only for those below it:
 
