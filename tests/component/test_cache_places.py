@@ -21,6 +21,7 @@ from jfs.extents import Extent, GiB, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey, RepoPath
 from jfs.vfs.writing.journal import Journal, Record
+from tests.weather.disks import Disk
 
 NOBODY = 65534
 BLOCK = 32 * KiB
@@ -373,3 +374,28 @@ def test_a_full_disk_is_said_once_and_what_is_cached_is_read(
         assert read(cached, Extent(0, MiB)) == content
         cached.close()
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+@pytest.mark.fuse  # the disk is one
+def test_what_is_cached_on_a_disk_that_became_read_only_is_read(
+    open_store: Opener, tmp_path: Path, expected_logs: list[str]
+) -> None:
+    expected_logs.append("reading past the cache while it fails: look why it is read-only")
+    content = content_of(MiB)
+    disk = Disk(tmp_path)
+    try:
+        store = open_store(disk.place / "cache")
+        cached = store.open(key(1, 3 * MiB))
+        assert cached.publish(0, memoryview(content))
+        cached.close()
+        disk.fail(changes="EROFS")
+        cached = store.open(key(1, 3 * MiB))
+        assert read(cached, Extent(0, MiB)) == content
+        assert not cached.publish(MiB, memoryview(content))
+        disk.fail()
+        while not cached.publish(MiB, memoryview(content)):  # after the pause
+            pass
+        cached.close()
+        store.close()  # before the disk goes
+    finally:
+        disk.end()

@@ -4,6 +4,8 @@ The same mount goes through one fault after the other. A slice of them runs in t
 with ``--whole``.
 """
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,8 @@ def test_a_disk_that_fails(
             _try(row, number, server, disk, mounted, hand)
         disk.fail()
         _heals(server, mounted, hand)
+        if whole_proof:
+            _is_unmounted_while_it_hangs(disk, mounted)
         mounted.stop(expected=["."])
     finally:
         hand.end()
@@ -85,6 +89,16 @@ def _try(
     if outcomes["close"] != "ok":  # written whole, and then it could not be read
         kept = {each.record.path for each in Journal(disk.place / "cache" / "staging").survey()}
         assert RepoPath(REPO, f"closing{number}") in kept
+
+
+def _is_unmounted_while_it_hangs(disk: Disk, mounted: Mounted) -> None:
+    """The process itself ends once the kernel lets go of its threads."""
+    disk.fail(all="hang")
+    mounted.process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + _LONGEST_S
+    while os.path.ismount(mounted.root):
+        assert time.monotonic() < until
+    disk.fail()
 
 
 def _heals(server: EmbeddedServer, mounted: Mounted, hand: Hand) -> None:

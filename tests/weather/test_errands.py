@@ -70,7 +70,7 @@ def test_ten_thousand_calls_in_bad_weather(
     tmp_path: Path,
 ) -> None:
     """No error reaches the user, every byte, name and property is right, and nothing is lost."""
-    count = scale(150, 10_000)
+    count = scale(100, 10_000)
     for worker in range(WORKERS):
         for number in range(count // WORKERS):
             name = cold(worker, number)
