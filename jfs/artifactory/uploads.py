@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 
 # After the last byte a server with remote storage still has to store it: so many bytes a second.
 _SETTLING_RATE = 20 * MiB
-# How often a body is sent when connections break off in the middle of it.
-_BODIES = 4
+# How often a body is sent when connections break off in the middle of it. A small one is sent again
+# as any other request is: as often as its deadline allows.
+_BODIES, _SMALL = 4, 8 * MiB
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
 # An upload that stands still for so long waits for the server, or for a disk that hangs.
@@ -97,7 +98,7 @@ class Uploads:
                     self._metrics.count("deploy_errors")
                     if self._closed:
                         raise
-                    if attempt.sent:
+                    if attempt.sent > _SMALL:
                         # A long upload over a bad line is not given up for the time that it took.
                         bodies += 1
                         call.moved(settings.request_deadline_s)

@@ -598,6 +598,17 @@ async def test_weather_at_every_step_of_a_deploy(
         assert [data for _, data in kept(staging)] == [DATA]
 
 
+async def test_small_content_is_sent_as_often_as_it_takes(ask: Requests, staging: Path) -> None:
+    """One refusal in ten is bad weather: of 10,000 uploads one or two meet four in a row."""
+    for _ in range(4):
+        # The question whether it is known is answered, and the body refused.
+        ask.server.faults.add(Fault.set_headers({"X-Day": "fair"}, PATH, method="PUT", times=1))
+        ask.server.faults.add(Fault.status(503, PATH, method="PUT", times=1))
+    async with writing(ask, staging) as fs:
+        await put(fs, "f", DATA)
+    assert ask.get(PATH).body == DATA
+
+
 async def test_an_upload_whose_answer_is_lost_is_not_sent_twice(
     ask: Requests, staging: Path
 ) -> None:

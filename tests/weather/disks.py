@@ -89,12 +89,14 @@ class Row:
     Attributes:
         begin, end: of the fault.
         outcomes: of what does not go on as if nothing were.
+        waits: somebody waits until the disk is given up.
     """
 
     name: str
     begin: Callable[[Disk], None]
     outcomes: dict[str, str] = field(default_factory=dict)
     end: Callable[[Disk], None] = _well
+    waits: bool = False
 
 
 _CREATE, _CHANGE, _ON, _CLOSE = "create, write, close", "change a part", "write on, close", "close"
@@ -128,6 +130,8 @@ ROWS = [
     Row("files deleted", _empty),
     Row("directory removed", _remove),
     Row("taken away and put back", _take_away, _all("EIO", _CREATE, _CHANGE), _put_back),
+    Row("hangs at read", _faults(read="hang"), _all("EIO", *_WRITES, _CLOSE), waits=True),
+    Row("hangs", _faults(all="hang"), _all("EIO", *_WRITES, _CLOSE), waits=True),
 ]
 
 
