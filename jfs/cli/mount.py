@@ -212,7 +212,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     default=60.0,
     show_default=True,
     metavar="TIME",
-    help="End a mount that itself does not answer for so long; 0: never.",
+    help="End a mount that itself does not answer for so long (3 or more); 0: never.",
 )
 def command(
     source: str,
