@@ -2,17 +2,15 @@
 
 import json
 import os
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from jfs.mount.mountpoint import bounded
 from jfs.mount.table import FSTYPE, MountEntry, mounts
 from jfs.vfs.filesystem import UPLOAD
 
 PATIENCE_S = 5.0  # a report is made from memory, and a mount is asked nothing else
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +61,3 @@ def upload_now(mountpoint: str) -> None:
         bounded(lambda: os.getxattr(mountpoint, UPLOAD), PATIENCE_S)
     except OSError:
         return
-
-
-def bounded(call: Callable[[], _T], patience_s: float) -> _T | None:
-    """Run a call that may hang; None: it did. It hangs on in a thread that ends with us.
-
-    Raises:
-        OSError: as *call* does.
-    """
-    found: list[_T] = []
-    failed: list[OSError] = []
-
-    def run() -> None:
-        try:
-            found.append(call())
-        except OSError as error:
-            failed.append(error)
-
-    worker = threading.Thread(target=run, daemon=True)
-    worker.start()
-    worker.join(patience_s)
-    if failed:
-        raise failed[0]
-    return found[0] if found else None

@@ -12,13 +12,18 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from jfs.errors import ConfigError
 from jfs.mount.table import FSTYPE, leads_through, mount_above, mount_at, resolve
 
 log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0  # for a mount that waits for nobody when it is asked so
+_T = TypeVar("_T")
 
 
 def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
@@ -36,8 +41,12 @@ def check_mountpoint(path: Path, *, nonempty: bool = False) -> None:
         raise ConfigError("fusermount3 is not in PATH: install the package fuse3")
     entry = mount_at(path)
     try:
-        if entry is not None:
-            os.statvfs(path)  # asks the daemon; stat may be answered from the kernel's memory
+        # Asks the daemon; stat may be answered from the kernel's memory.
+        if entry is not None and bounded(lambda: os.statvfs(path), _PATIENCE_S) is None:
+            raise ConfigError(
+                f"{path}: {entry.source} is mounted here, and does not answer: its daemon "
+                f"hangs, or was killed: `umount -f {path}` ends it and whoever waits for it"
+            )
         is_directory = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such directory: create it with `mkdir -p {path}`") from None
@@ -191,3 +200,26 @@ def _fusermount() -> str | None:
     # Only PATH counts, although libfuse looks in its own folder first and root could do without:
     # ending a mount from outside, and clearing a dead one, need it.
     return shutil.which("fusermount3")
+
+
+def bounded(call: Callable[[], _T], patience_s: float) -> _T | None:
+    """Run a call that may hang; None: it did. It hangs on in a thread that ends with us.
+
+    Raises:
+        OSError: as *call* does.
+    """
+    found: list[_T] = []
+    failed: list[OSError] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except OSError as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(patience_s)
+    if failed:
+        raise failed[0]
+    return found[0] if found else None

@@ -123,6 +123,21 @@ def test_a_start_that_has_a_mountpoint_keeps_others_away(mountpoint: Path) -> No
     os.close(claim(mountpoint))
 
 
+def test_a_mount_that_does_not_answer_holds_up_no_start_at_its_place(
+    server: EmbeddedServer, mounter: Mounter
+) -> None:
+    """Its daemon may hang, or have been killed while the kernel waits for it all the same."""
+    source = f"{server.url}/ml-models-local"
+    mount = mounter(source, JF_ACCESS_TOKEN=server.token)
+    mount.process.send_signal(signal.SIGSTOP)
+    try:
+        again = run_jfs("mount", source, str(mount.root), JF_ACCESS_TOKEN=server.token)
+    finally:
+        mount.process.send_signal(signal.SIGCONT)
+    assert again.returncode == 2
+    assert f"`umount -f {mount.root}`" in again.stderr
+
+
 def test_a_mountpoint_may_have_any_name_and_be_reached_through_a_link(
     server: EmbeddedServer, mounter: Mounter, tmp_path: Path
 ) -> None:
