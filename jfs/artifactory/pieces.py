@@ -16,12 +16,13 @@ import httpx
 
 from jfs import memory, threads
 from jfs.artifactory.exchange import MAX_DOCUMENT
-from jfs.artifactory.session import Session
+from jfs.artifactory.session import MOVED, Session
 from jfs.errors import ProtocolViolation
 from jfs.extents import KiB, MiB
 
 _SMALL = 100 * KiB  # read on the event loop: about a millisecond
 _PIECE = 256 * KiB  # read at a time by a thread
+_MOVED = MiB
 # A row, or another member of the object. It is tried again whenever the text has doubled.
 _MAX_VALUE = 16 * MiB
 # What was read is no garbage, but a full collection looks at all of it: three million objects stop
@@ -241,6 +242,10 @@ class LongObject:
         return ProtocolViolation(f"{self.what}: the answer is not JSON")
 
 
+def _not_told() -> None:
+    pass
+
+
 class Taker(Protocol):
     """What rows are handed to."""
 
@@ -278,17 +283,25 @@ async def read(
     async def receive(response: httpx.Response) -> tuple[_Taker, dict[str, Any]]:
         taker = make()
         rows = LongObject(field, taker.take, address, required=required)
-        return taker, await _receive(response.aiter_bytes(), rows, taker)
+        moved = response.extensions.get(MOVED, _not_told)
+        return taker, await _receive(response.aiter_bytes(), rows, taker, moved)
 
     headers = None if content is None else {"Content-Type": "text/plain"}
     return await session.read(method, address, receive, content, headers, repo=repo, long=True)
 
 
-async def _receive(body: AsyncIterable[bytes], rows: LongObject, taker: Taker) -> dict[str, Any]:
-    """Read an answer as it arrives, a long one not on the event loop."""
+async def _receive(
+    body: AsyncIterable[bytes], rows: LongObject, taker: Taker, moved: Callable[[], None]
+) -> dict[str, Any]:
+    """Read an answer as it arrives, a long one not on the event loop.
+
+    Args:
+        moved: called for every ``_MOVED`` bytes: a listing of a million takes longer than the
+            deadline of a call, and is not given up while it comes.
+    """
     try:
         piece = bytearray()
-        total = frozen = 0
+        total = frozen = told = 0
         before = memory.resident()
         async for data in body:
             piece += data
@@ -298,6 +311,9 @@ async def _receive(body: AsyncIterable[bytes], rows: LongObject, taker: Taker) -
             if len(piece) >= _PIECE:
                 await threads.computing(rows.feed, bytes(piece))
                 piece.clear()
+                if total >= told + _MOVED:
+                    moved()
+                    told = total
                 made = max(0, memory.resident() - before)
                 memory.require_room(int(made * taker.to_come), rows.what)
                 if total >= frozen + _FREEZE:

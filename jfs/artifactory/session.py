@@ -32,6 +32,8 @@ _PARALLEL = 16  # requests for one repository, or to one endpoint that is about 
 _SUBJECTS_KEPT = 1000
 # Key of a response's extensions: the redirects that led to it.
 PASSED = "jfs.passed"
+# Of a response that is read as it arrives: called when much of it has come, for a new deadline.
+MOVED = "jfs.moved"
 _PING = "/api/system/ping"
 _READS = ("GET", "HEAD")
 # A server that is up answers a ping in milliseconds; what is lost on the way is sent again after
@@ -236,20 +238,29 @@ class Session:
         timeout = httpx.Timeout(max(silence_s, patience_s), connect=settings.connect_timeout_s)
         # A repository that hangs keeps its own requests waiting, and no others.
         limit = self._limit(subject)
+
+        def moved() -> None:
+            call.moved(deadline_s)
+            scope.deadline = trio.current_time() + call.left_s
+
+        async def taken(response: httpx.Response) -> _T:
+            response.extensions[MOVED] = moved
+            return await take(response)
+
         try:
             while True:
                 wait = call.hold_s()
                 if not wait:
                     asked = False
                     try:
-                        with trio.fail_after(call.left_s):
+                        with trio.fail_after(call.left_s) as scope:
                             async with limit:
                                 # what was well when we began to queue may be down by now
                                 if not (wait := call.hold_s()):
                                     asked = True
                                     ask = self._attempt if reads else self._once
                                     found = await ask(
-                                        method, url, take, content, headers or {}, timeout
+                                        method, url, taken, content, headers or {}, timeout
                                     )
                                     call.succeeded()
                                     return found

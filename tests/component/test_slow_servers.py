@@ -1,21 +1,27 @@
 """Servers that send, or take, a byte now and then: no thread waits for them for ever."""
 
+import functools
 import io
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+import trio
+import trio.testing
 
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
-from jfs.config import ServerSettings
+from jfs.artifactory.session import MOVED
+from jfs.config import Credentials, Secret, ServerSettings
 from jfs.errors import DeadlineExceeded
 from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, Checksums, ContentKey, Deployment, RepoPath
+from jfs.server import EmbeddedServer
 from tests.component.test_ranges import Collector
 
 SIZE = MiB
@@ -99,3 +105,27 @@ async def test_an_upload_whose_answer_drips_ends(tmp_path: Path) -> None:
         with pytest.raises(DeadlineExceeded):
             await client.deploy(Deployment(PATH, 1, Checksums("b" * 64)), file.fileno())
         await client.aclose()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+async def test_an_answer_is_not_given_up_while_it_comes(
+    server: EmbeddedServer, mock_clock: trio.testing.MockClock, moves: bool
+) -> None:
+    """A listing of a million takes longer than the deadline of a call; no piece of it does."""
+    settings = ServerSettings(server.url, Credentials(token=Secret(server.token)))
+
+    async def take(response: httpx.Response) -> int:
+        for _ in range(5):
+            mock_clock.jump(settings.request_deadline_s * 0.6)
+            await trio.lowlevel.checkpoint()
+            if moves:
+                response.extensions[MOVED]()
+        return len(await response.aread())
+
+    async with aclosing(ArtifactoryClient(settings, Metrics())) as client:
+        read = functools.partial(client._session.read, "GET", "/api/repositories", take, long=True)
+        if moves:
+            assert await read()
+        else:
+            with pytest.raises(DeadlineExceeded):
+                await read()

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -48,10 +48,12 @@ async def answer(count: int, *, cut: bool) -> AsyncGenerator[bytes, None]:
     yield row + b"]}"
 
 
-async def read(rows: Rows, count: int, *, cut: bool = False) -> None:
+async def read(
+    rows: Rows, count: int, *, cut: bool = False, moved: Callable[[], None] = lambda: None
+) -> None:
     async with aclosing(answer(count, cut=cut)) as body:
         reader = pieces.LongObject("files", rows.take, "/api/storage/r/big?list")
-        await pieces._receive(body, reader, rows)
+        await pieces._receive(body, reader, rows, moved)
 
 
 async def _refused() -> None:
@@ -92,3 +94,9 @@ async def test_an_answer_that_breaks_off_leaves_nothing_behind() -> None:
         assert left() is None
     finally:
         gc.enable()
+
+
+async def test_a_long_answer_says_that_it_moves() -> None:
+    told: list[None] = []
+    await read(Rows(), 50_000, moved=lambda: told.append(None))  # 5 MB
+    assert 3 <= len(told) <= 5
