@@ -14,6 +14,7 @@ limiter                 what its threads wait for
 ``own_mount``           the kernel too: looks at our own mount or at processes that use it.
 ``at_processes``        nothing: files of ``/proc`` that the kernel makes up at once.
 ``on_disk``             the local disk, for as long as the disk takes; never the network.
+``waiting.Disk``        a disk that may hang: given up in time, and left to itself.
 ``keeping``             the disk below kept metadata. Abandoned: a disk that hangs holds no answer.
 ``publishing``          the disk below the block cache; readers do not wait for it.
 ``hashing``             the CPU, a second for each GiB.

@@ -18,7 +18,7 @@ from trio.lowlevel import RunVar
 
 from jfs import threads
 from jfs.errors import DiskHangs
-from jfs.extents import MiB
+from jfs.extents import GiB, MiB
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 
 _PROBE_S, _PROBE_PATIENCE_S = 15.0, 1.0
 _SLOWEST = 5 * MiB  # bytes a second of a disk that does not hang
+# To sync a file may take writing what others have written: 200 s at that speed.
+SYNCED = 1 * GiB
 _STAGING_S = 30.0
 _STAGING_THREADS = 32
 _STAGING = "the staging directory's disk"

@@ -153,10 +153,11 @@ class Writer:
                 raise file.broken
             staged = await self._stage(file, file.size)
             assert staged.entry is not None
+            size = staged.size + waiting.SYNCED
             try:
-                await waiting.on_disk(_queue, staged.entry, _promise(file), size=staged.size)
+                await waiting.on_disk(_queue, staged.entry, _promise(file), size=size)
             except OSError as error:
-                await waiting.on_disk(keep, staged.entry, disk_words(error))
+                await waiting.on_disk(keep, staged.entry, disk_words(error), size=size)
                 raise
             file.queued = generation
             await self._supersede(file)
@@ -193,7 +194,8 @@ class Writer:
         """
         async with self._placed(file):
             if file.is_pending and file.staged is not None and file.staged.entry is not None:
-                await waiting.on_disk(keep, file.staged.entry, reason)
+                size = file.staged.size + waiting.SYNCED
+                await waiting.on_disk(keep, file.staged.entry, reason, size=size)
                 self._abandon(file)
 
     async def discard(self, file: OpenFile) -> None:

@@ -129,7 +129,8 @@ class Deployer:
             self._metrics.count("deploys_failed")
             if staged.entry.record.state is not State.PENDING:
                 said = disk_words(error) if isinstance(error, OSError) else str(error)
-                await waiting.on_disk(keep, staged.entry, said, size=staged.size)
+                size = staged.size + waiting.SYNCED
+                await waiting.on_disk(keep, staged.entry, said, size=size)
             raise
         finally:
             self.active -= 1
@@ -208,7 +209,7 @@ async def _sync_if_long(entry: Entry, size: int, done: trio.Event) -> None:
         await done.wait()
         return
     try:
-        await waiting.on_disk(entry.sync_data, size=size)
+        await waiting.on_disk(entry.sync_data, size=size + waiting.SYNCED)
     except OSError as error:
         # The upload goes on: it does not need this disk any more.
         log.warning("%s: the staged copy may not survive: %s", entry.record.path, error)
