@@ -95,7 +95,8 @@ def test_ten_thousand_calls_in_bad_weather(
     assert report["calls"] == count
     assert hits > requests // 20
     server.faults.clear()
-    mounted.stop()
+    # On a busy machine an answer may take longer than what is known waits for it.
+    mounted.stop(expected=["cannot be asked, serving what was known before"])
     assert _on_the_server(server) == report["files"]
     left = run_jfs("recover", "ls", "--json", "--staging-dir", str(tmp_path / "staging"))
     assert json.loads(left.stdout) == []
