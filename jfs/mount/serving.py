@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import trio
 
-from jfs import descriptors, logs, memory, threads
+from jfs import descriptors, fusectl, logs, memory, threads
 from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource, log_changes
 from jfs.cache import DiskBlockStore
 from jfs.cgroup import memory_limit
@@ -231,6 +231,8 @@ async def _compose(
                 ending.mounted()
                 await start.aclose()  # from here on the table of mounts keeps other starts away
                 filesystem.mounted(mount.device)
+                ahead = await threads.own_mount(fusectl.reading_ahead, mount.device)
+                plane.streaming.tell(ahead)
                 cuts = (source.close, client.cut_uploads)
                 await _serve(settings, filesystem, mount, ending, cuts, ready)
         finally:

@@ -4,6 +4,8 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from jfs import threads
 from jfs.errors import JfsError
 from jfs.extents import Extent, MiB
@@ -13,6 +15,7 @@ from jfs.model import RepoPath
 _FOLDERS_KEPT = 4096
 _HEAD_AT_MOST = 8 * MiB  # larger ones are those of whole models in one file, once in a mount
 _REQUESTS_KEPT = 8
+_STREAM_LASTS_S = 0.25  # after its last READ: several readers are not each other's end
 
 
 class Habits:
@@ -49,6 +52,32 @@ class Habits:
         """
         latencies = tuple(self._latencies)
         return len(latencies) >= _REQUESTS_KEPT // 2 and min(latencies) > self._far_s
+
+
+class Streaming:
+    """Whether somebody streams: only then may the kernel, too, ask ahead of its readers."""
+
+    def __init__(self) -> None:
+        self._say: Callable[[bool], None] | None = None
+        self._is_on = False
+        self._last = 0.0
+
+    def tell(self, say: Callable[[bool], None] | None) -> None:
+        """Have *say* called with what is true from now on; at first nobody streams."""
+        self._say = say
+
+    def note(self, streams: bool) -> None:
+        """Note a READ."""
+        if self._say is None:
+            return
+        if streams:
+            self._last = trio.current_time()
+            if not self._is_on:
+                self._is_on = True
+                self._say(True)
+        elif self._is_on and trio.current_time() - self._last > _STREAM_LASTS_S:
+            self._is_on = False
+            self._say(False)
 
 
 class Head:

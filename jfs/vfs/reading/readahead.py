@@ -166,6 +166,14 @@ class ReadaheadPlanner:
         run.ahead = max(start, stop)
         return ReadPlan(demand, Extent(start, max(start, stop)), run.warm)
 
+    @property
+    def streams(self) -> bool:
+        """Whether the last READ was one of a stream."""
+        run = self._latest
+        if run is None:
+            return False
+        return run.size > _STREAM or (self._whole and run.reads >= _READS_OF_A_RUN)
+
     def retract(self, ahead: Extent, reached: int) -> None:
         """Note that of a planned read-ahead only what is before *reached* is being fetched.
 

@@ -36,7 +36,7 @@ from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
-from jfs.vfs.reading.learning import Habits, Head
+from jfs.vfs.reading.learning import Habits, Head, Streaming
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
@@ -94,6 +94,7 @@ class DataPlane:
         self.pool = SegmentPool(budget, segment_bytes, several=several)
         self.fetches = fetches
         self.habits = Habits(settings.far_s)
+        self.streaming = Streaming()
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
@@ -166,6 +167,7 @@ class ContentReader(SegmentOwner):
         if self._plane.rejections(self.version) != self.rejections:
             raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
         plan = self._planner.observe(extent)
+        self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         if self._head.is_seen(extent):
