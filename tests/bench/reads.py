@@ -382,7 +382,7 @@ def main(
 
 def unmount_left(work: Path) -> None:
     """Nothing below *work* may stay mounted when it is removed."""
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(errors="replace").splitlines():
         place = line.split()[1]
         if place.startswith(str(work)):
             with contextlib.suppress(OSError):

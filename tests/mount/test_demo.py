@@ -73,7 +73,8 @@ class Demo:
 
     def assert_nothing_left(self) -> None:
         assert not self.processes()
-        assert str(self.temporary.parent) not in Path("/proc/self/mountinfo").read_text()
+        mounts = Path("/proc/self/mountinfo").read_bytes()  # others may be named by any bytes
+        assert os.fsencode(self.temporary.parent) not in mounts
         assert not list(self.temporary.iterdir())
 
 

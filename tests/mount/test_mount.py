@@ -163,7 +163,9 @@ def test_owner_and_mode_are_options(server: EmbeddedServer, mounter: Mounter) ->
     status = (mounted.root / "a").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12, 34, 0o600)
     line = next(
-        line for line in Path("/proc/mounts").read_text().splitlines() if str(mounted.root) in line
+        line
+        for line in Path("/proc/mounts").read_text(errors="replace").splitlines()
+        if str(mounted.root) in line
     )
     assert " fuse.jfs " in line
     assert "noatime" in line
