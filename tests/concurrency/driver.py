@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.concurrency.book import NAMES, Book, Folder, size_at_random
+from tests.concurrency.book import KEYS, NAMES, TAGGED, Book, Folder, own, size_at_random
 from tests.concurrency.judge import PRIVATE
 from tests.concurrency.nodes import Hand
 
@@ -23,6 +23,8 @@ class Driver:
         self.folders = folders
         self.choose = random.Random(seed)
         self.deadline_s = book.plan.deadline_s
+        mounts = range(len(book.plan.ttls) if book.plan.tags else 0)
+        self._owned = [own(f"mount{number}") for number in mounts]
         self.held: dict[int, tuple[Folder, str, dict[str, Any]]] = {}
         self.steps: tuple[tuple[Callable[[Folder], None], int], ...] = (
             (self.read, 20),
@@ -40,6 +42,7 @@ class Driver:
             (self.refresh, 3),
             (self.folder, 2),
             (self.tree, 3),
+            *(((self.tag, 12), (self.tagged, 16), (self.overwrite, 4)) if book.plan.tags else ()),
         )
 
     def run(self) -> None:
@@ -48,6 +51,8 @@ class Driver:
         for _ in range(self.book.plan.steps):
             if self.book.failed.is_set():
                 return
+            if not self.book.left_s:
+                break
             step = self.choose.choices(functions, weights)[0]
             step(self.choose.choice(self.folders))
         for slot in list(self.held):
@@ -67,6 +72,9 @@ class Driver:
     def name(self) -> str:
         return self.choose.choice(NAMES)
 
+    def name_to_read(self) -> str:
+        return self.choose.choice((*NAMES, *self._owned))
+
     def pieces(self) -> list[tuple[float, float]]:
         return [
             (self.choose.random(), self.choose.choice((0.0, 0.05, 0.5)))
@@ -74,16 +82,17 @@ class Driver:
         ]
 
     def read(self, folder: Folder) -> None:
-        self.ask(folder, "read", self.name(), {}, do="read", pieces=None, mapped=False)
+        path = self.name_to_read()
+        self.ask(folder, "read", path, {}, do="read", pieces=None, mapped=False)
 
     def read_pieces(self, folder: Folder) -> None:
-        mapped = self.choose.random() < 0.4
-        self.ask(folder, "read", self.name(), {}, do="read", pieces=self.pieces(), mapped=mapped)
+        path, mapped = self.name_to_read(), self.choose.random() < 0.4
+        self.ask(folder, "read", path, {}, do="read", pieces=self.pieces(), mapped=mapped)
 
     def hold(self, folder: Folder) -> None:
         if len(self.held) > 3:
             self.drop(folder)
-        slot, path = self.book.fresh(), self.name()
+        slot, path = self.book.fresh(), self.name_to_read()
         with self.node:
             reply = self.hand.ask(
                 self.deadline_s,
@@ -124,7 +133,7 @@ class Driver:
             self.book.note(folder, self.node.name, "read", path, so_far)
 
     def stat(self, folder: Folder) -> None:
-        self.ask(folder, "stat", self.name(), {}, do="stat")
+        self.ask(folder, "stat", self.name_to_read(), {}, do="stat")
 
     def list(self, folder: Folder) -> None:
         self.ask(folder, "list", "", {}, do="list")
@@ -168,6 +177,22 @@ class Driver:
 
     def unlink(self, folder: Folder) -> None:
         self.ask(folder, "unlink", self.name(), {}, do="unlink")
+
+    def tag(self, folder: Folder) -> None:
+        """Set or remove a property: of a name that all tag, of its own one, of the folder."""
+        path = self.choose.choice((TAGGED, own(self.node.name), "."))
+        value = self.book.fresh() if self.choose.random() < 0.75 else 0
+        key = self.choose.choice(KEYS)
+        self.ask(folder, "tag", path, {"key": key, "write": value}, do="tag", key=key, value=value)
+
+    def tagged(self, folder: Folder) -> None:
+        path = self.choose.choice((TAGGED, ".", *self._owned))
+        key = self.choose.choice(KEYS)
+        self.ask(folder, "tagged", path, {"key": key}, do="tagged", key=key)
+
+    def overwrite(self, folder: Folder) -> None:
+        """Write what has properties, which stay."""
+        self._write(folder, own(self.node.name), "store")
 
     def refresh(self, folder: Folder) -> None:
         self.ask(folder, "refresh", "", {}, do="refresh", attribute=REFRESH)

@@ -135,6 +135,28 @@ class Calls:
         with _closing(file):
             _read(reply, file, None, mapped=False)
 
+    def do_tag(self, reply: Reply, path: str, key: str, value: int) -> None:
+        """Set a property; 0: remove it."""
+        if value:
+            os.setxattr(path, f"user.{key}", str(value).encode())
+        else:
+            os.removexattr(path, f"user.{key}")
+
+    def do_tagged(self, reply: Reply, path: str, key: str) -> None:
+        """Read a property."""
+        try:
+            value = os.getxattr(path, f"user.{key}")
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            reply["value"] = 0
+        else:
+            reply["value"] = int(value) if value.isdigit() else -1  # which nobody has set
+
+    def do_fact(self, reply: Reply, path: str, fact: str) -> None:
+        """Read what the mount says of a name."""
+        reply["fact"] = os.getxattr(path, f"user.jfs.{fact}").decode()
+
     def do_refresh(self, reply: Reply, path: str, attribute: str) -> None:
         """What ``jfs refresh`` does."""
         os.getxattr(path, attribute)

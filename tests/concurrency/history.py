@@ -8,6 +8,7 @@ from typing import Any
 from tests.concurrency.content import Content, overlaid, piece, whole
 
 ELSEWHERE = "elsewhere"
+_VALUE = 8  # a property's value is judged as the content of a file of one word
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,14 @@ class Record:
     Attributes:
         actor: the mount's name, or ``ELSEWHERE``.
         kind: read, write, patch, unlink, rename, stat, list, folder, tree, refresh, kill, put,
-            delete, server (what the server has at the end), weather.
-        path: a name of the folder.
+            delete, server (what the server has at the end), weather; of properties: tag (set or
+            remove), tagged (read), tags (what the server has at the end).
+        path: a name of the folder; ``.``: itself.
         reply: what ``hand`` answered: start, end, errno, stage, opened, closing, chunks, …
         to: the new name, of a rename.
-        write, size, mode: of what is written.
+        write, size, mode: of what is written; a property's value is the number of its write, 0: it
+            is removed.
+        key: of the property.
     """
 
     number: int
@@ -33,6 +37,7 @@ class Record:
     write: int = 0
     size: int = 0
     mode: str = ""
+    key: str = ""
 
     @property
     def start(self) -> float:
@@ -65,6 +70,17 @@ class Record:
     def settled(self) -> float:
         """When a writer was gone: ``close`` fails before its mount hears that it has closed."""
         return float(self.reply.get("settled", self.end))
+
+    @property
+    def place(self) -> str:
+        """The name of a property, beside those of files."""
+        return place_of(self.path, self.key)
+
+    @property
+    def value(self) -> Content | None:
+        """What a property was set to, or was read as; None: there is none."""
+        value = self.reply.get("value", self.write)
+        return whole(int(value), _VALUE) if value else None
 
     @property
     def writes(self) -> bool:
@@ -127,7 +143,9 @@ class Record:
         words += [self.actor, self.kind, self.path]
         if self.to:
             words.append(f"to {self.to}")
-        if self.write:
+        if self.key:
+            words.append(f"{self.key}={self.reply.get('value', self.write or 'removed')}")
+        elif self.write:
             what = self.reply.get("patch") or self.reply.get("cut", self.write)
             words.append(f"{self.mode} {what} of {self.size}")
         if "size" in self.reply and "chunks" not in self.reply:
@@ -137,6 +155,16 @@ class Record:
         if self.errno:
             words.append(f"{errno.errorcode.get(self.errno, self.errno)} at {self.stage}")
         return " ".join(words)
+
+
+def place_of(path: str, key: str) -> str:
+    """Name a property of a name."""
+    return f"{path}@{key}"
+
+
+def is_property(place: str) -> bool:
+    """Whether that is a name of ``place_of``."""
+    return "@" in place
 
 
 def _content(runs: Iterable[Sequence[int]]) -> Content:

@@ -17,21 +17,25 @@ The rules, of which each ``Finding`` names one that was broken:
   attributes for as long. Nothing else fails, but in a mount that was killed.
 - Where requests fail, in bad weather, a call may fail by EIO or ETIMEDOUT, and what it was to
   change may have come about or not; what is known stands in. All the rest holds.
+- A property has a value that was current, by the same rules: what is set or removed in a mount is
+  seen there at once, elsewhere in time, and stays until somebody changes it; overwriting a file
+  takes none away.
 - At the end the server has of every name what may be current, and everything that was closed well,
   unless a later event took its place. What was refused at close is in the journal.
 """
 
 import errno
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.concurrency.content import Content, piece, size_of, whole
-from tests.concurrency.history import ELSEWHERE, Record
-from tests.concurrency.timeline import SIGBUS, Timeline
+from tests.concurrency.history import ELSEWHERE, Record, is_property
+from tests.concurrency.timeline import SERVER, SIGBUS, Timeline
 
 _STALE = {errno.ESTALE, SIGBUS}
 _OF_WEATHER = {errno.EIO, errno.ETIMEDOUT, SIGBUS}
-_CHANGES = {"put", "delete", "write", "patch", "rename", "unlink", "kill"}
+_CHANGES = {"put", "delete", "write", "patch", "rename", "unlink", "kill", "tag"}
 _SHOWN_BEFORE_S = 0.5
 FIXED, PRIVATE = "keep", "folder-"  # names that nobody judges
 
@@ -52,6 +56,7 @@ class Judge:
         ttl_s: of every mount.
         records: all that concerns the folder, in any order.
         kept: contents in the journal at the end.
+        stand_in: mounts in which what is known stands in, in bad weather; None: all.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class Judge:
         ttl_s: Mapping[str, float],
         records: Sequence[Record],
         kept: Collection[Content] = (),
+        stand_in: Collection[str] | None = None,
     ) -> None:
         self._records = sorted(records, key=lambda record: record.start)
-        self._time = Timeline(ttl_s, self._records)
+        self._stand_in = set(ttl_s if stand_in is None else stand_in)
+        self._time = Timeline(ttl_s, self._records, self._stand_in)
         self._kept = kept
         self._findings: list[Finding] = []
 
@@ -80,7 +87,8 @@ class Judge:
             case "patch":
                 self._judge_error(record, {"open", "read", "write", "close"})
                 # What is known may stand in; at close it is held against what is there.
-                stands_in = self._time.in_weather(record.start, record.opened)
+                stands_in = record.actor in self._stand_in
+                stands_in = stands_in and self._time.in_weather(record.start, record.opened)
                 self._judge_read(record, record.actor if stands_in else ELSEWHERE)
                 self._judge_refusal(record)
                 self._judge_base(record)
@@ -97,6 +105,13 @@ class Judge:
             case "list":
                 self._judge_error(record, set())
                 self._judge_list(record)
+            case "tag":
+                self._judge_error(record, {"open"})
+            case "tagged":
+                self._judge_error(record, {"open"})
+                self._judge_property(record, record.actor)
+            case "tags":
+                self._judge_property(record, ELSEWHERE)
             case "server":
                 self._judge_server(record)
             case "tree":
@@ -123,6 +138,11 @@ class Judge:
             if record.stage == "open" and record.errno == errno.EEXIST:
                 if record.mode != "exclusive" or (allowed == {None} and not disturbed):
                     self._find("was not there", record)
+                return
+            if record.kind == "tag" and record.errno == errno.ENODATA:
+                there = self._time.allowed(record.place, record.actor, record.start, record.end)
+                if record.write or None not in there:
+                    self._find("was there all the time", record, there)
                 return
             # A name that changes hands is not stale: only what is open, or was just looked up.
             opens = record.kind not in ("unlink", "rename")
@@ -155,6 +175,13 @@ class Judge:
         if strange:
             self._find(f"has {strange}, which nobody was writing here", record, allowed)
 
+    def _judge_property(self, record: Record, view: str) -> None:
+        if record.errno:
+            return
+        allowed = self._time.allowed(record.place, view, record.start, record.end)
+        if record.value not in allowed:
+            self._find("has a property that was not current", record, allowed)
+
     def _judge_creation(self, record: Record) -> None:
         if record.mode == "exclusive" and "opened" in record.reply:
             allowed = self._time.allowed(record.path, ELSEWHERE, record.start, record.opened)
@@ -179,14 +206,19 @@ class Judge:
             return
         if not any(
             span.content == record.base and span.meets(record.closing, record.end)
-            for span in self._time.spans(record.path, ELSEWHERE)
+            for span in self._time.spans(record.path, SERVER)
         ):
             self._find("overwrote what came to the server after it was opened", record)
 
     def _judge_rename(self, record: Record) -> None:
         if record.kind == "rename" and not record.errno:
             moved = [e for e in self._time.events if e.number == record.number]
-            if not any(content for event in moved for content in event.contents):
+            if any(content for event in moved for content in event.contents):
+                return
+            # Another one has moved the same there, and after a lost answer it looked like its own.
+            there = self._time.allowed(record.to, ELSEWHERE, record.start, record.end)
+            believed = {content for event in moved for content in event.believed if content}
+            if there.isdisjoint(believed) or not self._time.in_weather(record.start, record.end):
                 self._find("was moved, and was not there", record)
 
     def _judge_stat(self, record: Record) -> None:
@@ -201,7 +233,7 @@ class Judge:
         if record.errno:
             return
         for path in sorted({*self._time.of_path, *names} - {FIXED}):
-            if path.startswith(PRIVATE):
+            if path.startswith(PRIVATE) or is_property(path):
                 continue
             if any(self._time.writing(record.actor, {path}, record.start, record.end)):
                 continue
@@ -254,6 +286,9 @@ class Judge:
     def _is_replaced(self, record: Record) -> bool:
         """Whether somebody may have replaced what a call meant."""
         since = record.start - self._time.believed_s(record.actor)
+        stands_in = record.actor in self._stand_in
+        if stands_in and self._time.in_weather(record.start, record.end):
+            since = -math.inf  # what it was shown may be of any time
         return self._is_disturbed(record) or any(
             event.begin <= record.end and event.end >= since and event.number != record.number
             for name in self._time.names(record.actor, record.path, record.start, record.end)

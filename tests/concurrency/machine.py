@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from jfs.server import EmbeddedServer, Fault
 from jfs.server.http.faults import When
 from tests.component.server_requests import Requests, connected
-from tests.concurrency.book import NAMES, Book, Folder, Plan, size_at_random
+from tests.concurrency.book import KEYS, NAMES, TAGGED, Book, Folder, Plan, own, size_at_random
 from tests.concurrency.content import bytes_of, runs_of, whole
 from tests.concurrency.driver import REFRESH, Driver
 from tests.concurrency.history import ELSEWHERE
@@ -53,33 +53,39 @@ class Wrong(Exception):
 class Machine:
     """Runs rounds and judges them. A context manager.
 
+    Methods without an underscore may be other ones in a machine of another kind.
+
     Args:
         directory: for mounts, cache and logs.
     """
 
+    pause_s = 0.0  # of who changes things elsewhere, at most
+    log = _LOG
+
     def __init__(self, directory: Path, server: EmbeddedServer, seed: str, plan: Plan) -> None:
-        self._directory = directory
-        self._server = server
+        self.directory = directory
+        self.server = server
+        self.nodes: list[Node] = []
         self._ask = Requests(server)
         self._seed = seed
         self.book = Book(plan)
         self.rounds = 0
         self._stack = ExitStack()
-        self._nodes: list[Node] = []
         self._hands: list[Hand] = []
 
     def __enter__(self) -> "Machine":
         plan = self.book.plan
         for repo in (PLAIN, SIGNED):
-            self._server.create_repository(repo)
-        self._server.faults.add(Fault.redirect(f"/{SIGNED}/*"))
+            self.server.create_repository(repo)
+        self.server.faults.add(Fault.redirect(f"/{SIGNED}/*"))
         with ExitStack() as stack:
+            self.prepare(stack)
             for index, ttl_s in enumerate(plan.ttls):
-                root = self._directory / f"mount{index}"
+                root = self.directory / f"mount{index}"
                 root.mkdir()
-                node = Node(f"mount{index}", root, ttl_s, self._mount)
+                node = Node(f"mount{index}", root, ttl_s, self.mount)
                 stack.callback(node.end)
-                self._nodes.append(node)
+                self.nodes.append(node)
                 for number in range(plan.hands):
                     hand = Hand(f"{node.name}.{number}", node)
                     stack.callback(hand.end)
@@ -90,13 +96,17 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _mount(self, node: Node) -> Mounted:
+    def prepare(self, stack: ExitStack) -> None:
+        """Make what mounts need; it ends behind them."""
+
+    def mount(self, node: Node) -> Mounted:
+        """Start a mount."""
         ttl = str(node.ttl_s)
         return Mounted(
-            self._server.url,
+            self.server.url,
             node.root,
-            environ={"JF_ACCESS_TOKEN": self._server.token},
-            cache=self._directory / "cache",
+            environ={"JF_ACCESS_TOKEN": self.server.token},
+            cache=self.directory / "cache",
             options=(
                 *("--attr-ttl", ttl, "--entry-ttl", ttl, "--negative-ttl", ttl),
                 *("--cache-size", "512M", "-v"),
@@ -114,19 +124,22 @@ class Machine:
         plan = self.book.plan
         folders = [Folder(f"{repo}/r{self.rounds}") for repo in (PLAIN, SIGNED)]
         for folder in folders:
-            for path in (FIXED, *NAMES[: choose.randrange(len(NAMES) + 1)]):
+            owned = (TAGGED, *(own(node.name) for node in self.nodes)) if plan.tags else ()
+            for path in (FIXED, *owned, *NAMES[: choose.randrange(len(NAMES) + 1)]):
                 self._put(folder, path, choose)
         self._refresh(folders)
+        self.book.begin()
         tasks: list[Callable[[], None]] = [
             Driver(self.book, hand, folders, f"{name}/{hand.name}").run for hand in self._hands
         ]
         tasks.append(lambda: self._elsewhere(folders, random.Random(f"{name}/elsewhere")))
         if choose.random() < plan.kills:
-            node = choose.choice(self._nodes)
+            node = choose.choice(self.nodes)
             tasks.append(lambda: self._restart(node, folders, random.Random(f"{name}/end")))
         if choose.random() < plan.weather:
-            tasks.append(lambda: self._weather(folders, random.Random(f"{name}/weather")))
+            tasks.append(lambda: self.weather(folders, random.Random(f"{name}/weather")))
         self._together(tasks)
+        self.settle(folders)
         self._refresh(folders)
         for folder in folders:
             self._look(folder)
@@ -152,11 +165,14 @@ class Machine:
         if errors:
             raise errors[0]
 
-    def _first_hands(self) -> list[Hand]:
+    def settle(self, folders: list[Folder]) -> None:
+        """Everybody has stopped."""
+
+    def first_hands(self) -> list[Hand]:
         return [hand for hand in self._hands if hand.name.endswith(".0")]
 
     def _refresh(self, folders: list[Folder]) -> None:
-        for hand in self._first_hands():
+        for hand in self.first_hands():
             node = hand.node
             reply = hand.ask(
                 self.book.plan.deadline_s, do="refresh", path=str(node.root), attribute=REFRESH
@@ -178,23 +194,43 @@ class Machine:
 
     def _elsewhere(self, folders: list[Folder], choose: random.Random) -> None:
         for _ in range(self.book.plan.steps):
-            if self.book.failed.is_set():
+            if not self.book.left_s:
                 return
             folder, path = choose.choice(folders), choose.choice(NAMES)
-            if choose.random() < 0.75:
+            self.book.wait(choose.random() * self.pause_s)
+            if self.book.plan.tags and choose.random() < 0.3:
+                self._tag(folder, choose)
+            elif choose.random() < 0.75:
                 self._put(folder, path, choose)
-                continue
-            start = time.monotonic()
-            status = self._ask("DELETE", f"/{folder.place}/{path}").status
-            assert status in (204, 404), status
-            if status == 204:
-                times = {"start": start, "end": time.monotonic()}
-                self.book.note(folder, ELSEWHERE, "delete", path, times)
+            else:
+                self._delete(folder, path)
+
+    def _delete(self, folder: Folder, path: str) -> None:
+        start = time.monotonic()
+        status = self._ask("DELETE", f"/{folder.place}/{path}").status
+        assert status in (204, 404), status
+        if status == 204:
+            times = {"start": start, "end": time.monotonic()}
+            self.book.note(folder, ELSEWHERE, "delete", path, times)
+
+    def _tag(self, folder: Folder, choose: random.Random) -> None:
+        key, write = choose.choice(KEYS), self.book.fresh()
+        start = time.monotonic()
+        place = f"/api/storage/{folder.place}/{TAGGED}?properties={key}={write}"
+        status = self._ask("PUT", place).status
+        assert status == 204, status
+        times = {"start": start, "end": time.monotonic()}
+        self.book.note(folder, ELSEWHERE, "tag", TAGGED, times, key=key, write=write)
 
     def _restart(self, node: Node, folders: list[Folder], choose: random.Random) -> None:
         """End a mount in the middle of everything, by force or not, and start it again."""
         how = choose.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-        self.book.failed.wait(choose.random() * self.book.plan.steps * _STEP_S)
+        plan = self.book.plan
+        self.book.wait(choose.random() * min(plan.steps * _STEP_S, plan.seconds))
+        self.restart(node, folders, how)
+
+    def restart(self, node: Node, folders: list[Folder], how: signal.Signals) -> None:
+        """End a mount and start it again. Raises Hung."""
         start = time.monotonic()
         node.restart(self.book.plan.deadline_s, how)
         times = {"start": start, "end": time.monotonic()}
@@ -202,27 +238,31 @@ class Machine:
         for folder in folders:
             self.book.note(folder, node.name, "kill", "", times, mode=mode)
 
-    def _weather(self, folders: list[Folder], choose: random.Random) -> None:
+    def weather(self, folders: list[Folder], choose: random.Random) -> None:
         """Let requests of the mounts fail for moments."""
         for _ in range(choose.randrange(1, 5)):
-            self.book.failed.wait(choose.random() * self.book.plan.steps * _STEP_S)
+            self.book.wait(choose.random() * self.book.plan.steps * _STEP_S)
             start = time.monotonic()
-            fault = self._server.faults.add(_fault(choose))
+            fault = self.server.faults.add(_fault(choose))
             self.book.failed.wait(choose.random() * _SHOWER_S)
-            self._server.faults.remove(fault)
-            times = {"start": start, "end": time.monotonic()}
-            for folder in folders:
-                self.book.note(folder, ELSEWHERE, "weather", "", times)
+            self.server.faults.remove(fault)
+            self.note_weather(folders, start)
+
+    def note_weather(self, folders: list[Folder], start: float) -> None:
+        """It was bad from *start* until now."""
+        times = {"start": start, "end": time.monotonic()}
+        for folder in folders:
+            self.book.note(folder, ELSEWHERE, "weather", "", times)
 
     # the end of a round
 
     def _look(self, folder: Folder) -> None:
         """Read everything, in every mount and on the server."""
         paths = {path for r in folder.records for path in (r.path, r.to)}
-        for path in sorted(paths - {""}):
+        for path in sorted(paths - {"", "."}):
             if path.startswith(PRIVATE):
                 continue
-            for hand in self._first_hands():
+            for hand in self.first_hands():
                 node = hand.node
                 reply = hand.ask(
                     self.book.plan.deadline_s,
@@ -233,6 +273,12 @@ class Machine:
                 )
                 self.book.note(folder, node.name, "read", path, reply)
             self.book.note(folder, ELSEWHERE, "server", path, self._on_server(folder, path))
+        for path, key in sorted({(r.path, r.key) for r in folder.records if r.key}):
+            for hand in self.first_hands():
+                place = str(hand.node.root / folder.place / path)
+                reply = hand.ask(self.book.plan.deadline_s, do="tagged", path=place, key=key)
+                self.book.note(folder, hand.node.name, "tagged", path, reply, key=key)
+            self.book.note(folder, ELSEWHERE, "tags", path, self._value(folder, path, key), key=key)
 
     def _on_server(self, folder: Folder, path: str) -> dict[str, Any]:
         start = time.monotonic()
@@ -250,21 +296,34 @@ class Machine:
         assert status == 200, (folder.place, path, status)
         return {**reply, "chunks": [(0, len(body) + 8, runs_of(body, 0))], "sizes": [len(body)]}
 
+    def _value(self, folder: Folder, path: str, key: str) -> dict[str, Any]:
+        start = time.monotonic()
+        place = folder.place if path == "." else f"{folder.place}/{path}"
+        found = self._ask.get(f"/api/storage/{place}?properties={key}")
+        assert found.status in (200, 404), (place, key, found.status)
+        values = found.json()["properties"][key] if found.status == 200 else ["0"]
+        value = int(values[0]) if len(values) == 1 and values[0].isdigit() else -1
+        return {"start": start, "end": time.monotonic(), "value": value}
+
     def _judge(self, folders: list[Folder]) -> None:
         kept = set()
-        for path in (self._directory / "cache").rglob("*.data"):
+        for path in (self.directory / "cache").rglob("*.data"):
             kept.add(runs_of(path.read_bytes(), 0))
-        ttl_s = {node.name: node.ttl_s for node in self._nodes}
+        ttl_s = {node.name: node.ttl_s for node in self.nodes}
+        stand_in = {self.nodes[number].name for number in self.book.plan.stand_in}
         found = [
             (folder.place, each)
             for folder in folders
-            for each in Judge(ttl_s, folder.records, kept).verdict()
+            for each in Judge(ttl_s, folder.records, kept, stand_in).verdict()
         ]
-        logged = [line for node in self._nodes for line in node.logged() if not _LOG.search(line)]
+        logged = [line for n in self.nodes for line in n.logged() if not self.log.search(line)]
         if found or logged:
-            with (self._directory / "history.txt").open("w") as file:
+            with (self.directory / "history.txt").open("w") as file:
                 for folder in folders:
                     print(folder.place, *folder.records, sep="\n", file=file)
+            for node in self.nodes:  # of all that were started there
+                path = self.directory / f"{node.name}.all.log"
+                path.write_text("\n".join(node.logged()))
             raise Wrong(
                 f"seed {self._seed}, round {self.rounds}: {len(found)} findings\n"
                 + "\n".join(f"{place}/{each.text}" for place, each in found[:3])

@@ -14,6 +14,8 @@ from typing import Any
 
 from tests.mount.mounting import Mounted, clean_environ
 
+_DEADLINE_S = 30  # of a process that was killed
+
 
 class Hung(Exception):
     """A call outlasted its deadline."""
@@ -54,7 +56,8 @@ class Hand:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it hangs in a mount: that was said already
+            self.process.wait(_DEADLINE_S)
         self._selector.close()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -82,6 +85,7 @@ class Node:
         self.name = name
         self.root = root
         self.ttl_s = ttl_s
+        self.cuts = 0  # kills after which the kernel had to be told to let go
         # Who writes in place to a folder: one hand at a time, or contents would be mixed.
         self.writing: dict[str, threading.Lock] = {}
         self._start = start
@@ -90,7 +94,7 @@ class Node:
         self._down = False
         self._failed = False
         self._logged: list[str] = []  # by those that were killed
-        self._mounted = start(self)
+        self.mounted = start(self)
 
     def __enter__(self) -> None:
         with self._changed:
@@ -108,18 +112,22 @@ class Node:
         """End the process, wait until everybody has noticed, start another. Raises Hung."""
         with self._changed:
             self._down = True
-        self._mounted.process.send_signal(how)
-        try:
-            self._mounted.process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            raise Hung(f"{self.name} does not end by {how.name}") from None
+        if how is signal.SIGKILL:
+            self.mounted.process.kill()
+            self.cuts += self.mounted.buried()
+        else:
+            self.mounted.process.send_signal(how)
+            try:
+                self.mounted.process.wait(deadline_s)
+            except subprocess.TimeoutExpired:
+                raise Hung(f"{self.name} does not end by {how.name}") from None
         with self._changed:
             if not self._changed.wait_for(lambda: not self._users, deadline_s):
                 raise Hung(f"{self.name}: calls into it do not end with it")
-        self._logged += self._mounted.log().splitlines()
-        self._mounted.close()
+        self._logged += self.mounted.log().splitlines()
+        self.mounted.close()
         try:
-            self._mounted = self._start(self)
+            self.mounted = self._start(self)
         except BaseException:
             self._failed = True
             raise
@@ -130,7 +138,7 @@ class Node:
 
     def logged(self) -> list[str]:
         """Return what its processes have logged."""
-        return [*self._logged, *self._mounted.log().splitlines()]
+        return [*self._logged, *self.mounted.log().splitlines()]
 
     def end(self) -> None:
-        self._mounted.kill()
+        self.mounted.kill()

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ class History:
     def add(
         self, actor: str, kind: str, path: str, start: float, end: float, **of: Any
     ) -> "History":
-        fields = {key: of.pop(key) for key in ("to", "write", "size", "mode") if key in of}
+        fields = {key: of.pop(key) for key in ("to", "write", "size", "mode", "key") if key in of}
         if "write" in fields:
             fields.setdefault("size", 64)
         reply = {"start": start, "end": end, "stage": "open", **of}
@@ -70,6 +71,13 @@ class History:
         }
         return self.add(actor, "patch", path, start, end, write=write, **{**reply, **of})
 
+    def tag(self, actor: str, value: int, start: float, end: float, **of: Any) -> "History":
+        """Set the property k of a; 0: remove it."""
+        return self.add(actor, "tag", "a", start, end, key="k", write=value, **of)
+
+    def tagged(self, actor: str, value: int, start: float, end: float, **of: Any) -> "History":
+        return self.add(actor, "tagged", "a", start, end, key="k", value=value, **of)
+
     def server(self, path: str, at: float, content: Content | None) -> "History":
         if content is None:
             return self.add(X, "server", path, at, at, errno=errno.ENOENT)
@@ -77,8 +85,9 @@ class History:
             X, "server", path, at, at, sizes=[0], chunks=[(0, size_of(content) + 8, content)]
         )
 
-    def rules(self, *kept: Content) -> list[str]:
-        return [finding.rule for finding in Judge(TTLS, self.records, kept).verdict()]
+    def rules(self, *kept: Content, stand_in: Collection[str] | None = None) -> list[str]:
+        judge = Judge(TTLS, self.records, kept, stand_in)
+        return [finding.rule for finding in judge.verdict()]
 
 
 @pytest.fixture
@@ -89,6 +98,7 @@ def history() -> History:
 V1, V2, V3 = whole(1, 64), whole(2, 64), whole(3, 64)
 NOT_CURRENT = "is not one version that was current"
 THERE = "was there all the time"
+NOT_ITS_VALUE = "has a property that was not current"
 
 
 def test_contents_describe_themselves() -> None:
@@ -232,6 +242,92 @@ def test_in_bad_weather_what_is_known_stands_in_and_no_close_is_lost(history: Hi
     assert one.rules() == ["is wrong on the server", "was closed well, and is lost"]
 
 
+def test_where_nothing_stands_in_bad_weather_shows_nothing_old(history: History) -> None:
+    history.put("a", 1, 1, 2).put("a", 2, 5, 6).add(X, "weather", "", 3, 12)
+    history.add(A, "stat", "a", 7, 8, errno=errno.EIO).read(A, "a", 8, 9, V1)
+    assert history.rules() == []
+    assert history.rules(stand_in={B}) == [NOT_CURRENT]
+    # Nor does a change begin with something old.
+    one = History()
+    one.put("a", 1, 1, 2).put("a", 2, 5, 6).add(X, "weather", "", 3, 12)
+    one.patch(A, "a", 9, 7, 8, V1, errno=errno.ESTALE)
+    kept = overlaid(V1, (9, 8, 9))
+    assert one.rules(kept) == []
+    assert one.rules(kept, stand_in={B}) == ["failed", NOT_CURRENT]
+
+
+def test_the_server_may_be_late_with_what_failed_in_bad_weather(history: History) -> None:
+    history.put("a", 1, 1, 2).add(X, "weather", "", 3, 12)
+    history.add(A, "unlink", "a", 4, 5, errno=errno.EIO).read(B, "a", 6, 7, V1)
+    history.server("a", 9, None)
+    assert history.rules() == []
+    history.put("a", 2, 11, 12).server("a", 13, None)
+    assert history.rules() == ["is wrong on the server"]
+
+
+def test_a_start_in_bad_weather_shows_what_was_known_before(history: History) -> None:
+    history.put("a", 1, 1, 2).put("a", 2, 3, 4).read(B, "a", 4, 5, V2)
+    history.store(B, "b", 3, 4, 5).tag(B, 7, 4, 5)
+    history.add(X, "weather", "", 6, 12).add(B, "kill", "", 7, 8)
+    history.read(B, "a", 9, 10, V1).tagged(B, 0, 9, 10)
+    history.add(B, "stat", "b", 9, 10, errno=errno.ENOENT)
+    assert history.rules() == []
+    assert history.rules(stand_in={A}) == [NOT_CURRENT, NOT_ITS_VALUE, THERE]
+    # As long as it lives it does not go back, and knows what it has done.
+    history.read(B, "a", 9, 10, V2).read(B, "a", 10.1, 11, V1)
+    history.tag(B, 8, 9, 10).tagged(B, 7, 10.1, 11)
+    assert history.rules() == [NOT_CURRENT, NOT_ITS_VALUE]
+
+
+def test_a_property_is_what_was_set(history: History) -> None:
+    history.put("a", 1, 1, 2).tagged(A, 0, 2, 3).tag(A, 7, 3, 4).tagged(A, 7, 5, 6)
+    history.tag(A, 8, 7, 9).tagged(A, 7, 7.5, 8).tagged(A, 8, 8, 8.5).tag(A, 0, 10, 11)
+    history.tagged(A, 0, 12, 13).add(X, "tags", "a", 13, 13, key="k", value=0)
+    assert history.rules() == []
+
+
+@pytest.mark.parametrize("value", [0, 6, 8, -1])
+@pytest.mark.parametrize("kind", ["tagged", "tags"])
+def test_no_other_value_is_shown(history: History, value: int, kind: str) -> None:
+    history.put("a", 1, 1, 2).tag(A, 6, 2, 3).tag(A, 7, 4, 5)
+    history.add(A, kind, "a", 6, 7, key="k", value=value)
+    assert history.rules() == [NOT_ITS_VALUE]
+
+
+def test_a_property_that_was_set_is_not_lost(history: History) -> None:
+    history.put("a", 1, 1, 2).tag(A, 7, 3, 4).store(A, "a", 2, 5, 6)
+    assert history.tagged(A, 7, 7, 8).rules() == []
+    assert history.tagged(A, 0, 8, 9).rules() == [NOT_ITS_VALUE]
+
+
+def test_a_property_is_believed_for_the_time_to_live_and_never_goes_back(history: History) -> None:
+    history.put("a", 1, 1, 2).tag(A, 7, 3, 4).tag(A, 8, 5, 6).tagged(B, 7, 15, 16)
+    assert history.rules() == []
+    assert history.tagged(B, 8, 16, 17).tagged(B, 7, 18, 19).rules() == [NOT_ITS_VALUE]
+    one = History().put("a", 1, 1, 2).tag(A, 7, 3, 4).tag(A, 8, 5, 6)
+    assert one.tagged(B, 7, 21.5, 22).rules() == [NOT_ITS_VALUE]
+
+
+def test_properties_fail_for_a_reason(history: History) -> None:
+    history.put("a", 1, 1, 2).tag(A, 0, 3, 4, errno=errno.ENODATA)
+    assert history.rules() == []
+    history.tag(A, 7, 5, 6).tag(A, 0, 7, 8, errno=errno.ENODATA)
+    history.tag(A, 9, 7, 8, errno=errno.ENODATA)
+    history.tagged(A, 0, 7, 8, errno=errno.ENOENT).tagged(A, 0, 7, 8, errno=errno.EIO)
+    assert history.rules() == [THERE, THERE, THERE, "failed"]
+
+
+def test_a_property_may_come_about_in_bad_weather_or_not(history: History) -> None:
+    history.put("a", 1, 1, 2).tag(A, 7, 2, 3).add(X, "weather", "", 3.5, 9)
+    history.tag(A, 8, 4, 5, errno=errno.ETIMEDOUT).tagged(A, 7, 10, 11).tagged(A, 8, 12, 13)
+    assert history.rules() == []
+    assert history.tagged(A, 7, 14, 15).rules() == [NOT_ITS_VALUE]
+    history.records.pop()
+    # What was acknowledged afterwards is not undone.
+    history.tag(A, 9, 16, 17).tagged(A, 8, 18, 19)
+    assert history.rules() == [NOT_ITS_VALUE]
+
+
 def test_what_was_synced_may_be_seen(history: History) -> None:
     times = {"sync": 32, "syncing": 5.1, "synced": 5.2}
     history.store(A, "a", 2, 5, 8, closing=7, **times).read(B, "a", 6, 6.5, whole(2, 32))
@@ -332,6 +428,18 @@ def test_what_a_mount_renames_is_what_it_believed_of_it(history: History) -> Non
     history.put("a", 1, 1, 2).put("a", 2, 3, 4).add(B, "rename", "a", 5, 6, to="b")
     assert history.read(B, "b", 7, 8, V1).read(B, "b", 8, 9, V2).rules() == []
     assert history.read(A, "b", 7, 8, V1).rules() == [NOT_CURRENT]
+
+
+def test_a_move_whose_answer_was_lost_may_be_taken_for_another_one_of_the_same(
+    history: History,
+) -> None:
+    history.put("a", 1, 1, 2).add(A, "rename", "a", 3, 4, to="b")
+    history.add(B, "rename", "a", 5, 6, to="b").read(B, "b", 7, 8, V1).server("b", 9, V1)
+    assert "was moved, and was not there" in history.rules()
+    history.add(X, "weather", "", 5, 6)
+    assert history.rules() == []
+    history.put("b", 2, 4.1, 4.9)
+    assert "was moved, and was not there" in history.rules()
 
 
 def test_a_killed_upload_may_come_later_but_over_nothing_newer(history: History) -> None:

@@ -11,9 +11,10 @@ import errno
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from tests.concurrency.content import Content, whole
 from tests.concurrency.history import ELSEWHERE, Record
@@ -21,6 +22,8 @@ from tests.concurrency.history import ELSEWHERE, Record
 # The kernel counts a time to live from when it gets the answer: on a busy machine that is late. A
 # mount takes up interrupted uploads as late after it was started.
 LATE_S = 5.0
+# A server may be at a request still when the one who asked has given it up.
+_BEHIND_S = 5.0
 # After bad weather a mount may believe the server to be down for a while, and what it knows stands
 # in for what it cannot ask.
 HEAL_S = 15.0
@@ -64,16 +67,37 @@ class Span:
         return self.begin <= end and self.last >= start
 
 
+class View(NamedTuple):
+    """Whose eyes: a mount's, from its start to its end.
+
+    What one life of a mount has seen and done, another need not know in bad weather: it is on disk
+    some seconds later. Where nothing stands in, a mount asks: it has one life.
+    """
+
+    mount: str
+    life: int = 0
+
+
+SERVER = View(ELSEWHERE)
+
+
 class Timeline:
     """Of one folder.
 
     Args:
         ttl_s: of every mount.
         records: sorted by their start.
+        stand_in: mounts in which what is known stands in for what cannot be asked.
     """
 
-    def __init__(self, ttl_s: Mapping[str, float], records: Sequence[Record]) -> None:
+    def __init__(
+        self,
+        ttl_s: Mapping[str, float],
+        records: Sequence[Record],
+        stand_in: Collection[str],
+    ) -> None:
         self.ttl_s = ttl_s
+        self._stand_in = stand_in
         self._weather = [r for r in records if r.kind == "weather"]
         self.renames = [
             r
@@ -98,20 +122,28 @@ class Timeline:
         self.of_path: dict[str, list[Event]] = defaultdict(list)
         for event in self.events:
             self.of_path[event.path].append(event)
-        self._spans: dict[tuple[str, str], list[Span]] = {}
-        self._seen: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        self._spans: dict[tuple[str, View], list[Span]] = {}
+        self._seen: dict[tuple[str, View], list[tuple[float, float]]] = defaultdict(list)
+        self._doubt_moves()
         self._resolve_renames()
         self._note_what_was_seen(records)
 
     def allowed(self, path: str, mount: str, start: float, end: float) -> set[Content | None]:
         """Return what a mount may show of a name in a span of time; ``ELSEWHERE``: the server."""
-        return {span.content for span in self.spans(path, mount) if span.meets(start, end)}
+        spans = self.spans(path, self.view(mount, start))
+        return {span.content for span in spans if span.meets(start, end)}
 
-    def spans(self, path: str, mount: str) -> list[Span]:
+    def view(self, mount: str, moment: float) -> View:
+        """Return whose eyes see what a call shows that began at a moment."""
+        if mount not in self._stand_in:
+            return View(mount)
+        return View(mount, sum(k.actor == mount and k.start <= moment for k in self._kills))
+
+    def spans(self, path: str, view: View) -> list[Span]:
         """Return what a mount may show of a name, and when."""
-        key = (path, mount)
+        key = (path, view)
         if key not in self._spans:
-            self._spans[key] = self._spans_of(path, mount)
+            self._spans[key] = self._spans_of(path, view)
         return self._spans[key]
 
     def believed_s(self, mount: str) -> float:
@@ -185,19 +217,23 @@ class Timeline:
             # Unless others came and went: the name is as free as it was, behind the start too.
             end, certain = kill.end, False
             if record.kind in ("write", "patch") and self._is_left(record):
-                end += LATE_S
+                end = self._after_weather(end + LATE_S)
         elif record.errno:
             known = record.kind != "rename" or record.errno == errno.ENOENT
-            if known and not self.in_weather(record.start, record.end):
+            bad_weather = self.in_weather(record.start, record.end)
+            if known and not bad_weather:
                 yield from self._synced(record)
                 return
-            end, certain = record.settled, False  # nobody knows how far it came
+            # Nobody knows how far it came.
+            end, certain = record.settled + _BEHIND_S * bad_weather, False
         event = Event(record.path, {None}, record.start, end, certain, record.actor, record.number)
         match record.kind:
             case "put":
                 yield replace(event, contents={whole(record.write, record.size)})
             case "delete":
                 yield event
+            case "tag" if record.errno != errno.ENODATA:
+                yield replace(event, path=record.place, contents={record.value})
             case "unlink":
                 # What is only staged goes; what another put there since the file was made stays.
                 staged = list(self.writing(record.actor, {record.path}, record.start, record.end))
@@ -257,6 +293,24 @@ class Timeline:
             for each in self._records
         )
 
+    def _doubt_moves(self) -> None:
+        """Find renames whose source was moved away before they began.
+
+        After an answer that was lost, the same content at the new name is taken for the move.
+        """
+        for rename in self.renames:
+            if not self.in_weather(rename.start, rename.end):
+                continue
+            if not any(
+                (event.moves or event.contents - {None})
+                and event.begin <= rename.end
+                and last >= rename.start
+                for event, last in self._lasts(rename.path, SERVER)
+            ):
+                for event in self.events:
+                    if event.number == rename.number:
+                        event.certain = False
+
     def _resolve_renames(self) -> None:
         """Find what each rename may have moved: what its source may have had meanwhile.
 
@@ -266,10 +320,10 @@ class Timeline:
         moves = [(e, renames[e.number]) for e in self.events if e.number in renames and e.moves]
         heirs: dict[int, list[tuple[Event, bool]]] = defaultdict(list)  # of an event's contents
         for event, rename in moves:
-            for view in (ELSEWHERE, rename.actor):
+            for view in (SERVER, self.view(rename.actor, rename.start)):
                 for source, last in self._lasts(rename.path, view):
                     if source.begin <= rename.end and last >= rename.start:
-                        heirs[id(source)].append((event, view == ELSEWHERE))
+                        heirs[id(source)].append((event, view == SERVER))
         # Sets of contents as bits of a number: along every edge each travels at most once.
         contents = sorted({c for event in self.events for c in event.contents if c is not None})
         bits = {content: 1 << index for index, content in enumerate(contents)}
@@ -290,30 +344,30 @@ class Timeline:
             event.contents |= {c for c in contents if there[id(event)] & bits[c]}
             event.believed |= {c for c in contents if believed[id(event)] & bits[c]}
 
-    def _spans_of(self, path: str, mount: str) -> list[Span]:
-        spans = [Span(None, -math.inf, self._first(path, mount))]
-        for event, last in self._lasts(path, mount):
+    def _spans_of(self, path: str, view: View) -> list[Span]:
+        spans = [Span(None, -math.inf, self._first(path, view))]
+        for event, last in self._lasts(path, view):
             contents = event.contents
-            if event.mount == mount:
+            if event.mount == view.mount:
                 contents = contents | event.believed
             spans += [Span(content, event.begin, last) for content in contents]
         return spans
 
-    def _lasts(self, path: str, mount: str) -> list[tuple[Event, float]]:
+    def _lasts(self, path: str, view: View) -> list[tuple[Event, float]]:
         """Return until when each event of a name may count, to the eyes of a mount."""
-        begins, earliest = self._ends(path, mount)
+        begins, earliest = self._ends(path, view)
         return [(e, earliest[bisect_right(begins, e.end)]) for e in self.of_path[path]]
 
-    def _first(self, path: str, mount: str) -> float:
+    def _first(self, path: str, view: View) -> float:
         """Return until when a name may be as it was before everything: missing."""
-        return self._ends(path, mount)[1][0]
+        return self._ends(path, view)[1][0]
 
-    def _ends(self, path: str, mount: str) -> tuple[list[float], list[float]]:
+    def _ends(self, path: str, view: View) -> tuple[list[float], list[float]]:
         """Return begins of what ends versions, sorted, and when the earliest from there on does."""
         ends = sorted(
             [
-                *((e.begin, self._known(e, mount)) for e in self.of_path[path] if e.certain),
-                *self._seen[path, mount],
+                *((e.begin, self._known(e, view)) for e in self.of_path[path] if e.certain),
+                *self._seen[path, view],
             ]
         )
         earliest = [math.inf] * (len(ends) + 1)
@@ -321,9 +375,10 @@ class Timeline:
             earliest[index] = min(earliest[index + 1], ends[index][1])
         return [begin for begin, _ in ends], earliest
 
-    def _known(self, event: Event, mount: str) -> float:
+    def _known(self, event: Event, view: View) -> float:
         """Return the moment at which a mount knows of an event at the latest."""
-        if mount in (ELSEWHERE, event.mount):
+        mount = view.mount
+        if view == SERVER or (mount == event.mount and self.view(mount, event.end) == view):
             return event.end
         # Who asks while others do gets their answer, which may be from before the event.
         starts, ends = self._asking[mount]
@@ -333,21 +388,35 @@ class Timeline:
             if fresh.start >= event.end:
                 known = min(known, fresh.end)
                 break
-        for weather in self._weather:
-            if weather.start <= known <= weather.end + HEAL_S:
-                known = weather.end + HEAL_S + self.believed_s(mount)
+        if mount in self._stand_in and (calm := self._after_weather(known)) > known:
+            known = calm + self.believed_s(mount)
         return known
+
+    def _after_weather(self, moment: float) -> float:
+        """Return when bad weather of a moment, and of all that follow it at once, is over."""
+        for weather in self._weather:
+            if weather.start <= moment <= weather.end + HEAL_S:
+                moment = weather.end + HEAL_S
+        return moment
 
     def _note_what_was_seen(self, records: Sequence[Record]) -> None:
         """What a mount has shown ends, for it, what was before."""
         for record in records:
-            if record.kind != "read" or record.errno or not record.read_all:
+            if record.errno:
                 continue
-            if any(self.disturbers(record)):
+            path, content = record.path, record.value
+            if record.kind == "read":
+                content = record.base
+                if not record.read_all or any(self.disturbers(record)):
+                    continue
+            elif record.kind == "tagged" and content is not None:
+                path = record.place
+            else:
                 continue
-            seen = [e.begin for e in self.of_path[record.path] if record.base in e.contents]
+            seen = [e.begin for e in self.of_path[path] if content in e.contents]
             if seen:
-                self._seen[record.path, record.actor].append((min(seen), record.end))
+                view = self.view(record.actor, record.start)
+                self._seen[path, view].append((min(seen), record.end))
 
 
 def _running(records: Sequence[Record], mount: str) -> tuple[list[float], list[float]]:

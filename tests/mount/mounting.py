@@ -11,6 +11,7 @@ from typing import IO
 
 JFS = [sys.executable, "-m", "jfs"]
 _DEADLINE_S = 30
+_WEDGED_S = 10
 
 
 class Mounted:
@@ -52,8 +53,15 @@ class Mounted:
 
     def rss(self) -> int:
         """Bytes of memory of the daemon."""
+        return self._of_memory("VmRSS")
+
+    def peak(self) -> int:
+        """The most that ``rss`` ever was."""
+        return self._of_memory("VmHWM")
+
+    def _of_memory(self, what: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        found = re.search(rf"{what}:\s+(\d+) kB", status)
         assert found
         return int(found[1]) * 1024
 
@@ -89,9 +97,24 @@ class Mounted:
     def kill(self) -> None:
         """End it without a word, and clear the mountpoint."""
         self.process.kill()
-        self.process.wait(_DEADLINE_S)
+        self.buried()
         self.close()
         subprocess.run(["fusermount3", "-uzq", str(self.root)], check=False)
+
+    def buried(self) -> bool:
+        """Wait until it has gone after SIGKILL; return whether its connection had to be cut.
+
+        A thread that tells the kernel to forget a name waits there, deaf to signals, for the lock
+        of the folder, which a request holds that nobody answers any more: the kernel cannot free
+        the descriptor whose closing would end that request. Only who aborts the connection can.
+        """
+        try:
+            self.process.wait(_WEDGED_S)
+        except subprocess.TimeoutExpired:
+            subprocess.run(["umount", "-f", str(self.root)], capture_output=True, check=False)
+            self.process.wait(_DEADLINE_S)
+            return True
+        return False
 
 
 def clean_environ() -> dict[str, str]:

@@ -48,7 +48,8 @@ def limited(name: str, limit: int) -> Iterator[Group | None]:
         yield made
     finally:
         if made is not None:
-            made.path.rmdir()
+            with contextlib.suppress(OSError):  # who is left in it was not ended by its owner
+                made.path.rmdir()
 
 
 def _made(name: str, limit: int) -> Group | None:
