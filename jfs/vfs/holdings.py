@@ -37,7 +37,7 @@ class Holdings:
     def figures(self) -> dict[str, int]:
         """Return how much is known, and open, for ``.jfs/stats``."""
         opened = sum(1 for _ in self._files.inodes())
-        return {"inodes": len(self._tree.inodes), "open_files": opened}
+        return {"inodes": self._tree.inodes.known, "open_files": opened}
 
     def backing_of(self, handle: int) -> int:
         """Return the number of what the kernel reads itself through a handle; 0: nothing."""
@@ -84,9 +84,9 @@ class Holdings:
         waiting = [self._tree.inodes.root]
         while waiting:
             folder = waiting.pop()
-            for piece in pieces(list(folder.dentries.values())):
-                waiting += [inode for inode in piece if inode.is_folder]
-                await trio.lowlevel.checkpoint()
+            # Nothing here may have an entry while a folder is looked at: it would not be folded.
+            waiting += [inode for inode in folder.dentries.values() if inode.is_folder]
+            await trio.lowlevel.checkpoint()
             yield folder
 
     async def _files_held(self, folder: Inode) -> AsyncIterator[list[tuple[int, str]]]:

@@ -82,3 +82,24 @@ async def test_who_reads_a_folder_meanwhile_gets_every_entry() -> None:
         await fs.holdings.shed()
         assert len(await entries(fs, handle)) == COUNT
         fs.releasedir(handle)
+
+
+async def test_a_small_folder_is_packed_when_memory_is_tight() -> None:
+    server = BigServer()
+    server.names = server.names[:500]
+    async with filesystem(server) as fs:
+        big = (await fs.lookup(ROOT, "big")).ino
+        handle = await fs.opendir(big)
+        held = dict(zip(server.names, await entries(fs, handle), strict=True))
+        fs.releasedir(handle)
+        opened = await fs.open(held[server.names[3]], os.O_RDONLY)
+        await fs.holdings.pack()
+        assert len(fs._tree.inodes) <= 4  # the folders, and what is open
+        handle = await fs.opendir(big)
+        assert set(await entries(fs, handle)) == set(held.values())
+        fs.releasedir(handle)
+        assert len(fs._tree.inodes) <= 4
+        assert (await fs.getattr(held[server.names[7]])).size == 1
+        assert (await fs.lookup(big, server.names[3])).ino == held[server.names[3]]
+        assert server.asked["list"] == 1
+        await fs.release(opened.handle)

@@ -105,7 +105,9 @@ class ManyServer:
     def _is_folder(self, parts: list[str]) -> bool:
         if parts in ([], ["big"]):
             return True
-        return self.each < self.count and parts[:1] == ["big"] and len(parts) == 2
+        if self.each == self.count or parts[:1] != ["big"] or len(parts) != 2:
+            return False
+        return parts[1] in {f"d{number:05}" for number in range(self.folders)}
 
     def _is_file(self, parts: list[str]) -> bool:
         depth = 3 if self.each < self.count else 2

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from jfs import directories, threads
+from jfs import directories, memory, threads
 from jfs.clocks import boot_time
 from jfs.config import Credentials
 from jfs.errors import CacheError, ConfigError
@@ -51,8 +51,9 @@ _HANGS = "what an earlier mount knew cannot be read in time: its disk hangs"
 # A transaction that is under way.
 _STOPS_WITHIN_S = 1.0
 _END_S = 5.0
-# Entries that wait to be written. They are in memory anyway while somebody looks at them.
-_MOST_WAITING = 500_000
+# Entries that wait to be written. They are in memory anyway while somebody looks at them; but when
+# memory is tight they would be what is left of them as objects.
+_MOST_WAITING, _WORTH_SHEDDING = 500_000, 10_000
 _SEARCHES, _REPOSITORIES = "search ", "repositories"
 
 
@@ -195,7 +196,9 @@ class Keeper(Forgetful):
             self._places[place] = len(self._waiting)
         self._waiting.append(learnt)
         self._weight += _weight(learnt)
-        if self._weight > _MOST_WAITING:
+        if self._weight > _MOST_WAITING or (
+            self._weight > _WORTH_SHEDDING and _weight(learnt) > 2 and memory.is_tight()
+        ):
             self._shed()
         self._something.set()
 

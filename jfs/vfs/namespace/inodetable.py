@@ -46,6 +46,13 @@ class InodeTable:
         """Return how many objects there are."""
         return len(self.living)
 
+    @property
+    def known(self) -> int:
+        """How many the kernel holds, or we as objects."""
+        return len(self.living) + sum(
+            crowd.held for alike in self._crowds.values() for crowd in alike
+        )
+
     def __iter__(self) -> Iterator[Inode]:
         return iter(self.living.values())
 
