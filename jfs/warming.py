@@ -18,7 +18,15 @@ from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, ServerSettings
 from jfs.errors import CacheFull, JfsError, NotFound, ProtocolViolation
-from jfs.extents import Extent, MiB
+from jfs.extents import Extent, ExtentSet, MiB
+from jfs.formats import (
+    FIRST_BYTES,
+    Layout,
+    MoreNeeded,
+    Selection,
+    describes_itself,
+    layout_of,
+)
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, FileInfo, FolderInfo, RepoPath
 from jfs.protocols import CachedContent
@@ -38,7 +46,8 @@ class Warmed:
     Attributes:
         files: that were found.
         failed: of the files; *failures* also names folders that could not be listed.
-        total, fetched: bytes of all files, and those that came from the server.
+        total, fetched: bytes of all files, or what was selected of them, and those that came from
+            the server.
     """
 
     files: int = 0
@@ -59,6 +68,7 @@ def warm(
     verify: bool,
     found: Progress,
     advanced: Progress,
+    selection: Selection | None = None,
 ) -> Warmed:
     """Bring every artifact at or below *paths* into the cache. Blocking: runs an event loop.
 
@@ -68,11 +78,12 @@ def warm(
         verify: hold each whole content against its digest afterwards.
         found: called with each file and its size, before it is fetched.
         advanced: called with bytes that are in the cache now, fetched or not.
+        selection: of files that tell where their tensors are, only this.
     Raises:
         ConfigError: the server cannot be used; nothing was fetched.
         CacheError: the cache cannot be used.
     """
-    return interrupts.run(_run, server, cache, paths, verify, found, advanced)
+    return interrupts.run(_run, server, cache, paths, verify, found, advanced, selection)
 
 
 async def _run(
@@ -82,6 +93,7 @@ async def _run(
     verify: bool,
     found: Progress,
     advanced: Progress,
+    selection: Selection | None,
 ) -> Warmed:
     metrics = Metrics()
     store = await threads.on_disk(DiskBlockStore, cache, metrics)
@@ -93,14 +105,13 @@ async def _run(
             aclosing(ArtifactoryClient(server, metrics)) as client,
         ):
             await client.check()
-            run = _Run(store, source, trio.CapacityLimiter(server.connections), result, advanced)
+            limit = trio.CapacityLimiter(server.connections)
+            run = _Run(store, source, limit, result, found, advanced, selection)
             for path in paths:
                 files = _files(client, path, result)
                 async with aclosing(files):
                     async for info in files:
-                        found(info.path, info.size)
                         result.files += 1
-                        result.total += info.size
                         await run.file(info, verify)
     finally:
         with trio.CancelScope(shield=True):
@@ -150,18 +161,25 @@ class _Run:
         source: HttpRangeSource,
         limit: trio.CapacityLimiter,
         result: Warmed,
+        found: Progress,
         advanced: Progress,
+        selection: Selection | None,
     ) -> None:
         self._store = store
         self._source = source
         self._limit = limit
         self._result = result
+        self._found = found
         self._advanced = advanced
+        self._selection = selection
         self._spare: list[mmap.mmap] = []  # buffers: fresh memory costs several times its copy
 
     async def file(self, info: FileInfo, verify: bool) -> None:
         """Fetch what is missing of one artifact."""
         version = info.version
+        whole = self._selection is None or not describes_itself(info.path.name)
+        if whole:
+            self._wants(info.path, info.size)
         if info.size == 0:
             return
         try:
@@ -169,7 +187,11 @@ class _Run:
                 raise ProtocolViolation("the server names no checksum of it")
             cached = await threads.on_disk(self._store.open, version.content)
             try:
-                await self._content(version, cached)
+                wanted = ExtentSet([Extent(0, version.size)])
+                if self._selection is not None and not whole:
+                    wanted = self._selection.of(await self._layout(version, cached))
+                    self._wants(info.path, wanted.size)
+                await self._content(version, cached, wanted)
             finally:
                 await threads.hashing(cached.close)
             if verify and not await threads.hashing(self._store.verify, version.content):
@@ -179,8 +201,31 @@ class _Run:
             self._result.failed += 1
             self._result.failures.append((info.path, str(error)))
 
-    async def _content(self, version: ArtifactVersion, cached: CachedContent) -> None:
-        pieces = iter(Extent(0, version.size).pieces(_PIECE))
+    def _wants(self, path: RepoPath, size: int) -> None:
+        self._found(path, size)
+        self._result.total += size
+
+    async def _layout(self, version: ArtifactVersion, cached: CachedContent) -> Layout:
+        """Read what a file tells of its tensors, through the cache. Raises MalformedFile."""
+        head = bytearray(min(FIRST_BYTES, version.size))
+        while True:
+            told = Extent(0, len(head))
+            for piece in told.pieces(_PIECE):
+                await self._piece(version, cached, piece)
+            with memoryview(head) as buffer:
+                if not await threads.on_disk(cached.read_into, told, buffer):
+                    raise CacheFull("what was cached of it is gone again: try again")
+            try:
+                return await threads.computing(
+                    layout_of, version.path.name, bytes(head), version.size
+                )
+            except MoreNeeded as more:
+                head = bytearray(more.upto)
+
+    async def _content(
+        self, version: ArtifactVersion, cached: CachedContent, wanted: ExtentSet
+    ) -> None:
+        pieces = (piece for extent in wanted for piece in extent.pieces(_PIECE))
         failures: list[JfsError] = []
 
         async def worker() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,25 @@ from jfs.cli import connection as server
 from jfs.cli.connection import Connection
 from jfs.cli.options import Size
 from jfs.config import CacheSettings, default_cache_directory
+from jfs.formats import Selection
 from jfs.model import RepoPath
 
 _PATH = click.Path(path_type=Path)
+_RANKS_AT_MOST = 65_536
+
+
+class _Rank(click.ParamType[tuple[int, int]]):
+    """One of several processes that share a model: its number, from 0, and how many there are."""
+
+    name = "R/N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", str(value))
+        if match is None or not int(match[1]) < int(match[2]) <= _RANKS_AT_MOST:
+            self.fail(f"{value!r} is no rank: R/N, with R from 0 to N-1, such as 0/4")
+        return int(match[1]), int(match[2])
 
 
 @click.command("warm")
@@ -44,6 +61,13 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Parallel downloads.",
 )
+@click.option(
+    "--tensors",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only tensors of such names, and what is below them. Repeatable.",
+)
+@click.option("--rank", type=_Rank(), help="Only rank R's rows of every tensor, of N ranks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     paths: Sequence[str],
@@ -51,22 +75,33 @@ def command(
     cache_dir: Path | None,
     cache_size: int,
     connections: int,
+    tensors: Sequence[str],
+    rank: tuple[int, int] | None,
     as_json: bool,
     connection: Connection,
 ) -> None:
-    """Bring the files at or below every PATH into the block cache, whole.
+    """Bring the files at or below every PATH into the block cache.
 
     PATH is a file or folder inside a mount of jfs, or a place on a server as `jfs mount` takes it;
     no mount is needed. What is cached already is not fetched again, so an interrupted run is
     simply repeated. The cache is the one that the mounts use which were given the same --cache-dir.
 
+    --tensors and --rank choose from files that tell where their tensors are (safetensors, GGUF);
+    others are fetched whole. A tensor whose rows N ranks cannot share evenly goes to all of them.
+
     \b
     Example:
       jfs warm ml-models-local/llm/llama3-8b/v1
       jfs warm /models/llm/llama3-8b/v1
+      jfs warm --tensors 'model.layers.*.q_proj' --rank 0/4 /models/llm/llama3-8b/v1
 
     Exit codes: 0 everything is cached (--check: and verified), 1 something is not, 2 wrong use.
     """
+    selection = None
+    if tensors or rank:
+        if check:
+            raise click.UsageError("--check needs whole files: not with --tensors or --rank")
+        selection = Selection(tuple(tensors), *(rank or (0, 1)))
     logs.set_up(logging.WARNING)
     sources = [connection.place(path).source for path in paths]
     cache = CacheSettings(
@@ -87,7 +122,13 @@ def command(
             settings = connection.settings(source, connections=connections)
             results.append(
                 warming.warm(
-                    settings, cache, [source.path], verify=check, found=found, advanced=advanced
+                    settings,
+                    cache,
+                    [source.path],
+                    verify=check,
+                    found=found,
+                    advanced=advanced,
+                    selection=selection,
                 )
             )
     seconds = time.monotonic() - start

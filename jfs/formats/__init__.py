@@ -7,8 +7,17 @@ from strangers, and what it says of itself is believed only so far as it fits th
 
 from jfs.formats import gguf, safetensors
 from jfs.formats.layout import Layout, MoreNeeded, Part
+from jfs.formats.selection import Selection
 
-__all__ = ["FIRST_BYTES", "Layout", "MoreNeeded", "Part", "describes_itself", "layout_of"]
+__all__ = [
+    "FIRST_BYTES",
+    "Layout",
+    "MoreNeeded",
+    "Part",
+    "Selection",
+    "describes_itself",
+    "layout_of",
+]
 
 # Enough of every format to say how much more is needed, and less than anybody reads of a file.
 FIRST_BYTES = 24

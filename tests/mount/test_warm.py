@@ -5,8 +5,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from jfs.formats import Layout, layout_of
 from jfs.server import EmbeddedServer, Fault
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import run_jfs
@@ -128,3 +131,65 @@ def test_what_a_mount_has_open_is_not_evicted(mounted: MountedServer, tmp_path: 
         done = run_jfs("cache", "evict", "--all", "--cache-dir", str(tmp_path / "cache"))
         assert "in use, kept" in done.stdout
         assert file.read() == ONE[MiB:]
+
+
+@pytest.fixture
+def weights(server: EmbeddedServer, tmp_path: Path) -> Layout:
+    """Two layers, q and k in each, of 1 MiB; and a file that tells nothing."""
+    names = [f"model.layers.{n}.{each}_proj.weight" for n in range(2) for each in "qk"]
+    tensors = {name: np.frombuffer(os.urandom(MiB), np.uint8).reshape(1024, -1) for name in names}
+    path = tmp_path / "model.safetensors"
+    save_file({**tensors, "model.norm.bias": np.arange(7, dtype=np.uint8)}, path)
+    server.deploy(REPO, "w/model.safetensors", path.read_bytes())
+    server.deploy(REPO, "w/config.json", b"{}")
+    return layout_of(path.name, path.read_bytes(), path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "mebibytes"),
+    [
+        (["--tensors", "model.layers.*.q_proj"], 2),
+        (["--tensors", "model.layers.*.q_proj", "--tensors", "*.bias", "--rank", "3/4"], 0.5),
+        (["--rank", "0/2"], 2),
+        (["--tensors", "nothing"], 0),
+    ],
+)
+def test_some_tensors_or_a_ranks_share_are_warmed(
+    server: EmbeddedServer,
+    weights: Layout,
+    mounter: Mounter,
+    tmp_path: Path,
+    options: list[str],
+    mebibytes: float,
+) -> None:
+    code, report = warm(server, tmp_path, *options, f"{server.url}/{REPO}/w")
+    assert (code, report["files"], report["failures"]) == (0, 2, [])
+    wanted, fetched = report["bytes"], report["fetched_bytes"]
+    assert isinstance(wanted, int)
+    assert isinstance(fetched, int)
+    assert mebibytes * MiB <= wanted < mebibytes * MiB + 4096  # and the header
+    assert wanted <= fetched <= wanted + 512 * 1024  # whole blocks
+    code, report = warm(server, tmp_path, *options, f"{server.url}/{REPO}/w")
+    assert (code, report["fetched_bytes"]) == (0, 0)
+
+
+def test_what_is_no_file_of_tensors_fails_alone(server: EmbeddedServer, tmp_path: Path) -> None:
+    server.deploy(REPO, "w/broken.safetensors", b"\xff" * 100)
+    server.deploy(REPO, "w/short.gguf", b"GGU")
+    server.deploy(REPO, "w/z.json", b"{}")
+    code, report = warm(server, tmp_path, "--rank", "0/2", f"{server.url}/{REPO}/w")
+    assert code == 1
+    failures = report["failures"]
+    assert isinstance(failures, list)
+    assert [Path(failure["path"]).name for failure in failures] == [
+        "broken.safetensors",
+        "short.gguf",
+    ]
+    assert all("\n" not in failure["error"] for failure in failures)
+
+
+@pytest.mark.parametrize("rank", ["4/4", "1", "-1/2", "0/0", "1/99999999", "a/b"])
+def test_a_rank_that_is_none_is_refused(rank: str) -> None:
+    done = run_jfs("warm", f"--rank={rank}", "nowhere/at-all")
+    assert done.returncode == 2
+    assert "is no rank: R/N" in done.stderr
