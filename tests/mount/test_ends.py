@@ -195,7 +195,7 @@ Session.end = end
 """
 _SOON = """
 import jfs.mount.serving
-jfs.mount.serving.END_S = 2.0
+jfs.mount.serving.END_S = 1.0
 """
 
 

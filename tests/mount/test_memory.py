@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer
+from jfs.vfs.filesystem import REFRESH
 from tests.conftest import REPO
 from tests.mount.conftest import Mounter
-from tests.mount.mounting import Mounted, run_jfs
+from tests.mount.mounting import Mounted
 from tests.weather.disks import Disk
 from tests.weather.group import Group, limited
 
@@ -63,71 +64,70 @@ def _peak(group: Group | None) -> str:
     return "?" if group is None or group.peak is None else f"{group.peak / MiB:.0f} MiB"
 
 
-def test_properties_of_a_large_folder_and_many_open_files(
-    server: EmbeddedServer, mounter: Mounter, group: Group | None, scale: Scale
+def test_much_to_know_much_open_and_a_slow_disk(
+    server: EmbeddedServer, mounter: Mounter, group: Group | None, disk: Disk, scale: Scale
 ) -> None:
-    count, opened = scale(250, 100_000), scale(100, 10_000)
+    count, opened = scale(200, 100_000), scale(100, 10_000)
     for number in range(count):
         properties = {"env": ["production" if number % 3 else "staging"], "n": [str(number % 100)]}
         server.deploy(REPO, f"big/f{number:06}", b"%d" % number * 50, properties)
+    size = scale(3 * MiB, 400 * MiB)
+    for name in "abc":
+        server.deploy(REPO, name, large(name, size))
     mounted = mounter(
         f"{server.url}/{REPO}",
+        *("--cache-dir", str(disk.place / "cache")),
         *("--attr-ttl", "600"),  # a server that is as slow as this machine is asked once
         under=under(group),
         JF_ACCESS_TOKEN=server.token,
     )
-    big = mounted.root / "big"
-    command = ["getfattr", "--recursive", "--dump", "--absolute-names", str(big)]
+    see_properties(mounted.root, count)
+    os.getxattr(mounted.root, REFRESH)
+    assert len(os.listdir(mounted.root / "big")) == count  # beside what was known
+    read_many(mounted.root / "big", opened)
+    disk.fail(write="slow")  # what it has not taken yet is in memory
+    with ThreadPoolExecutor(3) as readers:
+        found = readers.map(lambda name: digest_of(mounted.root / name), "abc")
+        for name, digest in zip("abc", found, strict=True):
+            assert digest == hashlib.sha256(large(name, size)).hexdigest()
+    disk.fail()
+    holds(mounted, group)
+
+
+def large(name: str, size: int) -> bytes:
+    piece = random.Random(1).randbytes(MiB)
+    return (name.encode() + piece[1:]) * (size // MiB)
+
+
+def see_properties(root: Path, count: int) -> None:
+    """By file, by query, by selector."""
+    command = ["getfattr", "--recursive", "--dump", "--absolute-names", str(root / "big")]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert said.count('user.env="staging"') == len(range(0, count, 3))
     assert said.count('user.n="') == count
-    found = [name for _, _, names in os.walk(mounted.root / ".by/env=staging") for name in names]
+    found = [name for _, _, names in os.walk(root / ".by/env=staging") for name in names]
     assert sorted(found) == [f"f{number:06}" for number in range(0, count, 3)]
-    assert os.readlink(big / "@n=7") == f"f{max(range(7, count, 100)):06}"
-    assert run_jfs("refresh", str(mounted.root)).returncode == 0
-    assert len(os.listdir(big)) == count  # beside what was known
+    assert os.readlink(root / "big/@n=7") == f"f{max(range(7, count, 100)):06}"
+
+
+def read_many(folder: Path, count: int) -> None:
+    """Open so many files, or as many as we may, and read them twice while all are open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with ExitStack() as files:
-            most = range(min(opened, hard - 500))
-            held = [files.enter_context((big / f"f{n:06}").open("rb", 0)) for n in most]
-            for number, file in enumerate(held):
-                assert file.read(4096) == b"%d" % number * 50
-            for number, file in enumerate(held):  # from the cache, whose descriptors are fewer
-                assert os.pread(file.fileno(), 4096, 0) == b"%d" % number * 50
+            most = range(min(count, hard - 500))
+            held = [files.enter_context((folder / f"f{n:06}").open("rb", 0)) for n in most]
+            for _ in range(2):  # then from the cache, whose descriptors are fewer
+                for number, file in enumerate(held):
+                    assert os.pread(file.fileno(), 4096, 0) == b"%d" % number * 50
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    holds(mounted, group)
 
 
-def test_a_slow_disk_behind_a_fast_network(
-    server: EmbeddedServer, mounter: Mounter, group: Group | None, disk: Disk, scale: Scale
-) -> None:
-    """What the disk has not taken yet is in memory: readers wait for it, or read past it."""
-    size = scale(4 * MiB, 400 * MiB)
-    piece = random.Random(1).randbytes(MiB)
-    for name in "abc":
-        server.deploy(REPO, name, (name.encode() + piece[1:]) * (size // MiB))
-    mounted = mounter(
-        f"{server.url}/{REPO}",
-        *("--cache-dir", str(disk.place / "cache")),
-        under=under(group),
-        JF_ACCESS_TOKEN=server.token,
-    )
-    disk.fail(write="slow")
-
-    def read(name: str) -> str:
-        digest = hashlib.sha256()
-        with (mounted.root / name).open("rb", 0) as file:
-            while data := file.read(MiB):
-                digest.update(data)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(3) as readers:
-        found = dict(zip("abc", readers.map(read, "abc"), strict=True))
-    for name, digest in found.items():
-        right = hashlib.sha256((name.encode() + piece[1:]) * (size // MiB)).hexdigest()
-        assert digest == right
-    disk.fail()
-    holds(mounted, group)
+def digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", 0) as file:
+        while data := file.read(MiB):
+            digest.update(data)
+    return digest.hexdigest()

@@ -88,9 +88,14 @@ def dead_mount(place: Path) -> None:
 
 
 def test_dead_mounts_one_on_the_other_are_cleared_by_whatever_starts(
-    server: EmbeddedServer, mountpoint: Path, tmp_path: Path, scale: Callable[[int, int], int]
+    server: EmbeddedServer,
+    mountpoint: Path,
+    tmp_path: Path,
+    scale: Callable[[int, int], int],
+    expected_logs: list[str],
 ) -> None:
     """A crash on top of a crash, where one was mounted over the other."""
+    expected_logs.append("clearing the mount of a jfs that crashed")
     server.deploy("ml-models-local", "a", b"x")
     source, token = f"{server.url}/ml-models-local", tmp_path / "token"
     token.write_text(server.token)
@@ -98,12 +103,16 @@ def test_dead_mounts_one_on_the_other_are_cleared_by_whatever_starts(
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     fstab = ",".join(f"{name}={value}" for name, value in options.items())
     starts = [(source, "-o", f"rw,_netdev,{fstab}"), ("mount", "--daemon", *flags, source)]
-    for start in starts[: scale(1, 2)]:
+    dead_mount(mountpoint)
+    dead_mount(mountpoint)
+    assert len(mounted_at(mountpoint)) == 2
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mountpoint)
+    os.close(claim(mountpoint))
+    assert mounted_at(mountpoint) == []
+    for start in starts[: scale(0, 2)]:
         dead_mount(mountpoint)
         dead_mount(mountpoint)
-        assert len(mounted_at(mountpoint)) == 2
-        with pytest.raises(OSError, match="not connected"):
-            os.listdir(mountpoint)
         result = run_jfs(*start, str(mountpoint))
         assert result.returncode == 0, result.stderr
         assert (mountpoint / "a").read_bytes() == b"x"

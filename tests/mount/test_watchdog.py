@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.component.server_requests import REPO
 from tests.mount import namespaces
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import Mounted, run_jfs
+from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
 
@@ -149,13 +151,19 @@ _SETUPS = {
 
 
 def test_requests_that_nobody_answers_end_it_whether_the_kernel_shows_them_or_not(
-    server: EmbeddedServer, mounter: Mounter, tmp_path: Path
+    server: EmbeddedServer,
+    mounter: Mounter,
+    tmp_path: Path,
+    scale: Callable[[list[str], list[str]], list[str]],
 ) -> None:
     """The event loop runs: what is seen through fusectl, and without it."""
     (tmp_path / "sitecustomize.py").write_text(_FORGET)
     forget = tmp_path / "forget"
     with contextlib.ExitStack() as ends:
-        mounts = [_forgetful(ends, kernel, server, mounter, tmp_path, forget) for kernel in _SETUPS]
+        mounts = [
+            _forgetful(ends, kernel, server, mounter, tmp_path, forget)
+            for kernel in scale(["seen"], ["seen", "blind"])
+        ]
         forget.touch()
         looks = [
             subprocess.Popen(
@@ -199,51 +207,49 @@ def _forgetful(
     return mount, told
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path)
+    yield made
+    made.end()
+
+
 def test_a_mount_above_that_hangs_is_no_mount_that_hangs(
-    server: EmbeddedServer, mounter: Mounter, tmp_path: Path, manager: socket.socket
+    server: EmbeddedServer, disk: Disk, mounter: Mounter, tmp_path: Path, manager: socket.socket
 ) -> None:
-    """The path of the mountpoint leads through it."""
-    source = f"{server.url}/{REPO}"
-    above = mounter(source, "--attr-ttl", "0", JF_ACCESS_TOKEN=server.token)
-    (above.root / "inner").mkdir()
-    (tmp_path / "link").symlink_to(above.root / "inner")  # its log shall lie beside this
+    """The path of the mountpoint leads through it. And no look keeps anybody from unmounting."""
+    (disk.place / "inner").mkdir()
+    (tmp_path / "link").symlink_to(disk.place / "inner")  # its log shall lie beside this
     with manager:
         mount = mounter(
-            source,
+            f"{server.url}/{REPO}",
             name="link",
             JF_ACCESS_TOKEN=server.token,
             NOTIFY_SOCKET=str(tmp_path / "notify"),
             WATCHDOG_USEC="100000",
         )
         heard(manager, "READY=1")
-        above.process.send_signal(signal.SIGSTOP)
+        disk.fail(all="hang")
         try:
             for _ in range(20):  # in between the kernel was asked
                 heard(manager, "WATCHDOG=1")
         finally:
-            above.process.send_signal(signal.SIGCONT)
-        mount.stop(expected=["NOTIFY_SOCKET"])  # nobody listens any more
-    above.stop()
-
-
-def test_a_look_keeps_nobody_from_unmounting(server: EmbeddedServer, mounter: Mounter) -> None:
-    """By the number of its file system, and by its name."""
-    mount = mounter(f"{server.url}/{REPO}", JF_ACCESS_TOKEN=server.token)
-    entry = mount_at(mount.root)
-    assert entry is not None
-    lookers = [Looker(entry.device, number) for number in (ustat_number(), None)]
-    mount.process.send_signal(signal.SIGSTOP)
-    for looker in lookers:
-        looker.begin()
-        while looker.is_answered(0.01):  # until the child has asked
-            assert looker.is_looking
-    mount.process.send_signal(signal.SIGCONT)
-    for looker in lookers:
-        assert looker.is_answered(_DEADLINE_S)
-    assert run_jfs("umount", str(mount.root)).returncode == 0
-    for looker in lookers:
-        looker.begin()
-        while looker.is_looking:
+            disk.fail()
+        entry = mount_at(mount.root)
+        assert entry is not None
+        lookers = [Looker(entry.device, number) for number in (ustat_number(), None)]
+        mount.process.send_signal(signal.SIGSTOP)
+        for looker in lookers:
+            looker.begin()
+            while looker.is_answered(0.01):  # until the child has asked
+                assert looker.is_looking
+        mount.process.send_signal(signal.SIGCONT)
+        for looker in lookers:
             assert looker.is_answered(_DEADLINE_S)
-        looker.close()
-    mount.stop()
+        subprocess.run(["umount", str(mount.root.resolve())], check=True)
+        for looker in lookers:
+            looker.begin()
+            while looker.is_looking:
+                assert looker.is_answered(_DEADLINE_S)
+            looker.close()
+        mount.stop(expected=["NOTIFY_SOCKET"])  # nobody listens any more
