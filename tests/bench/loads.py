@@ -17,6 +17,40 @@ def tensors(path: str) -> None:
             model.get_tensor(name)
 
 
+def quarters(path: str) -> None:
+    """Read the first quarter of every tensor, as one of four ranks does."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as model:
+        for name in model.keys():  # noqa: SIM118 -- not a mapping
+            part = model.get_slice(name)
+            part[: part.get_shape()[0] // 4]
+
+
+def others(path: str) -> None:
+    """Read every second tensor, as who wants one projection of every layer."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as model:
+        for name in sorted(model.keys())[::2]:
+            model.get_tensor(name)
+
+
+def faults(count: str, path: str) -> None:
+    """Map a file and touch pages at random places."""
+    choose = random.Random(7)
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        for _ in range(int(count)):
+            pages[choose.randrange(len(pages))]
+
+
+def piece(start: str, size: str, path: str) -> None:
+    """Read one piece, with one call."""
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(int(start))
+        assert file.readinto(bytearray(int(size))) == int(size)
+
+
 def header(path: str) -> None:
     """Open a safetensors file and read what its header says."""
     from safetensors import safe_open
@@ -74,6 +108,14 @@ def self_signed(directory: Path) -> None:
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    {"tensors": tensors, "pages": pages, "header": header, "at": at, "random": random_reads}[what](
-        *arguments
-    )
+    {
+        "tensors": tensors,
+        "pages": pages,
+        "quarters": quarters,
+        "others": others,
+        "faults": faults,
+        "piece": piece,
+        "header": header,
+        "at": at,
+        "random": random_reads,
+    }[what](*arguments)

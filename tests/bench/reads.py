@@ -346,6 +346,35 @@ def pieces(bench: Bench, mib: int, rounds: int) -> None:
             rounds,
             {"jfs": lambda size=size: bench.cold("big.bin", "random", str(size), str(reads))},
         )
+    for size in (4 * MiB, 16 * MiB, 64 * MiB):
+        if size < mib * MiB // 2:
+            race(
+                f"one piece of {size // MiB} MiB ({size / 1e6:.1f} MB)",
+                size,
+                rounds,
+                {
+                    "jfs": lambda size=size: bench.cold(
+                        "big.bin", "piece", str(mib * MiB // 3), str(size)
+                    )
+                },
+            )
+    tensors = max(1, mib // 32) * 32 * MiB
+    for what, load, amount in (
+        ("the first quarter of every tensor", "quarters", tensors // 4),
+        ("every second tensor", "others", tensors // 2),
+    ):
+        race(
+            f"{what} ({amount / 1e6:.1f} MB)",
+            amount,
+            rounds,
+            {"jfs": lambda load=load: bench.cold("model.safetensors", load)},
+        )
+    race(
+        "1000 page faults at random places (4.1 MB)",
+        1000 * 4 * KiB,
+        rounds,
+        {"jfs": lambda: bench.cold("big.bin", "faults", "1000")},
+    )
     race(f"ls -l of {_SMALL_FILES} files", _SMALL_FILES, rounds, {"jfs": bench.listing})
 
 
