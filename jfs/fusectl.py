@@ -73,6 +73,13 @@ def waiting(device: str) -> int | None:
         return None
 
 
+def open_abort(device: str) -> int:
+    """Open what cuts the connection once anything is written to it: this one and no later one that
+    gets its number. The caller closes it. Raises OSError.
+    """
+    return os.open(_connection(device.partition(":")[2]) / "abort", os.O_WRONLY | os.O_CLOEXEC)
+
+
 def abort(device: str) -> None:
     """Cut the connection: whoever waits gets ECONNABORTED, whoever comes ENOTCONN.
 

@@ -8,6 +8,7 @@
 ``withdrawals`` lets go whoever was told to end, in any state of the server
 ``waiters``     whether a thread was told to end
 ``watchdog``    ends a mount that does not answer
+``survivor``    cuts the connection of a daemon that was killed, by a child
 ``looks``       looks whether a mount answers, by a child
 ``stacks``      where every thread and task is
 ``signals``     how signals end a mount

@@ -34,6 +34,7 @@ from jfs.mount.offline import OfflineSource, OfflineStore
 from jfs.mount.passthrough import Passthrough
 from jfs.mount.session import Session
 from jfs.mount.signals import Ending
+from jfs.mount.survivor import Survivor
 from jfs.mount.watchdog import Watchdog
 from jfs.notifier import KernelNotifier
 from jfs.protocols import ArtifactStore, RangeSource
@@ -310,6 +311,7 @@ async def _serve(
     root = trio.lowlevel.current_root_task()
     assert root is not None
     watchdog = Watchdog(mount.device, settings.watchdog_s, root)
+    survivor = await threads.on_disk(Survivor, mount.device)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watchdog.beat)
         watchdog.start()
@@ -319,6 +321,7 @@ async def _serve(
         if watchdog.has_bitten:
             await trio.sleep_forever()  # its thread ends the process, with its own exit code
         await finish()
+        await threads.on_disk(survivor.close)
         nursery.cancel_scope.cancel()
 
 

@@ -104,9 +104,7 @@ class Mounted:
     def buried(self) -> bool:
         """Wait until it has gone after SIGKILL; return whether its connection had to be cut.
 
-        A thread that tells the kernel to forget a name waits there, deaf to signals, for the lock
-        of the folder, which a request holds that nobody answers any more: the kernel cannot free
-        the descriptor whose closing would end that request. Only who aborts the connection can.
+        Its own survivor does that after a second, where there is one: see ``jfs.mount.survivor``.
         """
         try:
             self.process.wait(_WEDGED_S)

@@ -1,5 +1,6 @@
 """Who is told to end while the server does not answer ends at once; nothing is left half done."""
 
+import contextlib
 import os
 import re
 import signal
@@ -198,3 +199,39 @@ def test_a_signal_that_asks_nobody_to_end_disturbs_no_call(
     other.release()
     assert process.wait(_AT_ONCE_S) == 0
     mount.stop()
+
+
+def thread_states(pid: int) -> list[str]:
+    """Return the states of the threads of a process, as letters of ``ps``."""
+    found = []
+    for number in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            text = Path(f"/proc/{pid}/task/{number}/stat").read_text()
+            found.append(text.rpartition(")")[2].split()[0])
+    return found
+
+
+def test_a_daemon_that_is_killed_leaves_nobody_waiting(
+    server: EmbeddedServer, mounter: Mounter
+) -> None:
+    """While one of its threads waits in the kernel for a folder that a LOOKUP holds."""
+    server.deploy(REPO, "f/a", b"content")
+    mount = mounter(
+        f"{server.url}/{REPO}", "--attr-ttl", "60", "--timeout", "600", JF_ACCESS_TOKEN=server.token
+    )
+    (mount.root / "f/a").stat()  # the kernel knows it
+    slow = server.faults.add(Fault.stall("*/f/slow*"))
+    for path in ("*/f?list*", f"/api/storage/{REPO}/f"):
+        server.faults.add(Fault.stall(path))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    look = subprocess.Popen(["stat", mount.root / "f/slow"], **quiet)
+    slow.wait_hit()
+    asked = subprocess.Popen(["getfattr", "-n", "user.jfs.refresh", mount.root], **quiet)
+    seen = 0
+    while seen < 20:  # looks in a row at which one of its threads could not be interrupted
+        seen = seen + 1 if "D" in thread_states(mount.process.pid) else 0
+    mount.process.kill()
+    for waiting in (mount.process, look, asked):
+        waiting.wait(30)
+    with pytest.raises(OSError, match="not connected"):
+        mount.root.stat()
