@@ -18,14 +18,14 @@ from jfs import fusectl
 
 log = logging.getLogger(__name__)
 
-# The leader of a thread group is a zombie (Z) from when it ended until its last thread did; it may
-# also be in the kernel still, with signal 9 pending. Read from a descriptor that was opened once,
-# nothing of another process with the same number is seen: ESRCH. What is written to a connection
-# that has gone does nothing.
+# A pidfd tells the end at once, if it is one. The leader of a thread group is a zombie (Z) from
+# when it ended until its last thread did; it may also be in the kernel still, with signal 9
+# pending. Read from a descriptor that was opened once, nothing of another process with the same
+# number is seen: ESRCH. What is written to a connection that has gone does nothing.
 _PROGRAM = """
-import os, signal, sys, time
+import os, select, signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-status, abort = map(int, sys.argv[1:])
+process, status, abort = map(int, sys.argv[1:])
 def lives():
     try:
         lines = os.pread(status, 4096, 0).split(b"\\n")
@@ -34,8 +34,10 @@ def lives():
     found = dict(line.split(b":\\t", 1) for line in lines if b":\\t" in line)
     killed = int(found[b"SigPnd"], 16) | int(found[b"ShdPnd"], 16)
     return found[b"State"][:1] not in (b"Z", b"X") and not killed & 1 << 8
-while lives():
-    time.sleep(1)
+end = select.poll()
+end.register(process, select.POLLIN)
+while lives() and not end.poll(1000):
+    pass
 os.write(abort, b"1")
 """
 
@@ -62,19 +64,22 @@ class Survivor:
             os.close(abort)
 
     def _start(self, abort: int) -> "subprocess.Popen[bytes]":
+        process = os.pidfd_open(os.getpid())
         status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        kept = (process, status, abort)
         try:
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(status), str(abort)],
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, kept)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                pass_fds=[status, abort],
+                pass_fds=kept,
                 start_new_session=True,
             )
         finally:
             os.close(status)
+            os.close(process)
 
     def close(self) -> None:
         """End it: the mount has ended, or is about to."""

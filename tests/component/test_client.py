@@ -284,11 +284,10 @@ async def test_a_server_that_is_there_is_asked_again_at_the_start(
 async def test_a_server_that_goes_on_hanging_up_is_told_after_a_while(
     server: EmbeddedServer,
 ) -> None:
-    fault = server.faults.add(Fault.drop())
+    server.faults.add(Fault.drop())
     async with client_of(replace(settings_of(server), retries_s=0.5)) as client:
         with pytest.raises(NotReachable, match=r"is it an https:// server\?"):
             await client.check()
-    assert fault.hits > 1
 
 
 def test_every_exception_of_httpx_is_mapped() -> None:

@@ -72,7 +72,11 @@ class Demo:
         return pid
 
     def assert_nothing_left(self) -> None:
-        assert not self.processes()
+        deadline = time.monotonic() + _DEADLINE_S
+        while (
+            left := self.processes()
+        ):  # who survives a mount that was killed sees it a moment later
+            assert time.monotonic() < deadline, left
         mounts = Path("/proc/self/mountinfo").read_bytes()  # others may be named by any bytes
         assert os.fsencode(self.temporary.parent) not in mounts
         assert not list(self.temporary.iterdir())
@@ -139,7 +143,7 @@ def test_no_secret_in_any_command_line(demo: Starter, tmp_path: Path) -> None:
     assert len(token) > 20
     assert token_file.stat().st_mode & 0o077 == 0
     lines = running.processes()
-    assert len(lines) == 3
+    assert len(lines) in (3, 4)  # demo, server, mount, and who would cut its connection
     assert not any(token in word for line in lines.values() for word in line)
 
 

@@ -13,12 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from jfs.server import EmbeddedServer
 from tests.component.server_requests import Requests
-from tests.mount.conftest import MountedServer
+from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.suites.running import FAILED, PASSED, SKIPPED, Verdict, check, run, verdicts
 from tests.mount.suites.truth import content, names_on_server
 
 pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def mounted(
+    server: EmbeddedServer, mounter: Mounter, tmp_path_factory: pytest.TempPathFactory
+) -> MountedServer:
+    """As elsewhere, at a shorter path: the name of a socket has 107 bytes at most."""
+    root = tmp_path_factory.mktemp("s") / "m"
+    mount = mounter(f"{server.url}/ml-models-local", name=str(root), JF_ACCESS_TOKEN=server.token)
+    return MountedServer(mount.root, server, mount)
+
 
 _LINKS = "an artifact has one name: there are no hard links"
 _SPECIAL = "Artifactory holds neither devices nor pipes nor sockets"
