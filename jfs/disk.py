@@ -15,3 +15,18 @@ def read_at(file: int, size: int, position: int) -> bytes:
     while len(data) < size and (more := os.pread(file, size - len(data), position + len(data))):
         data += more
     return data
+
+
+def fill(buffer: memoryview, file: int, position: int, flags: int = 0) -> bool:
+    """As ``read_at``, into *buffer*; False: the file ends before it is full. Raises OSError.
+
+    Args:
+        flags: of preadv2(2).
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file, [buffer[done:]], position + done, flags)
+        if not count:
+            return False
+        done += count
+    return True

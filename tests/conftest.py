@@ -1,6 +1,7 @@
 """What every test has: a server of its own, the size of long proofs, and a watch on the log."""
 
 import logging
+import os
 import re
 import subprocess
 import threading
@@ -106,3 +107,11 @@ def _no_surprise_in_the_log(expected_logs: list[str]) -> Iterator[None]:
         if not any(re.search(pattern, message) for pattern in expected_logs)
     ]
     assert not surprises, f"unexpected in the log: {surprises}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A dead mount in a directory of an earlier run would end the next one with an error."""
+    yield
+    mounts = Path("/proc/self/mountinfo").read_bytes()  # others may be named by any bytes
+    assert os.fsencode(tmp_path_factory.getbasetemp()) not in mounts

@@ -150,7 +150,7 @@ class ArtifactoryClient:
                 return
             except (Unavailable, RateLimited) as error:
                 is_there = is_there or error.status is not None or was_cut(error)
-                again_s = max(wait_s, error.retry_after_s or 0.0)
+                again_s = max(wait_s, retry.after_s(error) or 0.0)
                 if isinstance(error, Untrusted) or not is_there:
                     raise
                 if trio.current_time() + again_s > end:

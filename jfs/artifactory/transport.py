@@ -40,6 +40,9 @@ _LIFE_S = 600.0
 _KEPT = 16
 
 
+_ENDS_OF_OLD_ONES = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+
+
 class _Connection:
     def __init__(
         self, sock: socket.socket, key: tuple[str, str, int], proxy: Proxy | None, made: float
@@ -205,15 +208,13 @@ class BulkTransport(httpx.BaseTransport):
         if connection is not None:
             try:
                 return self._exchange(connection, request)
-            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                # The server closed it while it was idle: not an answer to this request.
+            except BaseException as error:
                 self.discard(connection)
+                # The server may have closed it while it was idle: no answer to this request.
+                is_old = isinstance(error, _ENDS_OF_OLD_ONES)
                 sent = request.stream.sent if isinstance(request.stream, FileBody) else 0
-                if self._closed or sent:
+                if not is_old or self._closed or sent:
                     raise
-            except BaseException:
-                self.discard(connection)
-                raise
         connection = self._connect(key)
         try:
             return self._exchange(connection, request)

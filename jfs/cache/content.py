@@ -17,6 +17,7 @@ from jfs.cache.blockmap import BlockMap, checksum, lock_blocks, stamp_of
 from jfs.cache.files import EntryFiles
 from jfs.cache.shelf import Shelf
 from jfs.cache.whole import WholeFile, hold
+from jfs.disk import fill
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent, MiB
 from jfs.model import ContentKey
@@ -286,17 +287,10 @@ class DiskContent:
         """
         size = self._block_size
         first = extent.start // size
-        position = 0
         try:
             words = files.blocks.resident_words(range(first, -(-extent.stop // size)))
-            if 0 in words:
+            if 0 in words or not fill(buffer, files.data, extent.start, os.RWF_NOWAIT):
                 return False
-            while position < extent.size:
-                at = extent.start + position
-                count = os.preadv(files.data, [buffer[position:]], at, os.RWF_NOWAIT)
-                if not count:
-                    return False
-                position += count
         except BlockingIOError:
             return False
         except OSError as error:
@@ -312,16 +306,11 @@ class DiskContent:
         """Read whole blocks into *buffer* and verify each; False: one is missing or bad."""
         size = self._block_size
         first = extent.start // size
-        position = 0
         try:
             words = files.blocks.words(range(first, -(-extent.stop // size)))
             if 0 in words:
                 return False
-            while position < extent.size:
-                count = os.preadv(files.data, [buffer[position:]], extent.start + position)
-                if not count:
-                    break
-                position += count
+            fill(buffer, files.data, extent.start)  # what the file lacks is found by its sum
         except OSError as error:
             self._shelf.failed(error)
             return False

@@ -15,6 +15,7 @@ from jfs.extents import Extent
 from jfs.model import FolderInfo, RepoPath, problem_with_name
 from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.extended import ExtendedAttributes, StaleView
+from jfs.vfs.attributes.privileges import Privileges
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
 from jfs.vfs.boundary import Boundary
@@ -123,7 +124,7 @@ class Filesystem:
         )
         self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
-        self._of_users: set[int] = set()  # handles that others than root have opened for writing
+        self._privileges = Privileges(self._stat, self._kernel)
 
     # names
 
@@ -228,7 +229,7 @@ class Filesystem:
         inode, opened = await self._mutations.create(folder, name, flags, caller.pid)
         if inode.local:
             self._stat.own(inode, mode, caller, folder)
-        self._note_user(opened, flags, caller.uid)
+        self._privileges.opened(opened.handle, flags, caller.uid)
         return opened, self._stat.of(inode)
 
     async def mknod(self, parent: int, name: str, mode: int, caller: Caller) -> Attributes:
@@ -304,9 +305,9 @@ class Filesystem:
             if not self._store.is_writable(inode.path.repo):
                 raise ReadOnly(f"{inode.path.repo}: a remote repository only shows what it fetched")
         opened = await self._files.open(inode, flags, pid)
-        self._note_user(opened, flags, uid)
+        self._privileges.opened(opened.handle, flags, uid)
         if flags & os.O_TRUNC and uid:
-            await self._drop_privileges(inode)
+            await self._privileges.drop(inode)
         return opened
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
@@ -329,8 +330,7 @@ class Filesystem:
             OSError: the local disk is full. RemoteError: what was there cannot be fetched.
         """
         count = await self._files.write(handle, offset, data)
-        if handle in self._of_users:
-            await self._drop_privileges(self._files.inode_of(handle))
+        await self._privileges.written(handle, self._files.inode_of(handle))
         return count
 
     async def flush(self, handle: int) -> None:
@@ -348,7 +348,7 @@ class Filesystem:
         if handle in self._reports:
             self._reports.release(handle)
             return
-        self._of_users.discard(handle)
+        self._privileges.released(handle)
         await self._files.release(handle)
 
     # attributes
@@ -432,16 +432,6 @@ class Filesystem:
             return ttl_s
         cell = folder.below.names.get(name)
         return cell.left_s(ttl_s)[0] if cell is not None and cell.is_known else 0.0
-
-    def _note_user(self, opened: Opened, flags: int, uid: int) -> None:
-        # Not the kernel's work: it leaves the setuid bit to us (FUSE_HANDLE_KILLPRIV), and does not
-        # say who writes, only who has opened.
-        if uid and flags & os.O_ACCMODE != os.O_RDONLY:
-            self._of_users.add(opened.handle)
-
-    async def _drop_privileges(self, inode: Inode) -> None:
-        if self._stat.drop_privileges(inode):
-            await self._kernel.drop(Remembered([], [inode.ino]))  # it does not expect that
 
     def _named(self, ino: int) -> Inode:
         """Return an inode. Raises Replaced for a file that has no name, and is not open."""

@@ -132,13 +132,16 @@ class Cell(Generic[_T]):
 
     Attributes:
         asked: of the answer; or when it was changed here or refreshed since.
+        as_of: the serial number of the question that the answer is to, or of the change that made
+            it true. No refresh changes that: what was asked before is older still.
     """
 
-    __slots__ = ("_stand", "_value", "asked", "question")
+    __slots__ = ("_stand", "_value", "as_of", "asked", "question")
 
     def __init__(self) -> None:
         self._value: _T | _Nothing = _NOTHING
         self.asked = NEVER
+        self.as_of = 0
         self._stand: Stand | None = None
         self.question: Question[_T] | None = None
 
@@ -203,6 +206,7 @@ class Cell(Generic[_T]):
             return False
         self._value = value
         self.asked = asked
+        self.as_of = asked.serial
         self._stand = None
         return True
 
@@ -227,8 +231,8 @@ class Cell(Generic[_T]):
             refreshed: or until then. What was asked for later is believed.
         """
         serial = refreshed.serial if refreshed else next(_serials)
-        if serial > self.asked.serial:
-            self.asked = Asked(serial, -math.inf, self.asked.confirmed)
+        if serial > self.as_of:
+            self.asked = Asked(max(serial, self.asked.serial), -math.inf, self.asked.confirmed)
             self._stand = None
 
     def drop(self) -> None:

@@ -290,30 +290,22 @@ def warm(bench: Bench, work: Path, mib: int, rounds: int) -> None:
     with bench.fresh_cache() as cache:
         fill(cache, big)
         for how, load in (("read", ()), ("mmap of every page", ("pages",))):
-            race(
-                f"page-warm, {how}",
-                mib * MiB,
-                rounds,
-                {
-                    "local file": partial(local, big, *load, warm=True),
-                    "jfs": partial(bench.page_warm, cache, name, *load),
-                    "jfs without passthrough": partial(
-                        bench.page_warm, cache, name, *load, options=off
-                    ),
-                },
-            )
-            race(
-                f"disk-warm: page cache dropped, {how}",
-                mib * MiB,
-                rounds,
-                {
-                    "local file": partial(local, big, *load, warm=False),
-                    "jfs": partial(bench.disk_warm, cache, name, *load),
-                    "jfs without passthrough": partial(
-                        bench.disk_warm, cache, name, *load, options=off
-                    ),
-                },
-            )
+            for what, measure, kept in (
+                ("page-warm", bench.page_warm, True),
+                ("disk-warm: page cache dropped", bench.disk_warm, False),
+            ):
+                race(
+                    f"{what}, {how}",
+                    mib * MiB,
+                    rounds,
+                    {
+                        "local file": partial(local, big, *load, warm=kept),
+                        "jfs": partial(measure, cache, name, *load),
+                        "jfs without passthrough": partial(
+                            measure, cache, name, *load, options=off
+                        ),
+                    },
+                )
 
 
 def pieces(bench: Bench, mib: int, rounds: int) -> None:

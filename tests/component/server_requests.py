@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from jfs.server import EmbeddedServer
 
@@ -86,6 +86,12 @@ class Requests:
 
     def patch(self, path: str, document: object) -> Reply:
         return self("PATCH", path, json.dumps(document).encode())
+
+    def content(self, path: str) -> bytes | None:
+        """Return the bytes of an artifact; None: there is none."""
+        reply = self.get(f"/{REPO}/{quote(path)}")
+        assert reply.status in (200, 404), (path, reply.status, reply.body)
+        return reply.body if reply.status == 200 else None
 
     def properties(self, path: str) -> dict[str, list[str]]:
         """Return the properties of an item; none are none."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jfs.config import TreeSettings
@@ -274,12 +274,20 @@ def _says_what_stands_in(expected_logs: list[str]) -> None:
     expected_logs.append("cannot be asked, serving what was known before")
 
 
+# An answer from before a removal comes after a refresh that followed it.
+_REMOVED_AND_REFRESHED = [
+    *(("list", "a", 0), ("lookup", "a", 0), ("unlink", "a", 0), ("answer", "a", 0)),
+    *(("refresh", "a", 0), ("list", "a", 0), ("answer", "a", 0), ("fail", "a", 0)),
+]
+
+
 @pytest.mark.usefixtures("_says_what_stands_in")
 @pytest.mark.parametrize("outages", [False, True], ids=["well", "down now and then"])
 @pytest.mark.parametrize("packs", [False, True], ids=["objects", "packed"])
 @pytest.mark.parametrize("ttl_s", [1e9, 0.0], ids=["believed", "ttl 0"])
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(events=st.lists(_EVENTS, min_size=4, max_size=24))
+@example(events=_REMOVED_AND_REFRESHED)
 def test_what_is_told_was_true_since_the_last_change_and_refresh(
     ttl_s: float, outages: bool, packs: bool, events: list[tuple[str, str, int]]
 ) -> None:

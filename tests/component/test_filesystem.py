@@ -37,6 +37,7 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+from jfs.packed import Packed
 from jfs.protocols import Sink
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kernel import Notifier
@@ -68,7 +69,9 @@ class MemoryServer:
             raise NotFound("Unable to find item", status=404)
         return info
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         self._note("list")
         prefix = f"{path.path}/" if path.path else ""
         names = {

@@ -8,6 +8,7 @@ import trio
 
 from jfs.errors import NoEntry
 from jfs.model import Checksums, EntryInfo, FileInfo, FolderInfo, RepoPath
+from jfs.packed import Packed
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.freshness import PIECE
 from jfs.vfs.namespace.inodes import ROOT
@@ -27,7 +28,9 @@ class BigServer(MemoryServer):
     async def stat(self, path: RepoPath) -> EntryInfo:
         return FolderInfo(path, 0) if path == BIG else _file(path)
 
-    async def list_children(self, path: RepoPath) -> Sequence[EntryInfo]:
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
         if path != BIG:
             return [FolderInfo(BIG, 0)]
         self._note("list")

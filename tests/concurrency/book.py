@@ -44,6 +44,17 @@ class Plan:
     deadline_s: float = 60.0
 
 
+def chosen(name: str, minutes: float) -> tuple[float, str]:
+    """Return how many minutes a proof takes, and its seed: by ``NAME_MINUTES`` and ``NAME_SEED``.
+
+    Args:
+        minutes: if nothing else is said; 0: the slice, the same in every run.
+    """
+    minutes = float(os.environ.get(f"{name}_MINUTES") or minutes)
+    seed = str(random.SystemRandom().randrange(1 << 32)) if minutes else "1"
+    return minutes, os.environ.get(f"{name}_SEED") or seed
+
+
 @dataclass
 class Folder:
     """A folder of one round, ``REPO/NAME``, and what was done in it."""

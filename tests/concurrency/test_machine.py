@@ -3,8 +3,6 @@
 ``JFS_MACHINE_MINUTES`` and ``JFS_MACHINE_SEED`` say how long and which; a failure names its seed.
 """
 
-import os
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer
-from tests.concurrency.book import Plan
+from tests.concurrency.book import Plan, chosen
 from tests.concurrency.machine import Machine
 
 pytestmark = pytest.mark.fuse
@@ -26,10 +24,7 @@ _SLICE_ROUNDS = 2
 def test_several_mounts_and_what_happens_elsewhere(
     server: EmbeddedServer, tmp_path: Path, scale: Callable[[float, float], float]
 ) -> None:
-    minutes = float(os.environ.get("JFS_MACHINE_MINUTES") or scale(0, 60))
-    seed = os.environ.get("JFS_MACHINE_SEED") or (
-        str(random.SystemRandom().randrange(1 << 32)) if minutes else "1"
-    )
+    minutes, seed = chosen("JFS_MACHINE", scale(0, 60))
     end = time.monotonic() + 60 * minutes
     with Machine(tmp_path, server, seed, _WHOLE if minutes else _SLICE) as machine:
         while machine.rounds < _SLICE_ROUNDS or time.monotonic() < end:

@@ -47,6 +47,8 @@ def mounter(tmp_path: Path) -> Iterator[Mounter]:
 def _end(mounted: Mounted) -> None:
     if mounted.process.returncode is None:
         mounted.stop()
+    else:
+        mounted.clear()
     mounted.close()
 
 

@@ -99,6 +99,10 @@ class Mounted:
         self.process.kill()
         self.buried()
         self.close()
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away what a daemon that was killed has left at the mountpoint."""
         subprocess.run(["fusermount3", "-uzq", str(self.root)], check=False)
 
     def buried(self) -> bool:

@@ -575,6 +575,20 @@ TestCompany = Company.TestCase
 TestCompany.settings = settings(max_examples=30, stateful_step_count=20)
 
 
+async def test_a_change_made_here_during_a_refresh_keeps_nothing_from_before_it() -> None:
+    """A refresh of a large tree comes to some of it only after a while."""
+    cell = Cell[int]()
+    cell.put(1, Asked.now())
+    refreshed = Asked.now()
+    cell.confirm(2)
+    cell.expire(refreshed)
+    assert not cell.is_answered(DAY)
+    assert not cell.accepts(refreshed)
+    cell.change(3)
+    cell.expire(refreshed)
+    assert cell.is_answered(DAY)
+
+
 def test_never_is_older_than_everything() -> None:
     assert Cell[int]().asked is NEVER
     assert NEVER.serial < trio.run(_serial)

@@ -7,14 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from jfs.server import EmbeddedServer
+from tests.component.server_requests import Requests
 from tests.weather.diskwork import FILES, OPERATIONS, PART, half, made, whole
 
 REPO = "ml-models-local"
@@ -149,7 +148,7 @@ def prepare(server: EmbeddedServer, number: int) -> None:
 
 def lost(server: EmbeddedServer, number: int, outcomes: dict[str, str]) -> list[str]:
     """Say what the server has otherwise than it was promised."""
-    changed = whole("changed", number)
+    get, changed = Requests(server).content, whole("changed", number)
     right = {f"{name}{number}": whole(name, number) for name in ("cached", "cold", "held")}
     written: dict[str, tuple[str, bytes, bytes | None]] = {
         f"made{number}": (_CREATE, made(number), None),
@@ -157,21 +156,8 @@ def lost(server: EmbeddedServer, number: int, outcomes: dict[str, str]) -> list[
         f"half{number}": (_ON, half("half", number) * 2, None),
         f"closing{number}": (_CLOSE, half("closing", number), None),
     }
-    found = [f"{name}: other bytes" for name, data in right.items() if _get(server, name) != data]
+    found = [f"{name}: other bytes" for name, data in right.items() if get(name) != data]
     for name, (operation, after, before) in written.items():
-        if _get(server, name) != (after if outcomes[operation] == "ok" else before):
+        if get(name) != (after if outcomes[operation] == "ok" else before):
             found.append(f"{name}: {operation} was {outcomes[operation]}, and it is not so")
     return found
-
-
-def _get(server: EmbeddedServer, name: str) -> bytes | None:
-    request = urllib.request.Request(
-        f"{server.url}/{REPO}/{name}", headers={"Authorization": f"Bearer {server.token}"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise

@@ -7,14 +7,12 @@ import shlex
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jfs.server import EmbeddedServer
+from tests.component.server_requests import Requests
 from tests.mount import namespaces
 from tests.mount.mounting import Mounted, run_jfs
 from tests.weather.line import Line
@@ -196,24 +194,24 @@ def _gone(mount: Mounted) -> None:
 
 def _lost(world: World, directory: Path, cells: dict[str, Cell]) -> list[str]:
     """Look at the server and at what is kept, and say what is not as it was promised."""
-    lost = []
-    made = _get(world, "made")
+    lost, get = [], Requests(world.server).content
+    made = get("made")
     if made not in (None, content("made")):
         lost.append("made: other bytes")
     # It was made again when the weather was good.
     if made is None:
         lost.append("made: is not on the server")
-    old, new = _get(world, "old"), _get(world, "new")
+    old, new = get("old"), get("new")
     if (old is None) is (new is None) or content("old") not in (old, new):
         lost.append(f"rename: old is {_said(old)}, new is {_said(new)}")
     if cells["rename"].outcome == "ok" and new is None:
         lost.append("rename: did not take place")
-    if cells["unlink"].outcome == "ok" and _get(world, "gone") is not None:
+    if cells["unlink"].outcome == "ok" and get("gone") is not None:
         lost.append("unlink: did not take place")
     lost += [
         f"{name}: is not what it was"
         for name in ("known", "cached", "cold", "mapped", "tagged")
-        if _get(world, name) != content(name)
+        if get(name) != content(name)
     ]
     listed = run_jfs("recover", "ls", "--json", "--staging-dir", str(directory / "staging"))
     if listed.returncode != 0:
@@ -223,17 +221,3 @@ def _lost(world: World, directory: Path, cells: dict[str, Cell]) -> list[str]:
 
 def _said(data: bytes | None) -> str:
     return "missing" if data is None else f"{len(data)} bytes"
-
-
-def _get(world: World, name: str) -> bytes | None:
-    request = urllib.request.Request(
-        f"{world.server.url}/{REPO}/{urllib.parse.quote(name)}",
-        headers={"Authorization": f"Bearer {world.server.token}"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise

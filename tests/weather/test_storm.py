@@ -3,8 +3,6 @@
 ``JFS_STORM_MINUTES`` and ``JFS_STORM_SEED`` say how long and which; a failure names its seed.
 """
 
-import os
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer
+from tests.concurrency.book import chosen
 from tests.weather.storm import PLAN, Storm
 
 pytestmark = pytest.mark.fuse
@@ -24,10 +23,7 @@ _SLICE = replace(PLAN, seconds=5.0, hands=3, kills=1.0)
 def test_random_faults_under_mixed_load(
     server: EmbeddedServer, tmp_path: Path, scale: Callable[[float, float], float]
 ) -> None:
-    minutes = float(os.environ.get("JFS_STORM_MINUTES") or scale(0, 10))
-    seed = os.environ.get("JFS_STORM_SEED") or (
-        str(random.SystemRandom().randrange(1 << 32)) if minutes else "1"
-    )
+    minutes, seed = chosen("JFS_STORM", scale(0, 10))
     end = time.monotonic() + 60 * minutes
     with Storm(tmp_path, server, seed, PLAN if minutes else _SLICE) as storm:
         while not storm.rounds or time.monotonic() < end:

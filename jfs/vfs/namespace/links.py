@@ -32,10 +32,7 @@ async def listed(
     Args:
         known: see ``ArtifactStore.list_children``.
     """
-    if known is None:
-        entries = await store.list_children(folder)
-    else:
-        entries = await store.list_children(folder, known)
+    entries = await store.list_children(folder, known)
     if isinstance(entries, Packed):
         return await _with_links(store, folder, entries)
     empty: set[RepoPath] = set()

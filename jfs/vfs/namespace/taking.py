@@ -161,11 +161,13 @@ class Taking:
             return inode
         cell = below.names.get(name)
         if inode is None and cell is not None and not cell.accepts(asked):
-            if cell.asked.at == -math.inf or not cell.is_known:
-                asked = asked.as_hint()  # refreshed since: not believed
-            elif cell.value is None:
-                return None  # removed since
-            else:
+            is_refreshed = cell.asked.at == -math.inf
+            is_missing = cell.is_known and cell.value is None
+            if is_missing and (asked.serial < cell.as_of or not is_refreshed):
+                return None  # it has gone since, whatever was refreshed after that
+            if is_refreshed or not cell.is_known:
+                asked = asked.as_hint()  # not believed
+            elif cell.value is not None:
                 info, asked = cell.value, cell.asked
         if info is not None:
             return self._inodes.link(parent, name, info, asked)
