@@ -57,6 +57,7 @@ def running(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.xdist_group("weather")  # one process runs all rows beside each other
 def test_every_operation_in_bad_weather(running: Running, row: Row) -> None:
     seen = running[row.name].result()
     print(f"\n{row.name}: healed after {seen.heals_s:.1f} s")
