@@ -6,11 +6,11 @@ what waits is dropped, and the cache is read past for a while.
 """
 
 import logging
+from collections.abc import Callable
 
 import trio
 
 from jfs import threads
-from jfs.protocols import CachedContent
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ class Publisher:
         self._waiting: dict[trio.CancelScope, float] = {}  # since when
         self._paused_until = 0.0
 
-    async def publish(self, cached: CachedContent, start: int, data: memoryview) -> None:
-        """Write whole blocks, unless the disk hangs."""
+    async def publish(self, write: Callable[[], None]) -> None:
+        """Call what writes blocks, in a thread, unless the disk hangs."""
         if trio.current_time() < self._paused_until:
             return
         with trio.CancelScope() as scope:
             self._waiting[scope] = trio.current_time()
             try:
-                await threads.publishing(cached.publish, start, data)
+                await threads.publishing(write)
             finally:
                 del self._waiting[scope]
 

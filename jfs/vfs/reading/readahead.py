@@ -9,6 +9,7 @@ says how far a run will go, and what was fetched beyond its end was fetched for 
 - Then a sixteenth of what the run has read goes ahead of it: a piece of 4, 16 or 64 MiB costs 6 %
   more than itself, and the next request is on its way while the last is copied. After 64 MiB it is
   a stream, and the window opens. A far server needs more ahead: a quarter, and no run costs more.
+  Who reads on from the start of a file, beyond its header, mostly reads all of it: a quarter, too.
 - What is known shortens this. Two runs of one length (rows, chunks, slices of tensors): the next
   one is fetched to that length at once, and no further. Two tensors of which the same share was
   read (a quarter each, or all of it): the same of the next one. The last file of this folder was
@@ -32,6 +33,7 @@ _READS_OF_A_RUN = 3
 _RUNS = 16  # parallel loaders of one file; more than that is random access
 _FRACTION = 16
 _STREAM = 64 * MiB
+_FROM_START = 8 * MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class ReadaheadPlanner:
         run = self._latest
         if run is None:
             return False
-        return run.size > _STREAM or (self._whole and run.reads >= _READS_OF_A_RUN)
+        # What the kernel asks for ahead, 2 MiB, is a sixteenth of half of that.
+        return run.size > _STREAM // 2 or (self._whole and run.reads >= _READS_OF_A_RUN)
 
     def retract(self, ahead: Extent, reached: int) -> None:
         """Note that of a planned read-ahead only what is before *reached* is being fetched.
@@ -213,17 +216,18 @@ class ReadaheadPlanner:
                 return min(share.stop, limit)
         if run.reads < _READS_OF_A_RUN or run.size * 4 < (run.position - run.start) * 3:
             return run.position
-        reach = run.position + self._allowed(run.size)
+        reach = run.position + self._allowed(run)
         if part is not None and run.start >= part.extent.start - _DISORDER:
             reach = min(reach, max(part.extent.stop, run.position))
         return min(reach, limit)
 
-    def _allowed(self, size: int) -> int:
-        """Return how much may go ahead of a run that has read *size* bytes."""
+    def _allowed(self, run: _Run) -> int:
+        """Return how much may go ahead of a run."""
+        size = run.size
         if self._whole:
             return 2 * size
         most = size // 4
-        if self._is_far():
+        if self._is_far() or (run.start == 0 and size >= _FROM_START):
             return most
         return min(most, min(size, _STREAM) // _FRACTION + max(0, size - _STREAM) // 2)
 

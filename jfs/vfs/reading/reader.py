@@ -389,8 +389,8 @@ class ContentReader(SegmentOwner):
             # READs are answered from now on; the disk is written behind them, in threads of its
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
-            for run in fetched:
-                await content.publish(run.start, segment.slice(run))
+            if fetched:
+                await content.publish([(run.start, segment.slice(run)) for run in fetched], look)
 
     async def _fill_from(
         self, segment: Segment, look: Look, content: Cached | None, limit: trio.CapacityLimiter
