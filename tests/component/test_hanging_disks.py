@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import trio
 from jfs import waiting
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, Credentials, ReadSettings, Secret, WriteSettings
+from jfs.errors import Stale
 from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, Checksums, ContentKey, FileInfo, RepoPath
@@ -215,6 +217,38 @@ async def test_an_upload_whose_file_cannot_be_read_is_given_up(
         await fs.flush(opened.handle)
         await fs.release(opened.handle)
     assert Requests(server).get(f"/{REPO}/new").body == b"1" * 500_000
+
+
+async def test_what_is_open_is_removed_and_replaced_whatever_the_staging_disk_does(
+    server: EmbeddedServer, disk: Disk, expected_logs: list[str]
+) -> None:
+    """Who reads it goes on with what is here of it, and gets ESTALE beyond."""
+    expected_logs += ["not kept for readers", "has not answered for 0.3 s"]
+    faults = [{"all": "EIO"}, {"changes": "EROFS"}, {"write": "ENOSPC"}, {"all": "hang"}]
+    for number in range(len(faults)):
+        for name in ("removed", "replaced", "new"):
+            server.deploy(REPO, f"{name}{number}", f"{name}{number}".encode())
+    async with composed(server, REPO, writes=WriteSettings(disk.place / "staging")) as fs:
+        for number, fault in enumerate(faults):
+            opened = {
+                (await fs.open(await find(fs, f"{name}{number}"), os.O_RDONLY)).handle: name
+                for name in ("removed", "replaced")
+            }
+            await _hang(disk, **fault)
+            with trio.fail_after(30):
+                await fs.unlink(ROOT, f"removed{number}")
+                await fs.rename(ROOT, f"new{number}", ROOT, f"replaced{number}", 0)
+                for handle, name in opened.items():
+                    with suppress(Stale):
+                        read = bytes(await fs.read(handle, Extent(0, 100)))
+                        assert read == f"{name}{number}".encode()
+                    await fs.release(handle)
+            await _answer(disk)
+            assert await everything(fs, f"replaced{number}") == b"new%d" % number
+    ask = Requests(server)
+    for number in range(len(faults)):
+        assert ask.get(f"/{REPO}/removed{number}").status == 404
+        assert ask.get(f"/{REPO}/replaced{number}").body == b"new%d" % number
 
 
 async def test_what_is_kept_for_a_later_start_holds_up_no_answer(

@@ -149,7 +149,11 @@ def prepare(server: EmbeddedServer, number: int) -> None:
 def lost(server: EmbeddedServer, number: int, outcomes: dict[str, str]) -> list[str]:
     """Say what the server has otherwise than it was promised."""
     get, changed = Requests(server).content, whole("changed", number)
-    right = {f"{name}{number}": whole(name, number) for name in ("cached", "cold", "held")}
+    right: dict[str, bytes | None] = {
+        f"{name}{number}": whole(name, number) for name in ("cached", "cold", "held")
+    }
+    right |= {f"removed{number}": None, f"over{number}": None}
+    right[f"under{number}"] = whole("over", number)
     written: dict[str, tuple[str, bytes, bytes | None]] = {
         f"made{number}": (_CREATE, made(number), None),
         f"changed{number}": (_CHANGE, PART + changed[len(PART) :], changed),

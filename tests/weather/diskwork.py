@@ -17,7 +17,7 @@ from tests.weather.operations import content
 SIZE = 1 << 20
 PART = b"a part that is other now"
 # Files of a number that the server has, before anything is done.
-FILES = ("cached", "cold", "held", "changed", "after")
+FILES = ("cached", "cold", "held", "changed", "removed", "over", "under", "after")
 
 
 def whole(name: str, number: int) -> bytes:
@@ -46,8 +46,9 @@ class Work:
         """Have a file in the cache, and some open; they are open for good weather, too."""
         self.read_cached(number)
         os.getxattr(self._root + f"/cached{number}", "user.env")
-        self._held["held"] = os.open(f"{self._root}/held{number}", os.O_RDONLY)
-        _is(os.pread(self._held["held"], 10, 0), whole("held", number)[:10])
+        for name in ("held", "removed", "under"):
+            self._held[name] = os.open(f"{self._root}/{name}{number}", os.O_RDONLY)
+            _is(os.pread(self._held[name], 10, 0), whole(name, number)[:10])
         for name in ("half", "closing"):
             file = os.open(f"{self._root}/{name}{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
             self._held[name] = file
@@ -90,6 +91,14 @@ class Work:
     def close(self, number: int) -> None:
         os.close(self._held.pop("closing"))
 
+    def remove(self, number: int) -> None:
+        os.unlink(f"{self._root}/removed{number}")
+        os.close(self._held.pop("removed"))
+
+    def replace(self, number: int) -> None:
+        os.rename(f"{self._root}/over{number}", f"{self._root}/under{number}")
+        os.close(self._held.pop("under"))
+
     def read_after(self, number: int) -> None:
         _is(self._read(f"after{number}") == whole("after", number), True)
 
@@ -120,6 +129,8 @@ OPERATIONS: dict[str, Callable[[Work, int], None]] = {
     "change a part": Work.change,
     "write on, close": Work.write_on,
     "close": Work.close,
+    "unlink of what is open": Work.remove,
+    "rename over what is open": Work.replace,
 }
 _OTHERS = {
     "prepare": Work.prepare,

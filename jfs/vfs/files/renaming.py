@@ -63,7 +63,7 @@ class Renaming:
         In vain, if the block raises.
 
         Raises:
-            JfsError, OSError: it cannot be read, or this disk has no room.
+            JfsError: it cannot be read.
         """
         file = self._registry.find(inode) if inode is not None else None
         if file is None or self._writer is None:

@@ -267,8 +267,10 @@ class Writer:
     async def keep_for_readers(self, file: OpenFile) -> None:
         """Bring the content here before the server forgets it with its name.
 
+        A staging disk that fails is no reason to keep the name: readers have what is cached then.
+
         Raises:
-            JfsError, OSError: it cannot be read, or this disk has no room.
+            JfsError: it cannot be read.
         """
         if file.staged is not None or not file.info.size or file.replaced:
             return
@@ -278,16 +280,20 @@ class Writer:
         if file.info.size > _KEPT_FOR_READERS:
             log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
             return
+        try:
+            file.kept = await self._kept(file)
+        except (Stale, OSError) as error:  # of Stale, its readers are told
+            if isinstance(error, OSError):
+                log.warning("%s: not kept for readers: %s", file.inode.path, disk_words(error))
+
+    async def _kept(self, file: OpenFile) -> StagingFile:
         staged = await waiting.on_disk(self._area.anonymous, late=StagingFile.unmake)
         try:
             await self._copy(file, staged, file.info.size)
-        except Stale:  # nobody can read it any more: its readers are told so, whatever we do
-            staged.close()
-            return
         except BaseException:
             staged.close()
             raise
-        file.kept = staged
+        return staged
 
     async def _stage(self, file: OpenFile, size: int) -> StagingFile:
         """Make the file staged, with the first *size* bytes of what it shows."""

@@ -254,7 +254,11 @@ class Journal:
         """Make a file without a name, for content that shall go with its last reader. OSError."""
         # Not O_TMPFILE: overlayfs, where containers live, has it only since Linux 6.1.
         file, name = descriptors.opening(self._made_anonymous)
-        os.unlink(name)
+        try:
+            os.unlink(name)
+        except BaseException:
+            os.close(file)
+            raise
         return file
 
     def _made_anonymous(self) -> tuple[int, str]:
