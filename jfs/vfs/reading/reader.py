@@ -12,7 +12,6 @@ there must be no checkpoint: see ``segments``.
 import contextlib
 import logging
 import time
-from bisect import bisect_right, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -40,7 +39,7 @@ from jfs.vfs.reading.learning import Habits, Head, Streaming
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
-from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.vfs.reading.segments import Placed, Segment, SegmentOwner, SegmentPool, SegmentSink
 from jfs.vfs.reading.whole import REFETCHES, receive_whole
 from jfs.waiting import Disk
 
@@ -140,8 +139,7 @@ class ContentReader(SegmentOwner):
         self._head = Head(version.path.name, version.size, self._serve)
         self._whole = Extent(0, version.size)
         self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
-        self._segments: dict[int, Segment] = {}  # by start; they never overlap
-        self._starts: list[int] = []
+        self._segments = Placed()
         self._working = 0  # tasks that still use our segments
         self._closed = False
         self._stale: Stale | None = None
@@ -173,7 +171,7 @@ class ContentReader(SegmentOwner):
         if self._head.is_seen(extent):
             self._working += 1
             self._plane.nursery.start_soon(self._look_at_head)
-        segment = self._covering(extent)
+        segment = self._segments.covering(extent)
         if segment is None and self.cached is not None:
             resident = self.cached.resident(extent)
             if resident is not None:
@@ -205,30 +203,27 @@ class ContentReader(SegmentOwner):
             await self._close_when_idle()
 
     def discard(self, segment: Segment) -> None:
-        if self._segments.get(segment.extent.start) is segment:
-            del self._segments[segment.extent.start]
-            self._starts.remove(segment.extent.start)
-            if segment.users == 0:
-                self._plane.pool.free(segment)
+        if self._segments.remove(segment) and segment.users == 0:
+            self._plane.pool.free(segment)
 
     def _give_back(self, segment: Segment) -> None:
         """End one use of a segment; the last one frees what was discarded meanwhile."""
         segment.users -= 1
         if segment.users:
             return
-        if self._segments.get(segment.extent.start) is segment:
+        if segment in self._segments:
             self._plane.pool.unused()
         else:
             self._plane.pool.free(segment)
 
     async def _serve(self, extent: Extent) -> memoryview | bytearray:
-        first = self._at(extent.start)
+        first = self._segments.at(extent.start)
         if first is not None and first.extent.stop >= extent.stop:
             return await self._take(first, extent)
         parts = bytearray()
         position = extent.start
         while position < extent.stop:
-            segment = self._at(position)
+            segment = self._segments.at(position)
             if segment is None:
                 # There was no memory for it, or it was given up while we waited for the piece
                 # before it.
@@ -251,33 +246,6 @@ class ContentReader(SegmentOwner):
             return segment.slice(extent)
         finally:
             self._give_back(segment)
-
-    def _at(self, position: int) -> Segment | None:
-        """Return the segment that holds byte *position*."""
-        at = bisect_right(self._starts, position) - 1
-        if at < 0:
-            return None
-        segment = self._segments[self._starts[at]]
-        return segment if position < segment.extent.stop else None
-
-    def _covering(self, extent: Extent) -> Segment | None:
-        segment = self._at(extent.start)
-        return segment if segment is not None and segment.extent.contains(extent) else None
-
-    def _gaps(self, extent: Extent) -> list[Extent]:
-        """Return the runs of *extent* that no segment covers."""
-        gaps = []
-        position = extent.start
-        while position < extent.stop:
-            segment = self._at(position)
-            if segment is not None:
-                position = segment.extent.stop
-                continue
-            at = bisect_right(self._starts, position)
-            stop = min(extent.stop, self._starts[at]) if at < len(self._starts) else extent.stop
-            gaps.append(Extent(position, stop))
-            position = stop
-        return gaps
 
     def _start_ahead(self, plan: ReadPlan) -> None:
         if plan.warm and self.cached is not None and plan.ahead:
@@ -309,13 +277,12 @@ class ContentReader(SegmentOwner):
         Returns:
             Up to where everything of *extent* is there or under way.
         """
-        for gap in self._gaps(extent):
+        for gap in self._segments.gaps(extent):
             for piece in gap.pieces(self._plane.settings.segment_bytes):
                 segment = self._plane.pool.allocate(piece, self.version.path.repo)
                 if segment is None:
                     return piece.start
-                self._segments[piece.start] = segment
-                insort(self._starts, piece.start)
+                self._segments.add(segment)
                 self._working += 1
                 self._plane.nursery.start_soon(self._work, segment, demand)
         return extent.stop
@@ -440,7 +407,7 @@ class ContentReader(SegmentOwner):
     async def _close_when_idle(self) -> None:
         if self._working or not self._closed:
             return  # the last of them comes back here
-        for segment in list(self._segments.values()):
+        for segment in list(self._segments):
             self.discard(segment)
         content, self.cached = self.cached, None
         if content is not None:

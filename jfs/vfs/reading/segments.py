@@ -11,7 +11,9 @@ right until the next checkpoint of the trio thread, because buffers are reused o
 import contextlib
 import mmap
 import time
+from bisect import bisect_right, insort
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 
 import trio
 
@@ -137,6 +139,61 @@ class HeldSink(SegmentSink):
 
     def advance(self, count: int) -> None:
         self._position += count
+
+
+class Placed:
+    """The segments of one content by their place; they never overlap. Trio thread only."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, Segment] = {}  # by start
+        self._starts: list[int] = []
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments.values())
+
+    def __contains__(self, segment: Segment) -> bool:
+        return self._segments.get(segment.extent.start) is segment
+
+    def add(self, segment: Segment) -> None:
+        """Take a segment in, where no other is."""
+        self._segments[segment.extent.start] = segment
+        insort(self._starts, segment.extent.start)
+
+    def remove(self, segment: Segment) -> bool:
+        """Take a segment out; False: it is not here."""
+        if segment not in self:
+            return False
+        del self._segments[segment.extent.start]
+        self._starts.remove(segment.extent.start)
+        return True
+
+    def at(self, position: int) -> Segment | None:
+        """Return the segment that holds byte *position*."""
+        at = bisect_right(self._starts, position) - 1
+        if at < 0:
+            return None
+        segment = self._segments[self._starts[at]]
+        return segment if position < segment.extent.stop else None
+
+    def covering(self, extent: Extent) -> Segment | None:
+        """Return the segment that holds all of *extent*."""
+        segment = self.at(extent.start)
+        return segment if segment is not None and segment.extent.contains(extent) else None
+
+    def gaps(self, extent: Extent) -> list[Extent]:
+        """Return the runs of *extent* that no segment covers."""
+        gaps = []
+        position = extent.start
+        while position < extent.stop:
+            segment = self.at(position)
+            if segment is not None:
+                position = segment.extent.stop
+                continue
+            at = bisect_right(self._starts, position)
+            stop = min(extent.stop, self._starts[at]) if at < len(self._starts) else extent.stop
+            gaps.append(Extent(position, stop))
+            position = stop
+        return gaps
 
 
 class SegmentPool:
