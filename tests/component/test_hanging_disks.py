@@ -28,7 +28,8 @@ from jfs.vfs.freshness import Asked
 from jfs.vfs.kept.keeper import Keeper
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
-from tests.component.composed import composed, find
+from jfs.vfs.writing.journal import Journal
+from tests.component.composed import composed, find, names
 from tests.component.composed import content as everything
 from tests.component.server_requests import Requests
 from tests.conftest import REPO
@@ -249,6 +250,33 @@ async def test_what_is_open_is_removed_and_replaced_whatever_the_staging_disk_do
     for number in range(len(faults)):
         assert ask.get(f"/{REPO}/removed{number}").status == 404
         assert ask.get(f"/{REPO}/replaced{number}").body == b"new%d" % number
+
+
+@pytest.mark.parametrize("fault", [{"unlink": "EIO"}, {"changes": "EROFS"}])
+async def test_what_was_removed_while_the_disk_failed_is_not_uploaded_afterwards(
+    server: EmbeddedServer, disk: Disk, expected_logs: list[str], fault: dict[str, str]
+) -> None:
+    expected_logs += ["stays in the journal", "left cannot be looked at"]
+    staging = disk.place / "staging"
+    writes = WriteSettings(staging, write_back=True, settling_s=3600)
+    async with composed(server, REPO, writes=writes) as fs:
+        opened, _ = await fs.create(ROOT, "queued", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, b"queued")
+        await fs.flush(opened.handle)
+        await fs.release(opened.handle)
+        assert fs.behind.state.pending == 1
+        await trio.to_thread.run_sync(lambda: disk.fail(**fault))
+        await fs.unlink(ROOT, "queued")
+        assert fs.behind.state.pending == 0
+        async with composed(server, REPO, writes=writes) as other:
+            await trio.to_thread.run_sync(disk.fail)
+            for each in (fs, other):
+                assert await each.behind.look() == 0
+            assert await names(other, "") == {}
+    async with composed(server, REPO, writes=writes) as fs:
+        assert fs.behind.state.pending == 0
+    assert Requests(server).get(f"/{REPO}/queued").status == 404
+    assert Journal(staging).survey() == []
 
 
 async def test_what_is_kept_for_a_later_start_holds_up_no_answer(

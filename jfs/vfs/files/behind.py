@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from jfs import waiting
+from jfs.errors import disk_words
 from jfs.model import Checksums, FileInfo
 from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.queue import QueueState
@@ -66,6 +67,7 @@ class Behind:
         self._writing = writing
         self._kernel = kernel
         self._questions = questions
+        self._said = False  # that the journal cannot be looked at
 
     @property
     def state(self) -> QueueState:
@@ -124,9 +126,11 @@ class Behind:
         try:
             left = await waiting.on_disk(self._claim, writing.area, late=_give_up)
         except OSError as error:
-            log.warning("what earlier mounts left cannot be looked at: %s", error)
+            level = logging.DEBUG if self._said else logging.WARNING  # it is looked at for ever
+            log.log(level, "what earlier mounts left cannot be looked at: %s", disk_words(error))
+            self._said = True
             return
-        taken = 0
+        taken, self._said = 0, False
         for each in left:
             if self._show(each, writing):
                 taken += 1

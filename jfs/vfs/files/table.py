@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jfs import threads
+from jfs import threads, waiting
 from jfs.errors import (
     BadHandle,
     InvalidArgument,
@@ -283,6 +283,8 @@ class OpenFiles:
             elif file.staged is not None:
                 await forgotten(file.staged)
             await self._opening.let_go(file)
+        if self._writing is not None:
+            await waiting.staging_disk().end(self._writing.area.journal.remove_the_rest)
         self._handles.clear()
         return left
 

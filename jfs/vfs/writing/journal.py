@@ -103,12 +103,15 @@ class Entry:
     Several threads may change the record: an upload notes that it failed, and its file is renamed.
     """
 
-    def __init__(self, directory: Path, name: str, file: int, record: Record) -> None:
+    def __init__(
+        self, directory: Path, name: str, file: int, record: Record, unremoved: "dict[str, Entry]"
+    ) -> None:
         self._directory = directory
         self.name = name
         self.file = file
         self.record = record
-        self._removed = False
+        self._removed = self._unused = False
+        self._unremoved = unremoved
         self._changing = threading.Lock()
 
     @property
@@ -158,18 +161,25 @@ class Entry:
             os.close(file)
 
     def remove(self) -> None:
-        """Forget it; who has the data open keeps it. Harmless if it is gone."""
+        """Forget it; who has the data open keeps it. What fails is tried again. Raises OSError."""
         with self._changing:
             self._removed = True
+        self._unremoved[self.name] = self
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
         if self.record.state is State.PENDING:  # or the next mount would upload it after all
             with contextlib.suppress(FileNotFoundError):
                 _sync(self._directory)
+        self._unremoved.pop(self.name, None)
+        if self._unused:
+            self.close()
 
     def close(self) -> None:
         """Close the file, which ends its lock; idempotent."""
+        self._unused = True
+        if self.name in self._unremoved and self.record.state in (State.PENDING, State.DEPLOYING):
+            return  # whoever has its lock uploads it
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
@@ -186,6 +196,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._given = directory
+        self._unremoved: dict[str, Entry] = {}
         self.directory = directories.private(directory)
         if self.directory != directory:
             if any(directory.glob(f"*{RECORD}")):
@@ -224,9 +235,7 @@ class Journal:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not os.fstat(file).st_nlink:  # swept away before we had the lock
                     raise BlockingIOError
-                entry = Entry(
-                    self.directory, name, file, replace(record, created_ns=time.time_ns())
-                )
+                entry = self._entry(name, file, replace(record, created_ns=time.time_ns()))
                 entry.update()
                 return entry
             except BlockingIOError:  # who looks after what was left behind had it first
@@ -289,19 +298,24 @@ class Journal:
         Whoever gets one holds it: two processes never deal with the same file. Those of other
         *states* are not held, not even for a moment.
         """
+        self.remove_the_rest()
         for name in self._names():
             if len(states) < len(State) and _read(self._paths(name)[1]).state not in states:
                 continue
-            entry = self._claim(name)
-            if entry is not None:
+            if (entry := self._claim(name)) is not None:
                 yield entry
+
+    def remove_the_rest(self) -> None:
+        """Remove what the disk refused to."""
+        for entry in list(self._unremoved.values()):
+            with contextlib.suppress(OSError):
+                entry.remove()
 
     def survey(self) -> list[Sighting]:
         """Describe every staged file, those in use too. Holds none of them. Raises OSError."""
         found = []
         for name in self._names():
-            entry = self._claim(name)
-            if entry is not None:
+            if (entry := self._claim(name)) is not None:
                 with closing(entry):
                     found.append(Sighting(name, entry.size, entry.record, in_use=False))
                 continue
@@ -318,8 +332,7 @@ class Journal:
         if len(found) != 1:
             what = "no staged file" if not found else f"{len(found)} staged files"
             raise ConfigError(f"{name}: {what} of this name (jfs recover ls)")
-        entry = self._claim(found[0])
-        if entry is None:
+        if (entry := self._claim(found[0])) is None:
             raise JfsError(f"{found[0]}: a running mount is writing it")
         return entry
 
@@ -330,7 +343,10 @@ class Journal:
             file = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
-        return Entry(self.directory, name, file, _read(record))
+        return self._entry(name, file, _read(record))
+
+    def _entry(self, name: str, file: int, record: Record) -> Entry:
+        return Entry(self.directory, name, file, record, self._unremoved)
 
     def _names(self) -> list[str]:
         return sorted({p.stem for end in (DATA, RECORD) for p in self._files(end)})
@@ -358,7 +374,7 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _unfinished(record).unlink(missing_ok=True)  # we were killed while we wrote it
             if data.exists() and (record.exists() or os.fstat(file).st_size):
-                return Entry(self.directory, name, file, _read(record))
+                return self._entry(name, file, _read(record))
             data.unlink(missing_ok=True)  # we were killed when we made it
         except BlockingIOError:
             pass
