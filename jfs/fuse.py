@@ -398,7 +398,7 @@ def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
     entry.st_uid = attributes.uid
     entry.st_gid = attributes.gid
     entry.st_size = attributes.size
-    entry.st_blksize = MiB  # cp and shutil move pieces of this size: one request each
+    entry.st_blksize = attributes.block
     entry.st_blocks = (attributes.size + 511) // 512
     entry.st_mtime_ns = attributes.mtime_ns
     entry.st_ctime_ns = attributes.ctime_ns

@@ -1,0 +1,71 @@
+"""What readers of models ask of a real mount, and what the server sends for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import MountedServer
+from tests.unit.models import safetensors_head
+
+pytestmark = pytest.mark.fuse
+
+REPO = "ml-models-local"
+KiB, MiB, GiB = 1024, 1024**2, 1024**3
+HEADER_AT_MOST = 256 * KiB
+_HEADERS = {
+    # what a program of its own does with the path
+    "eight bytes, then the header": """
+with open(path, "rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    assert len(file.read(length)) == length
+""",
+    "a small READ of each": """
+import os
+file = os.open(path, os.O_RDONLY)
+length = int.from_bytes(os.pread(file, 8, 0), "little")
+assert len(os.pread(file, length, 8)) == length
+""",
+}
+
+
+def huge(path: Path, head: bytes) -> Path:
+    """Make a file of 10 GiB that begins with *head*, and takes no more space than that."""
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(10 * GiB)
+    return path
+
+
+def safetensors(path: Path) -> Path:
+    """600 large tensors and a small one, in a header of 64 KiB."""
+    entries: dict[str, dict[str, object]] = {
+        "a.bias": {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}
+    }
+    for number in range(600):
+        start = 64 + number * 16 * MiB
+        entry = {"dtype": "U8", "shape": [16 * MiB], "data_offsets": [start, start + 16 * MiB]}
+        entries[f"layers.{number}"] = entry
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return huge(path, safetensors_head(text.ljust(64 * KiB)))
+
+
+def sent(mounted: MountedServer, path: Path, program: str) -> int:
+    """Return the bytes that the server sent until the mount had ended that *program* read from."""
+    server = mounted.server
+    server.deploy(REPO, path.name, path, sha256="1" * 64)
+    before = server.stats.bytes_sent
+    code = f"path = {str(mounted.root / path.name)!r}\n{program}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    mounted.mount.stop()
+    return server.stats.bytes_sent - before
+
+
+@pytest.mark.parametrize("program", _HEADERS)
+def test_the_header_of_a_huge_safetensors_costs_its_own_bytes(
+    mounted: MountedServer, tmp_path: Path, program: str
+) -> None:
+    path = safetensors(tmp_path / "huge.safetensors")
+    assert sent(mounted, path, _HEADERS[program]) <= HEADER_AT_MOST
