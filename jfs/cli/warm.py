@@ -86,8 +86,10 @@ def command(
     no mount is needed. What is cached already is not fetched again, so an interrupted run is
     simply repeated. The cache is the one that the mounts use which were given the same --cache-dir.
 
-    --tensors and --rank choose from files that tell where their tensors are (safetensors, GGUF);
-    others are fetched whole. A tensor whose rows N ranks cannot share evenly goes to all of them.
+    --tensors and --rank choose from models that tell where their tensors are: safetensors, GGUF,
+    ONNX with its tensors in other files, and indices of shards (*.index.json), whose shards are
+    left alone if they hold none of them. PATH may be such an index, or an ONNX file. What is no
+    model is fetched whole. A tensor whose rows N ranks cannot share evenly goes to all of them.
 
     \b
     Example:
@@ -137,6 +139,7 @@ def command(
     cached = files - sum(result.failed for result in results)
     total = sum(result.total for result in results)
     fetched = sum(result.fetched for result in results)
+    each = [row for result in results for row in result.each]
     if as_json:
         click.echo(
             json.dumps(
@@ -145,11 +148,17 @@ def command(
                     "bytes": total,
                     "fetched_bytes": fetched,
                     "seconds": round(seconds, 3),
+                    "by_file": [
+                        {"path": str(path), "bytes": needed, "fetched_bytes": got}
+                        for path, needed, got in each
+                    ],
                     "failures": [{"path": str(path), "error": text} for path, text in failures],
                 }
             )
         )
     elif files or not failures:
+        for path, needed, got in each:
+            click.echo(f"{path}: {decimal(needed)} needed, {decimal(got)} fetched")
         click.echo(
             f"{cached} of {files} files cached, {decimal(total)}, "
             f"of which {decimal(fetched)} fetched in {seconds:.1f} s"

@@ -6,8 +6,9 @@ from strangers, and what it says of itself is believed only so far as it fits th
 """
 
 from jfs.formats import gguf, safetensors
+from jfs.formats.companions import Told, tells_of_others, told_by
 from jfs.formats.layout import Layout, MoreNeeded, Part
-from jfs.formats.selection import Selection
+from jfs.formats.selection import Selection, matches
 
 __all__ = [
     "FIRST_BYTES",
@@ -15,8 +16,12 @@ __all__ = [
     "MoreNeeded",
     "Part",
     "Selection",
+    "Told",
     "describes_itself",
     "layout_of",
+    "matches",
+    "tells_of_others",
+    "told_by",
 ]
 
 # Enough of every format to say how much more is needed, and less than anybody reads of a file.

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import lru_cache
 
 from jfs.extents import Extent, ExtentSet
 from jfs.formats.layout import Layout
@@ -23,13 +24,24 @@ class Selection:
     rank: int = 0
     ranks: int = 1
 
+    def chooses(self, name: str) -> bool:
+        """Whether a tensor of this name is one of them."""
+        return not self.tensors or any(matches(pattern, name) for pattern in self.tensors)
+
     def of(self, layout: Layout) -> ExtentSet:
         """Return what is to be read of a file, its description included."""
         wanted = ExtentSet([Extent(0, layout.header)])
-        names = [
-            re.compile(translate(each) + "|" + translate(f"{each}.*")) for each in self.tensors
-        ]
         for part in layout.parts:
-            if not names or any(name.match(part.name) for name in names):
+            if self.chooses(part.name):
                 wanted.add(part.share(self.rank, self.ranks))
         return wanted
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern stands for a tensor; see ``Selection.tensors``."""
+    return _compiled(pattern).match(name) is not None
+
+
+@lru_cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern) + "|" + translate(f"{pattern}.*"))

@@ -151,7 +151,6 @@ def weights(server: EmbeddedServer, tmp_path: Path) -> Layout:
         (["--tensors", "model.layers.*.q_proj"], 2),
         (["--tensors", "model.layers.*.q_proj", "--tensors", "*.bias", "--rank", "3/4"], 0.5),
         (["--rank", "0/2"], 2),
-        (["--tensors", "nothing"], 0),
     ],
 )
 def test_some_tensors_or_a_ranks_share_are_warmed(
@@ -169,8 +168,27 @@ def test_some_tensors_or_a_ranks_share_are_warmed(
     assert isinstance(fetched, int)
     assert mebibytes * MiB <= wanted < mebibytes * MiB + 4096  # and the header
     assert wanted <= fetched <= wanted + 512 * 1024  # whole blocks
+    by_file = report["by_file"]
+    assert isinstance(by_file, list)
+    assert [Path(file["path"]).name for file in by_file] == ["model.safetensors", "config.json"]
+    assert sum(file["bytes"] for file in by_file) == wanted
+    assert sum(file["fetched_bytes"] for file in by_file) == fetched
     code, report = warm(server, tmp_path, *options, f"{server.url}/{REPO}/w")
     assert (code, report["fetched_bytes"]) == (0, 0)
+
+
+def test_what_selects_nothing_is_said_in_one_line(
+    server: EmbeddedServer, weights: Layout, tmp_path: Path
+) -> None:
+    place = f"{server.url}/{REPO}/w"
+    done = run_jfs(
+        *("warm", "--tensors", "typo", "--cache-dir", str(tmp_path / "cache"), place),
+        JF_ACCESS_TOKEN=server.token,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"jfs: {REPO}/w: no tensor is called 'typo'\n"
+    assert f"{REPO}/w/model.safetensors: " in done.stdout
+    assert done.stdout.splitlines()[0].endswith(" fetched")
 
 
 def test_what_is_no_file_of_tensors_fails_alone(server: EmbeddedServer, tmp_path: Path) -> None:

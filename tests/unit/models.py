@@ -16,11 +16,14 @@ def field(number: int, value: bytes | int) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def onnx_model(tensors: list[tuple[str, list[int], dict[str, str]]]) -> bytes:
-    """Make a model of tensors: name, shape, and where it lies; empty: within."""
+def onnx_model(tensors: list[tuple[str, list[int], dict[str, str]]], kind: int = 1) -> bytes:
+    """Make a model of tensors: name, shape, and where it lies; empty: within.
+
+    *kind*: of their elements, floats of 4 bytes.
+    """
     graph = b""
     for name, shape, place in tensors:
-        tensor = field(1, b"".join(map(varint, shape))) + field(2, 1) + field(8, name.encode())
+        tensor = field(1, b"".join(map(varint, shape))) + field(2, kind) + field(8, name.encode())
         for key, value in place.items():
             tensor += field(13, field(1, key.encode()) + field(2, value.encode()))
         tensor += field(14, 1) if place else field(9, bytes(8))

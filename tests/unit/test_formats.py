@@ -18,10 +18,19 @@ from safetensors.numpy import save_file
 
 from jfs.errors import MalformedFile
 from jfs.extents import Extent, GiB, KiB, MiB
-from jfs.formats import FIRST_BYTES, Layout, MoreNeeded, Part, describes_itself, layout_of
+from jfs.formats import (
+    FIRST_BYTES,
+    Layout,
+    MoreNeeded,
+    Part,
+    describes_itself,
+    layout_of,
+    tells_of_others,
+    told_by,
+)
 from jfs.formats import gguf as ours
 from jfs.formats.layout import HEADER_AT_MOST, PARTS_AT_MOST
-from jfs.formats.onnx import external
+from jfs.formats.onnx import tensors
 from jfs.formats.safetensors import shards
 from tests.unit.models import field, onnx_model, safetensors_head
 
@@ -104,18 +113,40 @@ def test_onnx_names_what_lies_elsewhere() -> None:
             ("b", [3], {"location": "weights.bin", "length": "12"}),
             ("other", [2], {"location": "sub/more.bin", "offset": "0", "length": "8"}),
             ("inside", [2], {}),
-            ("no length", [2], {"location": "weights.bin"}),
+            ("no length", [2, 2], {"location": "weights.bin", "offset": "64"}),
         ]
     )
-    assert external(model) == {
-        "weights.bin": [Part("w", Extent(4096, 4224), 8), Part("b", Extent(0, 12), 3)],
-        "sub/more.bin": [Part("other", Extent(0, 8), 2)],
-    }
+    assert tensors(model) == (
+        ("inside",),
+        {
+            "weights.bin": [
+                Part("w", Extent(4096, 4224), 8),
+                Part("b", Extent(0, 12), 3),
+                Part("no length", Extent(64, 80), 2),  # floats of 4 bytes
+            ],
+            "sub/more.bin": [Part("other", Extent(0, 8), 2)],
+        },
+    )
+    told = told_by("model.onnx", model)
+    assert (told.within, sorted(told.parts), told.shards) == (
+        ("inside",),
+        ["sub/more.bin", "weights.bin"],
+        {},
+    )
+
+
+@pytest.mark.parametrize(("kind", "size"), [(1, 12), (10, 6), (16, 6), (7, 24), (22, 2), (2, 3)])
+def test_onnx_may_leave_the_length_to_the_type(kind: int, size: int) -> None:
+    model = onnx_model([("t", [3], {"location": "x"})], kind=kind)
+    assert tensors(model).elsewhere == {"x": [Part("t", Extent(0, size), 1 if size % 3 else 3)]}
+    assert tensors(onnx_model([("t", [3], {"location": "x"})], kind=8)) == ((), {})  # strings
 
 
 def test_an_index_names_its_shards() -> None:
     index = {"metadata": {"total_size": 8, "x": [[{}]]}, "weight_map": {"a": "1.st", "b": "2.st"}}
-    assert shards(json.dumps(index, indent=2).encode()) == {"a": "1.st", "b": "2.st"}
+    text = json.dumps(index, indent=2).encode()
+    assert shards(text) == {"a": "1.st", "b": "2.st"}
+    assert told_by("pytorch_model.bin.index.json", text).shards == {"1.st": ["a"], "2.st": ["b"]}
 
 
 def test_a_share_that_does_not_come_out_even_is_the_whole() -> None:
@@ -134,6 +165,10 @@ def test_a_position_finds_its_part() -> None:
 def test_only_what_describes_itself_is_looked_at() -> None:
     names = ("a.safetensors", "A.GGUF", "a.bin", "a.safetensors.part")
     assert [describes_itself(name) for name in names] == [True, True, False, False]
+    tellers = ("M.ONNX", "model.safetensors.index.json", "config.json", "onnx", "a.onnx.data")
+    assert [tells_of_others(name, 1) for name in tellers] == [True, True, False, False, False]
+    assert not tells_of_others("a.onnx", 0)
+    assert not tells_of_others("a.onnx", GiB)
 
 
 U8 = '{"dtype":"U8","shape":[8],"data_offsets":[%d,%d]}'
@@ -266,7 +301,7 @@ def test_hostile_indices_are_refused(text: bytes) -> None:
 )
 def test_hostile_places_of_onnx_are_refused(place: dict[str, str]) -> None:
     with pytest.raises(MalformedFile):
-        external(onnx_model([("t", [1], place)]))
+        tensors(onnx_model([("t", [1], place)]))
 
 
 # Whatever the bytes are.
@@ -274,7 +309,7 @@ def test_hostile_places_of_onnx_are_refused(place: dict[str, str]) -> None:
 PARSERS: dict[str, Callable[[bytes], object]] = {
     "safetensors": lambda content: read("x.safetensors", content, len(content) + 64),
     "gguf": lambda content: read("x.gguf", content, len(content) + 128),
-    "onnx": external,
+    "onnx": tensors,
     "index": shards,
 }
 
