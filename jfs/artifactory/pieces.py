@@ -17,6 +17,7 @@ import httpx
 from jfs import memory, threads
 from jfs.artifactory.exchange import MAX_DOCUMENT
 from jfs.artifactory.session import MOVED, Session
+from jfs.artifactory.wire import cut_off, is_cut_off
 from jfs.errors import ProtocolViolation
 from jfs.extents import KiB, MiB
 
@@ -71,8 +72,8 @@ class LongObject:
         """Read a piece. Raises ProtocolViolation, and whatever *take* raises."""
         try:
             part = self._bytes.decode(data, self._last)
-        except UnicodeDecodeError:
-            raise self._broken() from None
+        except UnicodeDecodeError as error:
+            raise (cut_off(self.what) if is_cut_off(error) else self._broken()) from None
         self._parts.append(part)
         self._size += len(part)
         if self._size < self._needed and not self._last:
@@ -91,7 +92,8 @@ class LongObject:
         """End the answer, and return the other members.
 
         Raises:
-            ProtocolViolation: it ended too early, or the array is missing.
+            Unavailable: it ended too early.
+            ProtocolViolation: it is no such object, or the array is missing.
         """
         self._last = True
         self.feed(b"")
@@ -180,9 +182,9 @@ class LongObject:
                 row, end = decode(text, space(text, at).end())  # type: ignore[union-attr]  # matches
                 end = space(text, end).end()  # type: ignore[union-attr]  # always, if only nothing
                 mark = text[end]
-            except (ValueError, IndexError):
+            except (ValueError, IndexError) as error:
                 self._at = at
-                return self._wait()
+                return self._wait(error)
             except RecursionError:
                 raise self._broken() from None
             if mark not in ",]" and _CUT.match(text, end):
@@ -200,8 +202,8 @@ class LongObject:
         """Read any value; False: it is not all there yet."""
         try:
             value, end = self._decode(self._text, self._start())
-        except ValueError:
-            return self._wait(), None
+        except ValueError as error:
+            return self._wait(error), None
         except RecursionError:
             raise self._broken() from None
         if _CUT.match(self._text, end) and not self._last:
@@ -231,10 +233,16 @@ class LongObject:
         assert found is not None
         return found.end()
 
-    def _wait(self) -> bool:
-        """Go on when there is more text: twice as much, or one long value would be read often."""
+    def _wait(self, error: Exception | None = None) -> bool:
+        """Go on when there is more text: twice as much, or one long value would be read often.
+
+        Args:
+            error: of who could not read what there is.
+        """
         if self._last:
-            raise self._broken()
+            begun = self._step != self._begin
+            early = error is None or isinstance(error, IndexError) or is_cut_off(error)
+            raise cut_off(self.what) if begun and early else self._broken()
         self._needed = 2 * (len(self._text) - self._at)
         return False
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 import trio
 
+from jfs.artifactory import wire
 from jfs.artifactory.access import Access
 from jfs.artifactory.breaker import Breakers
 from jfs.artifactory.circuits import Plane
@@ -35,6 +36,7 @@ PASSED = "jfs.passed"
 # Of a response that is read as it arrives: called when much of it has come, for a new deadline.
 MOVED = "jfs.moved"
 _PING = "/api/system/ping"
+_ENDS = {b"{": b"}", b"[": b"]"}  # how a document of JSON ends
 _READS = ("GET", "HEAD")
 # A server that is up answers a ping in milliseconds; what is lost on the way is sent again after
 # 1 s and after 3. One that is asked for longer is found only so much later to be up.
@@ -329,7 +331,10 @@ class Session:
 
 
 async def _whole(response: httpx.Response) -> httpx.Response:
-    await response.aread()
+    """Read an answer to its end, which a proxy may have made of its middle: that is asked again."""
+    body = (await response.aread()).strip()
+    if body[:1] in _ENDS and not body.endswith(_ENDS[body[:1]]):
+        raise wire.cut_off(response.request.url.path)
     return response
 
 

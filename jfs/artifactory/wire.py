@@ -37,6 +37,8 @@ from jfs.model import (
 
 _HEX_DIGITS = {"sha256": 64, "sha1": 40, "md5": 32}
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_JSON_WORDS = ("true", "false", "null", "-1")
+_REST_OF_NUMBER = re.compile(r"(\.|\.?[eE][+-]?)\Z")  # the decoder takes `1` of `1.` for all of it
 _LOOKED_AT = 16384  # bytes of an answer that is no JSON
 _MESSAGES_SHOWN = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -106,11 +108,37 @@ def _said(document: Any) -> Iterator[str]:
 
 
 def parse_json(body: bytes, what: str) -> Any:
-    """Decode an answer; *what* names it in the error."""
+    """Decode an answer; *what* names it in the error.
+
+    Raises:
+        Unavailable: it ends in the middle: a proxy cut it off.
+        ProtocolViolation: it is no JSON.
+    """
     try:
         return json.loads(body)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if is_cut_off(error) and body.strip():
+            raise cut_off(what) from None
         raise ProtocolViolation(f"{what}: the answer is not JSON") from None
+
+
+def is_cut_off(error: Exception) -> bool:
+    """Whether what could not be decoded is the beginning of something that could be."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.reason == "unexpected end of data"
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    rest = error.doc[error.pos :].strip()
+    if error.msg.startswith("Unterminated string"):
+        return True
+    if error.msg.startswith("Invalid \\uXXXX"):
+        return '"' not in rest
+    return any(word.startswith(rest) for word in _JSON_WORDS) or bool(_REST_OF_NUMBER.match(rest))
+
+
+def cut_off(what: str) -> Unavailable:
+    """Make the error for an answer that ends in the middle, as if that were all of it."""
+    return Unavailable(f"{what}: the answer ended too early")
 
 
 def parse_info(document: Any, path: RepoPath) -> EntryInfo:

@@ -93,6 +93,20 @@ async def test_a_long_listing_is_read_anew_when_it_was_cut(server: EmbeddedServe
     assert sorted(names) == [f"shard-{number:04}" for number in range(1500)]
 
 
+async def test_an_answer_that_a_proxy_cut_off_is_asked_for_again(server: EmbeddedServer) -> None:
+    """Valid HTTP, and the beginning of the JSON."""
+    server.deploy(REPO, "d/file", b"content", properties={"env": ["production"]})
+    path = RepoPath(REPO, "d/file")
+    async with client_of(settings_of(server)) as client:
+        for ask in (client.stat, client.properties, client.downloads):
+            expected = await ask(path)
+            for where in ("/api/*", "/api/search/*"):
+                server.faults.add(Fault.short(where, size=40, times=1))
+            assert await ask(path) == expected
+        server.faults.add(Fault.short(f"/api/storage/{REPO}/d", size=60, times=1))
+        assert [info.path for info in await client.list_children(RepoPath(REPO, "d"))] == [path]
+
+
 FOUND = {"repo": REPO, "path": "d", "name": "good", "type": "file", "size": 3, "modified": DATE}
 
 

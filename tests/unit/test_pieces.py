@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jfs.artifactory.pieces import LongObject
-from jfs.errors import ProtocolViolation
+from jfs.artifactory.wire import parse_json
+from jfs.errors import ProtocolViolation, Unavailable
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -52,9 +53,9 @@ def test_a_number_may_be_cut_anywhere(number: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"{", b"[]", b"[1", b'"x"', b"7", b"<html>", b"nonsense", b"\xff\xfe"),
+        *(b"", b"[]", b"[1", b'"x"', b"7", b"<html>", b"nonsense", b"\xff\xfe"),
         *(b"{}", b'{"files": {}}', b'{"files": null}', b'{"files": 1}', b'{"results": []}'),
-        *(b'{"files": [', b'{"files": [1', b'{"files": [1,', b'{"files": [1]', b'{"files": [1,]}'),
+        *(b'{"files": [1,]}', b'{"files": [trulli', b'{"files": ["\\u12", 3]}', b'{"files": [+'),
         *(b'{"files": [] "a": 1}', b'{"files": []} x', b'{"files" []}', b"{7: 1}", b'{"a": }'),
         *(b'{"files": [tru]}', b'{"files": ["\xc3"]}', b"[" * 100_000, b'{"files": ' + b"[" * 9999),
     ],
@@ -63,6 +64,23 @@ def test_what_is_broken_is_a_protocol_violation(body: bytes) -> None:
     for pieces in ([body], [body[at : at + 1000] for at in range(0, len(body), 1000)]):
         with pytest.raises(ProtocolViolation):
             read(pieces)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"files": [{"a": "1"}, {"b": [1.5e30, -7, True]}, "ä", "\u0001", {}, False, None], "c": {}},
+        {"uri": "x", "files": [], "range": {"n": 0}},
+    ],
+)
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_what_ends_too_early_can_be_asked_again(document: object, ascii_only: bool) -> None:
+    body = json.dumps(document, ensure_ascii=ascii_only, indent=2).encode()
+    for size in range(1, len(body)):
+        with pytest.raises(Unavailable, match="too early"):
+            read([body[:size]])
+        with pytest.raises(Unavailable, match="too early"):
+            parse_json(body[:size], "it")
 
 
 def test_the_array_may_be_missing_where_it_may() -> None:
