@@ -13,13 +13,16 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+import trio
 
 from jfs.cache import DiskBlockStore
 from jfs.extents import Extent, KiB, MiB
+from jfs.metrics import Metrics
 from jfs.server import EmbeddedServer
+from jfs.vfs.filesystem import Filesystem
 from tests.component.composed import block_store, composed, find
 from tests.component.server_requests import REPO
-from tests.unit.models import safetensors_head
+from tests.unit.models import onnx_model, safetensors_head
 
 PAGE = 4 * KiB
 LAYERS, TENSOR = 12, 8 * MiB
@@ -143,6 +146,84 @@ async def test_no_byte_too_many(
     needed, reads, most = PATTERNS[pattern]
     sent = await sent_for(server, content, reads, name=name)
     assert needed <= sent <= most * needed + 64 * KiB, f"{sent / needed:.2f} times"
+
+
+DATA = "model.onnx.data"
+WITHIN = ("within", [2], dict[str, str]())
+TOLD = {
+    # of what else in the folder says where the tensors lie, and the tensor that is read
+    "onnx": (
+        [
+            WITHIN,
+            *(
+                (f"{n}", [8, TENSOR // 32], {"location": DATA, "offset": f"{2 * MiB + n * TENSOR}"})
+                for n in range(2 * LAYERS)
+            ),
+        ],
+        Extent(2 * MiB + 3 * TENSOR, 2 * MiB + 4 * TENSOR),
+    ),
+    "onnx, a file for each tensor": (
+        [("t", [3 * MiB], {"location": f"./{DATA}", "offset": "4096"})],
+        Extent(4096, 4096 + 12 * MiB),
+    ),
+    "nothing": ([WITHIN], Extent(2 * MiB + 3 * TENSOR, 2 * MiB + 4 * TENSOR)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "again"), [*((kind, False) for kind in TOLD), (next(iter(TOLD)), True)]
+)
+async def test_a_tensor_in_another_file_is_read_to_its_end_and_no_further(
+    server: EmbeddedServer, content: tuple[Path, str], tmp_path: Path, kind: str, again: bool
+) -> None:
+    """Of 8 MiB in a file that nothing is known of half a MiB more is fetched."""
+    tensors, extent = TOLD[kind]
+    model = onnx_model(tensors)
+    server.deploy(REPO, "m/model.onnx", model)
+    server.deploy(REPO, f"m/{DATA}", content[0], sha256=content[1])
+    metrics, first = Metrics(), [Extent(0, len(model))]
+    with closing(block_store(tmp_path / "cache")) as store:
+        if again:  # it is in the cache: its READs may not come to us
+            async with composed(server, REPO, store=store) as filesystem:
+                await open_and_read(filesystem, "m/model.onnx", first)
+            first = []
+        async with composed(server, REPO, store=store, metrics=metrics) as filesystem:
+            await open_and_read(filesystem, "m/model.onnx", first)
+            await heard(metrics)
+            before = server.stats.bytes_sent
+            await open_and_read(filesystem, f"m/{DATA}", piece(extent.start, extent.size))
+    more = server.stats.bytes_sent - before - extent.size
+    assert more > 256 * KiB if kind == "nothing" else more < 96 * KiB  # whole blocks, and names
+
+
+async def test_a_file_that_is_opened_again_need_not_tell_again(
+    server: EmbeddedServer, content: tuple[Path, str]
+) -> None:
+    """The kernel has its head: no READ of that comes here."""
+    server.deploy(REPO, "m/model.safetensors", content[0], sha256=content[1])
+    metrics = Metrics()
+    async with composed(server, REPO, metrics=metrics) as filesystem:
+        await open_and_read(filesystem, "m/model.safetensors", piece(0, 2 * MiB))
+        await heard(metrics)
+        before = server.stats.bytes_sent
+        tensor = piece(2 * MiB + 3 * TENSOR, TENSOR)
+        await open_and_read(filesystem, "m/model.safetensors", tensor)
+    assert server.stats.bytes_sent - before < TENSOR + 96 * KiB
+
+
+async def open_and_read(filesystem: Filesystem, path: str, reads: Iterable[Extent]) -> None:
+    handle = (await filesystem.open(await find(filesystem, path), 0)).handle
+    for extent in reads:
+        assert len(await filesystem.read(handle, extent)) == extent.size
+    await filesystem.release(handle)
+
+
+async def heard(metrics: Metrics) -> None:
+    """Wait until a file has been looked at that says where tensors lie."""
+    while True:
+        if "described_files" in metrics.snapshot():
+            return
+        await trio.sleep(0.002)
 
 
 async def test_what_is_read_again_starts_no_read_ahead(

@@ -35,7 +35,8 @@ from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
-from jfs.vfs.reading.learning import Habits, Head, Streaming
+from jfs.vfs.reading.companions import Companions, Teller, description
+from jfs.vfs.reading.learning import Habits, Streaming
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
@@ -94,6 +95,7 @@ class DataPlane:
         self.fetches = fetches
         self.habits = Habits(settings.far_s)
         self.streaming = Streaming()
+        self.companions = Companions(metrics)
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
@@ -115,7 +117,10 @@ class DataPlane:
         content: Cached | None = None
         if self.store is not None:
             content = await cached.opened(self.store, version, self.disk, self.publisher)
-        return ContentReader(self, version, content)
+        reader = ContentReader(self, version, content)
+        if content is not None:
+            reader.look_at_cached(content)
+        return reader
 
 
 class ContentReader(SegmentOwner):
@@ -136,7 +141,8 @@ class ContentReader(SegmentOwner):
             cached=content is not None,
             is_far=plane.habits.is_far,
         )
-        self._head = Head(version.path.name, version.size, self._serve)
+        self._description = description(version, self._serve, plane.companions)
+        self._planner.layout = plane.companions.layout(version)
         self._whole = Extent(0, version.size)
         self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
         self._segments = Placed()
@@ -168,9 +174,9 @@ class ContentReader(SegmentOwner):
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
-        if self._head.is_seen(extent):
+        if self._planner.layout is None and self._description.is_seen(extent):
             self._working += 1
-            self._plane.nursery.start_soon(self._look_at_head)
+            self._plane.nursery.start_soon(self._look)
         segment = self._segments.covering(extent)
         if segment is None and self.cached is not None:
             resident = self.cached.resident(extent)
@@ -189,6 +195,16 @@ class ContentReader(SegmentOwner):
             raise DeadlineExceeded(
                 f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
             ) from None
+
+    def look_at_cached(self, content: Cached) -> None:
+        """Learn what the file tells of others, if all of it is cached: its READs may not come here.
+
+        The kernel reads it itself (``vfs.files.passing``), or has its pages.
+        """
+        told = self._plane.companions
+        if isinstance(self._description, Teller) and not told.knows(self.version):
+            self._working += 1
+            self._plane.nursery.start_soon(self._look, content)
 
     def relocate(self, path: RepoPath) -> None:
         """The same content is at another path now: what is fetched from here on is asked there."""
@@ -301,10 +317,19 @@ class ContentReader(SegmentOwner):
             self._working -= 1
         await self._close_when_idle()
 
-    async def _look_at_head(self) -> None:
-        """Learn where the parts of the file are. Its bytes must not be closed meanwhile."""
+    async def _look(self, content: Cached | None = None) -> None:
+        """Learn where the parts of the file are. Its bytes must not be closed meanwhile.
+
+        Args:
+            content: if all of it is there; None: what is to be looked at was read.
+        """
         try:
-            self._planner.layout = await self._head.look() or self._planner.layout
+            with contextlib.suppress(DiskHangs):
+                if content is None or not await content.run(lambda of: of.missing(self._whole)):
+                    layout = await self._description.look()
+                    if layout is not None:
+                        self._planner.layout = layout
+                        self._plane.companions.note(self.version, layout)
         finally:
             self._working -= 1
         await self._close_when_idle()
