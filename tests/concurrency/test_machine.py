@@ -16,7 +16,7 @@ from tests.concurrency.machine import Machine
 pytestmark = pytest.mark.fuse
 
 _SLICE = Plan(ttls=(0.0, 10.0), hands=2, steps=25, kills=0.5, weather=0.0)
-_WHOLE = Plan(ttls=(0.0, 0.3, 10.0), stand_in=(0, 1, 2), hands=3, steps=60, kills=0.3, weather=0.3)
+_WHOLE = Plan(ttls=(0.0, 0.3, 10.0), hands=3, steps=60, kills=0.3, weather=0.3)
 _SLICE_ROUNDS = 2
 
 
