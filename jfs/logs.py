@@ -1,16 +1,17 @@
 """Set up logging once per process. Modules log through ``logging.getLogger(__name__)``.
 
 Nothing that happens to the output reaches whoever logs: a disk that is full and a reader that has
-gone cost messages, which are counted and reported as soon as one can be written again; a reader
-that stands still keeps nobody waiting. Repeats are counted (``folding``), secrets are masked.
+gone cost messages, which are counted and reported as soon as one can be written again; a disk that
+hangs and a reader that stands still keep nobody waiting. Repeats are counted (``folding``), secrets
+are masked.
 """
 
 import contextlib
 import logging
 import os
+import signal
 import stat
 import threading
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,47 @@ from jfs.errors import ConfigError
 from jfs.folding import Folding
 from jfs.words import masked
 
-_BACKLOG = 1000  # messages that wait for a slow reader
+_BACKLOG = 1000  # messages that wait for a slow reader, or for a disk
 _FLUSH_S = 1.0  # how long the end waits for one
+# Whoever logs to a file waits for its line, so that a crash right after loses none; so long at
+# most, and not at all while the disk is behind.
+_PATIENCE_S = 0.5
+
+
+class _Message:
+    __slots__ = ("text", "written")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.written = False
+
+
+class _Sink:
+    """An open file that is written to by one thread, which may hang in it."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.is_regular = stat.S_ISREG(os.fstat(file).st_mode)
+        self.writes: _Message | None = None
+        self.has_thread = False
+        self._torn = False  # the last line was written in part
+
+    def write(self, text: str) -> str | None:
+        """Write lines; return what went wrong."""
+        data = ("\n" * self._torn + text + "\n").encode("utf-8", "backslashreplace")
+        whole = len(data)
+        try:
+            while data:
+                data = data[os.write(self.file, data) :]
+        except OSError as error:
+            self._torn = self._torn or len(data) < whole
+            return error.strerror or str(error)
+        self._torn = False
+        return None
 
 
 class Output(logging.Handler):
-    """Writes records to a file or to a descriptor. Any thread.
-
-    To a regular file at once. To a pipe, a socket or a terminal by a thread of its own, since such
-    a write lasts until somebody reads.
+    """Writes records to a file or to a descriptor, by a thread of its own. Any thread.
 
     Args:
         file: appended to, and made if it is missing.
@@ -40,44 +73,48 @@ class Output(logging.Handler):
         super().__init__()
         self._file = file
         self._also: int | None = None
-        self._out = os.dup(descriptor) if file is None else _opened(file)
+        self._sink = _Sink(os.dup(descriptor) if file is None else _opened(file))
         self._lost, self._reason = 0, ""
-        self._torn = False  # the last line was written in part
         self._skipped = 0  # as the backlog was full
+        self._behind = False  # somebody has waited for a line in vain
         self._folding = Folding()
-        self._backlog: deque[str] = deque()
+        self._backlog: deque[_Message] = deque()
         self._changed = threading.Condition()
-        self._writer: threading.Thread | None = None
-        self._direct = stat.S_ISREG(os.fstat(self._out).st_mode)
 
     def stand_for(self, descriptor: int) -> None:
         """Make *descriptor* the same file, also after ``reopen``: for what other code prints."""
-        with self._changed:
-            os.dup2(self._out, descriptor)
-            self._also = descriptor
+        os.dup2(self._sink.file, descriptor)
+        self._also = descriptor
 
     def reopen(self) -> None:
         """Open the file by its name again: a program that rotates logs has renamed it.
+
+        Blocking, where its disk hangs.
 
         Raises:
             OSError: it cannot be opened; the old one is written on.
         """
         if self._file is None:
             return
-        fresh = _opened(self._file)
+        fresh = _Sink(_opened(self._file))
+        if self._also is not None:
+            os.dup2(fresh.file, self._also)
         with self._changed:
-            os.dup2(fresh, self._out, inheritable=False)
-            os.close(fresh)
-            self._direct = stat.S_ISREG(os.fstat(self._out).st_mode)
-            if self._also is not None:
-                os.dup2(self._out, self._also)
+            before, self._sink = self._sink, fresh
+            self._behind = False
+            self._start()
+            self._changed.notify_all()
+        if not before.has_thread:  # else that closes it, once it comes back
+            os.close(before.file)
 
     def emit(self, record: logging.LogRecord) -> None:
         with self._changed:
             takes = self._folding.takes(record)
             self._say_repeats()
-            if takes:
-                self._put(self._text(record))
+            message = self._put(self._text(record)) if takes else None
+            if message is not None and self._sink.is_regular and not self._behind:
+                is_written = self._changed.wait_for(lambda: message.written, _PATIENCE_S)
+                self._behind = not is_written
 
     def settle(self) -> None:
         """Say what was counted in the minute before, if nobody has logged since. Any thread."""
@@ -95,62 +132,71 @@ class Output(logging.Handler):
         except Exception as error:  # a wrong call of the logger: no reason to fail, nor to be mute
             return f"{record.pathname}:{record.lineno}: cannot be formatted: {error!r}"
 
-    def _put(self, text: str) -> None:
-        if self._direct:
-            self._write(text)
-        elif len(self._backlog) >= _BACKLOG:
+    def _put(self, text: str) -> _Message | None:
+        """Have a line written; return it, None: there are too many."""
+        if len(self._backlog) >= _BACKLOG:
             self._skipped += 1
-        else:
-            if self._skipped:
-                text = f"{_lost(self._skipped, 'nobody read them')}\n{text}"
-                self._skipped = 0
-            self._backlog.append(text)
-            self._changed.notify_all()
-            if self._writer is None:
-                writer = threading.Thread(target=self._write_backlog, name="jfs-log", daemon=True)
-                with contextlib.suppress(RuntimeError):  # no thread is left: tried again
-                    writer.start()
-                    self._writer = writer
+            return None
+        if self._skipped:
+            why = "the disk did not take them" if self._sink.is_regular else "nobody read them"
+            text = f"{_lost(self._skipped, why)}\n{text}"
+            self._skipped = 0
+        message = _Message(text)
+        self._backlog.append(message)
+        self._start()
+        self._changed.notify_all()
+        return message
+
+    def _start(self) -> None:
+        """Start the thread of the sink, if it has none and something is to be written."""
+        sink = self._sink
+        if sink.has_thread or not self._backlog:
+            return
+        writer = threading.Thread(
+            target=self._write_backlog, args=(sink,), name="jfs-log", daemon=True
+        )
+        # A signal that this thread took would be lost: they are for the main thread (signals).
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            writer.start()
+            sink.has_thread = True
+        except RuntimeError:  # no thread is left: tried again
+            while sink.is_regular and self._backlog:
+                self._write(sink, self._backlog.popleft())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def flush(self) -> None:
         """Say what was counted so far, and wait a moment for what was logged to be written."""
-        deadline = time.monotonic() + _FLUSH_S
         with self._changed:
             self._say_repeats(now=True)
-            while self._backlog and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: not self._backlog and not self._sink.writes, _FLUSH_S)
 
-    def _write_backlog(self) -> None:
+    def _write_backlog(self, sink: _Sink) -> None:
+        """Write what is logged until another file takes its place."""
         while True:
             with self._changed:
-                while not self._backlog:
-                    self._changed.wait()
-                text = self._backlog[0]  # taken away when it is written: flush waits for it
-            self._write(text)
-            with self._changed:
-                self._backlog.popleft()
-                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._backlog or self._sink is not sink)
+                if self._sink is not sink:
+                    break
+                message = sink.writes = self._backlog.popleft()
+            self._write(sink, message)
+        os.close(sink.file)
 
-    def _write(self, text: str) -> None:
-        if self._lost:
-            text = f"{_lost(self._lost, self._reason)}\n{text}"
-        data = ("\n" * self._torn + text + "\n").encode("utf-8", "backslashreplace")
-        whole = len(data)
-        try:
-            while data:
-                data = data[os.write(self._out, data) :]
-        except OSError as error:
-            self._torn = self._torn or len(data) < whole
-            self._lose(error.strerror or str(error))
-        else:
-            self._torn = False
-            with self._changed:
-                self._lost = 0
-
-    def _lose(self, reason: str) -> None:
+    def _write(self, sink: _Sink, message: _Message) -> None:
+        text, lost = message.text, self._lost
+        if lost:
+            text = f"{_lost(lost, self._reason)}\n{text}"
+        failure = sink.write(text)
         with self._changed:
-            self._lost += 1
-            self._reason = reason
+            if failure is not None:
+                self._lost, self._reason = self._lost + 1, failure
+            else:
+                self._lost -= lost
+            message.written, sink.writes = True, None
+            if not self._backlog:
+                self._behind = False
+            self._changed.notify_all()
 
 
 def _lost(count: int, reason: str) -> str:

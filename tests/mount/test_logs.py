@@ -16,7 +16,8 @@ import pytest
 from jfs import logs
 from jfs.server import EmbeddedServer
 from tests.component.server_requests import Requests
-from tests.mount.mounting import JFS, clean_environ, run_jfs
+from tests.mount.mounting import JFS, Mounted, clean_environ, run_jfs
+from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
 
@@ -40,13 +41,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_what_a_full_disk_has_cost_is_said_when_it_has_room_again(small_disk: Path) -> None:
     output = logs.Output(small_disk / "log")
     output.emit(record("before"))
+    output.flush()
     (small_disk / "log").write_bytes(bytes(4096))
     for number in range(3):
         output.emit(record(f"lost {number}"))
+    output.flush()
     (small_disk / "log").write_bytes(b"")
     output.emit(record("after"))
     output.emit(record("and on"))
-    output.close()
+    output.flush()
     assert (small_disk / "log").read_text().splitlines() == [
         f"3 messages before this one were lost: {os.strerror(errno.ENOSPC)}",
         "after",
@@ -84,10 +87,88 @@ def test_a_reader_that_stands_still_keeps_nobody_waiting() -> None:
     os.close(reader)
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path)
+    yield made
+    made.end()
+
+
+def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_told_what_it_has_cost(disk: Disk) -> None:
+    output = logs.Output(disk.place / "log")
+    output.emit(record("before"))
+    disk.fail(all="hang")
+    for number in range(2500):
+        output.emit(record(f"meanwhile {number}"))
+    output.settle()
+    output.flush()
+    disk.fail()
+    lines: list[str] = []
+    while not any("lost" in line for line in lines):
+        output.emit(record("after"))
+        lines = (disk.place / "log").read_text().splitlines()
+    assert lines[:3] == ["before", "meanwhile 0", "meanwhile 1"]
+    (lost,) = (line for line in lines if "lost" in line)
+    assert re.search(r"^\d+ messages before this one were lost: the disk did not take them$", lost)
+
+
+def test_a_log_on_a_disk_that_hangs_can_be_had_elsewhere(disk: Disk, tmp_path: Path) -> None:
+    """As whoever rotates logs does it: another file at its place, and SIGHUP."""
+    place = tmp_path / "log"
+    place.symlink_to(disk.place / "log")
+    output = logs.Output(place)
+    disk.fail(all="hang")
+    output.emit(record("written once the disk answers"))
+    output.emit(record("before"))
+    place.unlink()
+    output.reopen()
+    output.emit(record("after"))
+    output.flush()
+    assert place.read_text().splitlines() == ["before", "after"]
+    disk.fail()
+
+
+def test_a_mount_whose_log_is_on_a_disk_that_hangs_works_on_and_ends(
+    server: EmbeddedServer, disk: Disk, tmp_path: Path
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    mounted = Mounted(
+        f"{server.url}/ml-models-local",
+        tmp_path / "mnt",
+        environ={"JF_ACCESS_TOKEN": server.token},
+        cache=tmp_path / "cache",
+        options=("-v", "--log-file", str(disk.place / "log")),
+    )
+    try:
+        disk.fail(all="hang")
+        for number in range(20):
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.setxattr(mounted.root, f"user.a/{number}", b"x")  # which is logged
+        (mounted.root / "f").write_bytes(b"written")
+        assert Requests(server).get("/ml-models-local/f").body == b"written"
+        mounted.process.send_signal(signal.SIGTERM)
+        while os.path.ismount(mounted.root):
+            os.sched_yield()
+        # A thread that waits for the disk keeps a zombie, until the disk answers.
+        while mounted.process.poll() is None and not _is_zombie(mounted.process.pid):
+            os.sched_yield()
+        disk.fail()
+        assert mounted.process.wait(_DEADLINE_S) == 0
+    finally:
+        disk.fail()
+        mounted.kill()
+    assert "user.a/0" in (disk.place / "log").read_text()
+
+
+def _is_zombie(pid: int) -> bool:
+    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_a_message_is_one_line_whatever_it_names(tmp_path: Path) -> None:
     output = logs.set_up(file=tmp_path / "log")
     name = os.fsdecode(b"a\nb\r\x1b[2J\xff \xc3\xa9")
     logging.getLogger("jfs.test").info("%s", name)
+    output.flush()
     logging.getLogger().handlers.remove(output)
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert line.endswith(r"INFO jfs.test: a\nb\r\x1b[2J\udcff é")
