@@ -8,7 +8,6 @@ server dead too.
 
 import contextlib
 import ctypes
-import faulthandler
 import functools
 import logging
 import os
@@ -297,9 +296,6 @@ async def _serve(
                 log.warning("uploads did not end within %.0f s: see `jfs recover ls`", drain_s)
             finished = True
         watchdog.stop(END_S)
-        # Not even a kernel or a disk that never answers keeps the process: this needs neither
-        # the event loop nor the interpreter, and says where each thread was.
-        faulthandler.dump_traceback_later(END_S, exit=True)
         for cut in cuts:
             cut()
 

@@ -16,6 +16,7 @@ While the mount answers, systemd is told so (``WATCHDOG=1``).
 """
 
 import contextlib
+import faulthandler
 import logging
 import math
 import os
@@ -128,10 +129,16 @@ class Watchdog:
         that hangs does not go away, and nor would its connection.
         """
         self._stopped.set()
-        later = threading.Timer(end_s * _CUT_AT, self._end_waiting)
-        later.daemon, later.name = True, "jfs-watchdog-end"
-        with contextlib.suppress(RuntimeError):  # at the limit of processes
-            later.start()
+        # Not even a kernel or a disk that never answers keeps the process: this needs neither
+        # the event loop nor the interpreter, and says where each thread was.
+        faulthandler.dump_traceback_later(end_s, exit=True)
+        # And this no log, which may be on a disk that hangs.
+        at_last = end_s + _STEP_S
+        for at, act in ((end_s * _CUT_AT, self._end_waiting), (at_last, _exit)):
+            later = threading.Timer(at, act)
+            later.daemon, later.name = True, "jfs-watchdog-end"
+            with contextlib.suppress(RuntimeError):  # at the limit of processes
+                later.start()
 
     def _watch(self) -> None:
         looker = Looker(self._device, ustat_number())
@@ -220,6 +227,10 @@ class Watchdog:
                     unmount(Path(entry.mountpoint), lazy=True)
                 except ConfigError as error:
                     log.warning("%s", error)
+
+
+def _exit() -> None:
+    os._exit(EXIT_CODE)
 
 
 def _within(limit_s: float, call: Callable[[], object]) -> None:

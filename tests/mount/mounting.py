@@ -129,6 +129,11 @@ def clean_environ() -> dict[str, str]:
     }
 
 
+def is_zombie(pid: int) -> bool:
+    """Whether a process has ended but for threads that wait in the kernel, deaf to signals."""
+    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
 def run_jfs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(

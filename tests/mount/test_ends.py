@@ -17,7 +17,7 @@ import pytest
 from jfs.server import EmbeddedServer
 from jfs.server.http.faults import Fault
 from tests.mount.conftest import MountedServer, Mounter
-from tests.mount.mounting import JFS, clean_environ
+from tests.mount.mounting import JFS, clean_environ, is_zombie
 from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
@@ -238,3 +238,36 @@ def test_an_end_that_hangs_says_where_it_hangs_and_is_over(
     assert "in end" in mount.log_after()
     # What is read, or what was left over, whichever was first.
     assert re.search(r'File ".*/jfs/(cache|vfs)/.*\.py", line \d+ in ', mount.log_after())
+
+
+def test_an_end_that_hangs_is_over_also_if_the_log_hangs(
+    server: EmbeddedServer, disk: Disk, tmp_path: Path
+) -> None:
+    """Nothing of it can be written, and threads that wait for the disk stay until it answers."""
+    (tmp_path / "sitecustomize.py").write_text(_HANG + _SOON)
+    root = tmp_path / "mnt"
+    root.mkdir()
+    with (disk.place / "log").open("w") as log:
+        mount = subprocess.Popen(
+            [
+                *(*JFS, "mount", f"{server.url}/ml-models-local", str(root)),
+                *("-v", "--cache-dir", str(tmp_path / "cache")),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={
+                **clean_environ(),
+                "JF_ACCESS_TOKEN": server.token,
+                "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+            },
+        )
+        assert mount.stdout
+        with mount.stdout:
+            assert b"mounted at" in mount.stdout.readline()
+        disk.fail(all="hang")
+        mount.send_signal(signal.SIGTERM)
+        while mount.poll() is None and not is_zombie(mount.pid):
+            threading.Event().wait(0.02)
+        disk.fail()
+    assert mount.wait(_DEADLINE_S) == 1
+    assert not os.path.ismount(root)

@@ -16,7 +16,7 @@ import pytest
 from jfs import logs
 from jfs.server import EmbeddedServer
 from tests.component.server_requests import Requests
-from tests.mount.mounting import JFS, Mounted, clean_environ, run_jfs
+from tests.mount.mounting import JFS, Mounted, clean_environ, is_zombie, run_jfs
 from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
@@ -150,7 +150,7 @@ def test_a_mount_whose_log_is_on_a_disk_that_hangs_works_on_and_ends(
         while os.path.ismount(mounted.root):
             os.sched_yield()
         # A thread that waits for the disk keeps a zombie, until the disk answers.
-        while mounted.process.poll() is None and not _is_zombie(mounted.process.pid):
+        while mounted.process.poll() is None and not is_zombie(mounted.process.pid):
             os.sched_yield()
         disk.fail()
         assert mounted.process.wait(_DEADLINE_S) == 0
@@ -158,10 +158,6 @@ def test_a_mount_whose_log_is_on_a_disk_that_hangs_works_on_and_ends(
         disk.fail()
         mounted.kill()
     assert "user.a/0" in (disk.place / "log").read_text()
-
-
-def _is_zombie(pid: int) -> bool:
-    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_a_message_is_one_line_whatever_it_names(tmp_path: Path) -> None:
