@@ -25,7 +25,7 @@ from typing import Final, overload
 from jfs.model import Checksums, EntryInfo, FileInfo, FolderInfo, RepoPath
 
 # From this many entries on a folder is kept packed. It costs a few microseconds for each look at
-# an entry, so that small folders are not.
+# an entry, so that small folders are not, as long as there are few objects in all.
 MANY = 16_384
 
 # size, modified, number, sha256, sha1, where the name ends in the names of the chunk, kind, holds
@@ -78,6 +78,7 @@ class Packed(Sequence[EntryInfo]):
     Args:
         folder: of all entries.
         base: the path that numbers are made of; that of the folder, unless it has moved since.
+        count: how many rows there will be, if that is known: nothing is held in reserve then.
 
     Attributes:
         folder: may be changed: all entries are there then.
@@ -99,7 +100,7 @@ class Packed(Sequence[EntryInfo]):
         "folders",
     )
 
-    def __init__(self, folder: RepoPath, base: str = "") -> None:
+    def __init__(self, folder: RepoPath, base: str = "", count: int = 0) -> None:
         self.folder = folder
         self.folders = 0
         self.base = base or str(folder)
@@ -107,8 +108,8 @@ class Packed(Sequence[EntryInfo]):
         self._records: list[bytearray] = []
         self._names: list[bytearray] = []
         self._beside: dict[int, EntryInfo] = {}
-        self._index = array("I", bytes(4 * 16))  # row + 1; 0: free
-        self._mask = 15
+        self._index = _index(3 * count // 2)
+        self._mask = len(self._index) - 1
         self.displaced: dict[str, list[int]] = {}
         self._lock = threading.Lock()  # no reader in another thread sees half of a change
 
@@ -283,20 +284,22 @@ class Packed(Sequence[EntryInfo]):
             _NUMBER.pack_into(chunk, at + _NUMBER_AT, self.usual_number(self.name(row)))
         self._grow()
 
-    def _seal(self) -> None:
-        """Begin a chunk; what the last one has in reserve is given back."""
+    def trim(self) -> None:
+        """Give back what the last chunk has in reserve: an eighth of its size."""
         if self._records:
             self._records[-1] = bytearray(bytes(self._records[-1]))
             self._names[-1] = bytearray(bytes(self._names[-1]))
+
+    def _seal(self) -> None:
+        """Begin a chunk."""
+        self.trim()
         self._records.append(bytearray())
         self._names.append(bytearray())
 
     def _grow(self) -> None:
         """Make the index anew, large enough for what there is."""
-        places = 16
-        while 3 * self._count > places:  # a third full by then; enter() goes on to two thirds
-            places *= 2
-        index, mask = array("I", bytes(4 * places)), places - 1
+        index = _index(3 * self._count)  # a third full by then; add() goes on to two thirds
+        mask = len(index) - 1
         for row in range(self._count):
             self._enter(index, mask, self.number(row), row)
         self._index, self._mask = index, mask
@@ -386,6 +389,14 @@ class Gathered:
             return False
         packed.add(name, info)
         return True
+
+
+def _index(places: int) -> "array[int]":
+    """Make an index of so many places at least: each has row + 1, or 0 if it is free."""
+    size = 16
+    while places > size:
+        size *= 2
+    return array("H" if size <= 1 << 16 else "I", [0]) * size
 
 
 def _content(info: EntryInfo) -> tuple[int, int, int, bytes, bytes]:

@@ -98,7 +98,7 @@ class Session:
         """Take the mount away, even if it is in use; ``answer`` returns then.
 
         Nothing that handlers wait for may outlast their cancellation: cut connections before.
-        Takes 10 s at most.
+        Takes 11 s at most.
         """
         self._operations.ended = True
         # The kernel forgets what it asked as the mount goes: answers to that fail, as they must.
@@ -110,7 +110,8 @@ class Session:
         self._requests.cancel()
         with trio.move_on_after(_UNMOUNT_S) as scope:
             await threads.own_mount(self._take_away)
-        if scope.cancelled_caught:
+        # It may be off the table, and the kernel still forgetting a million names of it.
+        if scope.cancelled_caught and await self._is_there():
             log.warning("%s: cannot be unmounted in time", self._mountpoint)
         await _notified()  # while others are still answered, whose locks a notification waits for
         self._loops.cancel_scope.cancel()
@@ -126,6 +127,12 @@ class Session:
             return
         requests.closed()
         pyfuse3.close(unmount=not self.device)
+
+    async def _is_there(self) -> bool:
+        """Whether the mount is in the table still, or nobody can tell in a second."""
+        with trio.move_on_after(1.0):
+            return any(each.device == self.device for each in await threads.own_mount(mounts))
+        return True
 
     def _take_away(self) -> None:
         # By its device: whoever has unmounted it lazily may have mounted something else there, and

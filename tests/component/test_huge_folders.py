@@ -131,3 +131,45 @@ async def test_changes_while_a_listing_is_taken_over_are_kept() -> None:
         assert len(await entries(fs, handle)) == COUNT
         with pytest.raises(NoEntry):
             await fs.lookup(big, server.names[0])
+
+
+class TreeServer(BigServer):
+    """As ``BigServer``, with so many folders of 1000 in the big one."""
+
+    folders = 24
+
+    async def stat(self, path: RepoPath) -> EntryInfo:
+        return _file(path) if path.name.startswith("shard") else FolderInfo(path, 0)
+
+    async def list_children(
+        self, path: RepoPath, known: Packed | None = None
+    ) -> Sequence[EntryInfo]:
+        if path == BIG:
+            return [FolderInfo(BIG.child(f"d{number}"), 0) for number in range(self.folders)]
+        if path.parent != BIG:
+            return await super().list_children(path, known)
+        return [_file(path.child(name)) for name in self.names[:1000]]
+
+
+async def test_a_tree_of_many_small_folders_becomes_few_objects() -> None:
+    server = TreeServer()
+    async with filesystem(server) as fs:
+        big = (await fs.lookup(ROOT, "big")).ino
+        most = 0
+        numbers: list[list[int]] = [[], []]
+        for found in numbers:
+            for folder in range(server.folders):
+                ino = (await fs.lookup(big, f"d{folder}")).ino
+                handle = await fs.opendir(ino)
+                found += await entries(fs, handle)
+                fs.releasedir(handle)
+                for name in server.names[:1000]:
+                    assert (await fs.lookup(ino, name)).size == 1
+                most = max(most, len(fs._tree.inodes))
+        assert len(set(numbers[0])) == server.folders * 1000
+        assert numbers[0] == numbers[1]
+        assert most < 20_000
+        assert fs.holdings.figures()["inodes"] > server.folders * 1000  # the kernel has them all
+        for ino in numbers[0]:
+            fs.forget(ino, 4)
+        assert fs.holdings.figures()["inodes"] <= most

@@ -6,9 +6,9 @@ says of each artifact what can be computed from its name.
 
 import hashlib
 import json
+import math
 import threading
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -31,12 +31,15 @@ class ManyServer:
     """The server, in threads of this process.
 
     Args:
-        count: artifacts in the folder ``big``, or with *each* in folders of so many.
+        count: artifacts in the folder ``big``, all together.
+        branches: how many folders there are in it, and in each of those, and so on; artifacts are
+            in the last ones, as many in each.
     """
 
-    def __init__(self, count: int, each: int | None = None) -> None:
+    def __init__(self, count: int, branches: Sequence[int] = ()) -> None:
         self.count = count
-        self.each = each or count
+        self._branches = branches
+        self._each = -(-count // math.prod(branches))
         self.gone: set[str] = set()  # names that are in no listing any more
         self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -80,18 +83,23 @@ class ManyServer:
                 rows, mark = [], b","
         yield mark + ",".join(rows).encode() + b"]}" if rows else b"]}"
 
-    @cached_property
-    def folders(self) -> int:
-        return -(-self.count // self.each)
+    def folder_of(self, number: int) -> str:
+        """Return the path from ``big`` to the folder of an artifact."""
+        index, names = number // self._each, []
+        for branch in reversed(self._branches):
+            index, place = divmod(index, branch)
+            names.append(_folder_name(place))
+        return "/".join(reversed(names))
 
     def _rows(self, parts: list[str]) -> Iterator[str]:
         if not parts:
             yield _folder_row("big")
-        elif self.each < self.count and len(parts) == 1:
-            yield from (_folder_row(f"d{number:05}") for number in range(self.folders))
+        elif len(parts) <= len(self._branches):
+            branch = self._branches[len(parts) - 1]
+            yield from (_folder_row(_folder_name(place)) for place in range(branch))
         else:
-            first = int(parts[1][1:]) * self.each if len(parts) > 1 else 0
-            for number in range(first, min(first + self.each, self.count)):
+            first = self._first(parts)
+            for number in range(first, min(first + self._each, self.count)):
                 name = name_of(number)
                 if name in self.gone:
                     continue
@@ -102,19 +110,34 @@ class ManyServer:
                     f'"folder":false,"sha1":"{sums["sha1"]}","sha2":"{sums["sha256"]}"}}'
                 )
 
+    def _first(self, parts: list[str]) -> int:
+        """Return the first artifact of a folder that holds any."""
+        index = 0
+        for branch, name in zip(self._branches, parts[1:], strict=True):
+            index = index * branch + int(name[1:])
+        return index * self._each
+
     def _is_folder(self, parts: list[str]) -> bool:
-        if parts in ([], ["big"]):
-            return True
-        if self.each == self.count or parts[:1] != ["big"] or len(parts) != 2:
+        if len(parts) > len(self._branches) + 1 or parts[:1] not in ([], ["big"]):
             return False
-        return parts[1] in {f"d{number:05}" for number in range(self.folders)}
+        return all(
+            name in map(_folder_name, range(branch))
+            for branch, name in zip(self._branches, parts[1:], strict=False)
+        )
 
     def _is_file(self, parts: list[str]) -> bool:
-        depth = 3 if self.each < self.count else 2
-        if len(parts) != depth or parts[0] != "big" or parts[-1] in self.gone:
+        if len(parts) != len(self._branches) + 2 or parts[-1] in self.gone:
             return False
         digits = parts[-1].removeprefix("model-").removesuffix(".safetensors")
-        return digits.isdigit() and int(digits) < self.count and parts[-1] == name_of(int(digits))
+        if not self._is_folder(parts[:-1]) or not digits.isdigit():
+            return False
+        number, first = int(digits), self._first(parts[:-1])
+        is_here = first <= number < min(first + self._each, self.count)
+        return is_here and parts[-1] == name_of(number)
+
+
+def _folder_name(place: int) -> str:
+    return f"d{place:05}"
 
 
 def _folder_row(name: str) -> str:
@@ -131,6 +154,7 @@ def _sums(content: bytes) -> dict[str, str]:
 def _handler(server: ManyServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else the last piece of an answer waits 40 ms
 
         def log_message(self, *_: object) -> None:
             pass

@@ -98,6 +98,24 @@ def test_an_entry_costs_at_most_150_bytes() -> None:
     assert (most - before) / len(packed) <= 200
 
 
+def test_a_small_folder_costs_little_more_than_its_records() -> None:
+    gc.collect()
+    infos = [info_of(number) for number in range(100)]
+    names = [info.path.name for info in infos]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        packed = Packed(FOLDER, count=100)
+        for name, info in zip(names, infos, strict=True):
+            packed.add(name, info)
+        packed.trim()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [packed[packed.find(name)] for name in names] == infos
+    assert (after - before) / len(packed) <= 82 + 25 + 25
+
+
 def test_many_are_packed_and_few_are_not() -> None:
     gathered, infos = Gathered(FOLDER), [info_of(number) for number in range(MANY + 10)]
     for count, info in enumerate(infos, 1):

@@ -15,8 +15,6 @@ from jfs.packed import DEAD, FOLDER, HOLDS_MOST, TAKEN, Packed, prefix_of
 from jfs.vfs.freshness import Asked, Cell
 from jfs.vfs.namespace.inodes import Below, Inode, shows
 
-# Objects of a folder before those are folded that nobody has.
-_ROOM = 2000
 # References to an object that nobody has: of its folder, of the table, of `_fold` and of the call
 # that counts them.
 _OURS = 4
@@ -32,6 +30,9 @@ class Table(Protocol):
 
     def is_held(self, inode: Inode) -> bool:
         """Whether somebody needs the object as it is."""
+
+    def make_room(self, crowd: "Crowd") -> None:
+        """Fold what nobody has, if crowds have made many objects; this one makes the next."""
 
 
 class Row(NamedTuple):
@@ -68,7 +69,6 @@ class Crowd:
 
     __slots__ = (
         "_many",
-        "_room",
         "_table",
         "folder",
         "held",
@@ -88,7 +88,6 @@ class Crowd:
         self.held = 0
         self.tagged: tuple[dict[str, Properties], Asked] | None = None
         self._many: dict[int, int] = {}  # lookups of rows that have more than fit
-        self._room = _ROOM
 
     @property
     def folders(self) -> int:
@@ -132,9 +131,7 @@ class Crowd:
         packed, table = self.packed, self._table
         below = self.folder.below
         assert below is not None
-        if len(below.children) >= self._room:
-            self.fold(list(below.children))
-            self._room = max(_ROOM, 2 * len(below.children))
+        table.make_room(self)
         kind, number = packed.kind(row), packed.number(row)
         if number in table.living:  # a file that has lost this path, and is open still
             number = table.free_number(number)

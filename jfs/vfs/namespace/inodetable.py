@@ -21,6 +21,8 @@ from jfs.vfs.namespace.crowds import Crowd
 from jfs.vfs.namespace.inodes import ROOT, Below, Inode, attach, detach, fits, relocate
 
 _WORTH_SHRINKING = 4096
+# Objects that are made of rows before those are folded that nobody has.
+_ROOM = 2000
 _MASK = (1 << 63) - 1
 
 
@@ -41,6 +43,9 @@ class InodeTable:
         self._forgotten: list[tuple[Inode, list[Inode]]] = []
         self._held: Counter[Inode] = Counter()
         self._most = 1  # inodes at a time since the table was last shrunk
+        # Crowds that have made objects since these were last folded, and how many they may make.
+        self._loose: dict[Crowd, None] = {}
+        self._room = _ROOM
 
     def __len__(self) -> int:
         """Return how many objects there are."""
@@ -272,6 +277,20 @@ class InodeTable:
         assert below.crowd is not None
         below.crowd.fold(names)
 
+    def make_room(self, crowd: Crowd) -> None:
+        """See ``crowds.Table``."""
+        self._loose[crowd] = None
+        self._room -= 1
+        if self._room > 0:
+            return
+        loose, self._loose, left = self._loose, {}, 0
+        for each in loose:
+            below = each.folder.below
+            assert below is not None
+            each.fold(list(below.children))
+            left += len(below.children)
+        self._room = max(_ROOM, left)
+
     def is_based(self, base: str) -> bool:
         """Whether there are rows whose numbers are made of this path: its folder has moved."""
         crowds = self._crowds.get(prefix_of(number_of(f"{base}/")), ())
@@ -287,6 +306,7 @@ class InodeTable:
         if below is None or (crowd := below.crowd) is None:
             return
         below.crowd = None
+        self._loose.pop(crowd, None)
         alike = self._crowds[crowd.prefix]
         alike.remove(crowd)
         if not alike:

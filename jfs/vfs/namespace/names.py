@@ -286,6 +286,7 @@ class Names:
             entries, asked = found
             below.being_taken += 1
             try:
+                entries = await self._taking.packed(folder, path, entries)
                 await self._taking.listing(folder, path, entries, asked)
             except (Moved, NoEntry):
                 return None
@@ -308,6 +309,7 @@ class Names:
             raise
         below.being_taken += 1  # no dentry is dropped until the listing is whole
         try:
+            entries = await self._taking.packed(folder, path, entries)
             is_packed = isinstance(entries, Packed)
             if folder.path == path and not is_packed:
                 self._kept.listed(path, entries, asked)

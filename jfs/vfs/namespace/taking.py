@@ -24,6 +24,9 @@ from jfs.vfs.namespace.inodetable import InodeTable
 # again, a second at a time for a million entries; frozen, it is not looked at, and is given back
 # by its reference counts all the same.
 _PIECES_BEFORE_FREEZING = 10
+# With so many objects in all, at a kilobyte each, further entries do not become any: not those of
+# so large a folder that its rows take less.
+_OBJECTS, _WORTH_PACKING = 16_384, 8
 
 
 class Moved(JfsError):
@@ -35,6 +38,27 @@ class Taking:
 
     def __init__(self, inodes: InodeTable) -> None:
         self._inodes = inodes
+
+    async def packed(
+        self, folder: Inode, path: RepoPath, entries: Sequence[EntryInfo]
+    ) -> Sequence[EntryInfo]:
+        """Return the entries of a listing packed, where objects of them would be too many.
+
+        A tree of a million would need a gibibyte. They are packed before there are objects, and
+        not after: among those that stay, the ones that go leave holes which malloc keeps.
+        """
+        below, count = below_of(folder), len(entries)
+        if below.crowd is not None or isinstance(entries, Packed) or count < _WORTH_PACKING:
+            return entries
+        if len(self._inodes) + count < _OBJECTS or 2 * len(below.children) > count:
+            return entries
+        packed = Packed(path, count=count)
+        for piece in pieces(entries):
+            for info in piece:
+                packed.add(info.path.name, info)
+            await trio.lowlevel.checkpoint()
+        packed.trim()
+        return packed
 
     async def listing(
         self, folder: Inode, path: RepoPath, entries: Sequence[EntryInfo], asked: Asked
