@@ -281,6 +281,7 @@ _REMOVED_AND_REFRESHED = [
 ]
 
 
+@pytest.mark.timeout(600)  # the whole takes minutes on a busy machine
 @pytest.mark.usefixtures("_says_what_stands_in")
 @pytest.mark.parametrize("outages", [False, True], ids=["well", "down now and then"])
 @pytest.mark.parametrize("packs", [False, True], ids=["objects", "packed"])
