@@ -129,6 +129,7 @@ class ReadSettings:
     segment_bytes: int = 4 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
     disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
+    disk_slack_s: float = 3.0  # and for one that is slower than the network: see reading.publisher
     deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
     far_s: float = 0.01  # a server whose first byte takes longer is asked for more ahead
 

@@ -14,6 +14,7 @@ import trio
 from jfs.config import ReadSettings
 from jfs.errors import DeadlineExceeded, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
+from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.protocols import Sink
@@ -193,6 +194,8 @@ class StuckDisk:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.took = 0  # bytes
+        self._lock = threading.Lock()
 
     def open(self, content: ContentKey) -> "StuckDisk":
         return self
@@ -207,7 +210,10 @@ class StuckDisk:
         return None
 
     def publish(self, start: int, data: memoryview) -> bool:
-        return self.go.wait()
+        self.go.wait()
+        with self._lock:
+            self.took += len(data)
+        return True
 
     def claim(self, extent: Extent) -> AbstractContextManager[None] | None:
         return nullcontext()
@@ -236,3 +242,38 @@ async def test_a_disk_that_stands_still_holds_up_no_read(expected_logs: list[str
         finally:
             disk.go.set()
         await reader.close()
+
+
+async def test_a_disk_that_is_slower_than_the_network_slows_no_reader() -> None:
+    """What it has no time for is dropped: here it has taken nothing when all is read."""
+    source, disk, metrics = MemorySource(content(40 * MiB)), StuckDisk(), Metrics()
+    settings = replace(SETTINGS, disk_slack_s=0.0, disk_patience_s=600.0)
+    budget = Budget(settings.memory_bytes)
+    async with trio.open_nursery() as nursery:
+        plane = DataPlane(source, disk, settings, metrics, nursery, fetches=4, budget=budget)
+        reader = await plane.open(version_of(source.content))
+        try:
+            for start in range(0, 40 * MiB, MiB):
+                data = await reader.read(Extent(start, start + MiB))
+                assert data == source.content[start : start + MiB]
+        finally:
+            disk.go.set()
+        await reader.close()
+    assert metrics.snapshot()["cache_dropped_bytes"] >= 40 * MiB - budget.bound
+    assert budget.most <= budget.bound
+    assert disk.took <= budget.bound
+
+
+async def test_a_disk_that_is_as_fast_as_the_network_takes_everything(
+    mock_clock: trio.testing.MockClock,  # it stands: nobody waits too long
+) -> None:
+    source, disk, metrics = MemorySource(content(40 * MiB)), StuckDisk(), Metrics()
+    disk.go.set()
+    async with trio.open_nursery() as nursery:
+        plane = DataPlane(source, disk, SETTINGS, metrics, nursery, fetches=4)
+        reader = await plane.open(version_of(source.content))
+        for start in range(0, 40 * MiB, MiB):
+            await reader.read(Extent(start, start + MiB))
+        await reader.close()
+    assert "cache_dropped_bytes" not in metrics.snapshot()
+    assert disk.took >= 40 * MiB

@@ -112,7 +112,8 @@ class Cached:
         All in one turn of a thread: each costs as much as a hundred KiB of the network.
         """
         if not self._disk.hangs:
-            await self._publisher.publish(partial(self._publish, runs, look))
+            size = sum(len(data) for _, data in runs)
+            await self._publisher.publish(partial(self._publish, runs, look), size)
 
     async def run(
         self, call: Callable[[CachedContent], _T], late: Callable[[_T], object] | None = None

@@ -97,7 +97,7 @@ class DataPlane:
         self.streaming = Streaming()
         self.companions = Companions(metrics)
         self.locate = locate
-        self.publisher = Publisher(settings.disk_patience_s)
+        self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
 
     def rejections(self, version: ArtifactVersion) -> int:
@@ -402,7 +402,8 @@ class ContentReader(SegmentOwner):
 
         async def fetch(run: Extent) -> None:
             self._planner.fetched(run)
-            await threads.in_turn(limit, self._from_server, segment, run)
+            took_s = await threads.in_turn(limit, self._from_server, segment, run)
+            self._plane.publisher.fetched(took_s)
             fetched.append(run)
 
         fetched: list[Extent] = []
@@ -424,10 +425,12 @@ class ContentReader(SegmentOwner):
             position = run.stop
         return fetched
 
-    def _from_server(self, segment: Segment, run: Extent) -> None:
+    def _from_server(self, segment: Segment, run: Extent) -> float:
+        """Return how long it took."""
         sink, start = SegmentSink(segment, run), time.monotonic()
         self._plane.source.fetch(self.version, run, sink)
         self._plane.habits.answered(sink.began - start)
+        return time.monotonic() - start
 
     async def _close_when_idle(self) -> None:
         if self._working or not self._closed:
