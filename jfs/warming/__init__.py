@@ -9,21 +9,23 @@ index of shards, an ONNX model with its tensors beside it, the head of a file. S
 of them are left alone.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
 import trio
 
-from jfs import interrupts, threads
+from jfs import interrupts, memory, threads
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
 from jfs.cache import DiskBlockStore
+from jfs.cgroup import memory_limit
 from jfs.config import CacheSettings, ServerSettings
 from jfs.errors import JfsError, NotFound
 from jfs.formats import Selection
 from jfs.metrics import Metrics
-from jfs.model import FileInfo, FolderInfo, RepoPath
+from jfs.model import EntryInfo, FileInfo, FolderInfo, RepoPath
+from jfs.packed import Packed
 from jfs.warming.choosing import Chosen
-from jfs.warming.running import Progress, Run, Warmed
+from jfs.warming.running import Progress, Run, Warmed, piece_within
 
 __all__ = ["Progress", "Warmed", "warm"]
 
@@ -65,6 +67,8 @@ async def _run(
     selection: Selection | None,
 ) -> Warmed:
     metrics = Metrics()
+    limited = await threads.on_disk(memory_limit)
+    memory.follow(limited)
     store = await threads.on_disk(DiskBlockStore, cache, metrics)
     source = HttpRangeSource(server, metrics)
     result = Warmed()
@@ -75,7 +79,8 @@ async def _run(
         ):
             await client.check()
             limit = trio.CapacityLimiter(server.connections)
-            run = Run(store, source, limit, result, found, advanced)
+            piece = piece_within(limited, server.connections)
+            run = Run(store, source, limit, result, found, advanced, piece)
             for path in paths:
                 folders = _folders(client, path, result)
                 async with aclosing(folders):
@@ -93,7 +98,7 @@ async def _run(
 
 async def _folders(
     client: ArtifactoryClient, path: RepoPath, result: Warmed
-) -> AsyncGenerator[list[FileInfo], None]:
+) -> AsyncGenerator[Iterable[FileInfo], None]:
     """Walk the artifacts at or below *path*, one listing a folder; a folder before those in it."""
     try:
         entry = await client.stat(path)
@@ -117,6 +122,22 @@ async def _folders(
         if folder == path and not entries and not client.lists_all(path.repo):
             # A remote repository lists what it has cached: nothing of it is not nothing at all.
             result.failures.append((path, "nothing of it is cached on the server: name its files"))
-        ordered = sorted(entries, key=lambda entry: entry.path)
-        yield [child for child in ordered if isinstance(child, FileInfo)]
-        folders += [child.path for child in reversed(ordered) if isinstance(child, FolderInfo)]
+        # Those of a packed folder are a million: as objects, sorted, they would be a gibibyte.
+        ordered = entries if isinstance(entries, Packed) else sorted(entries, key=_path)
+        yield _Files(ordered)
+        below = [child.path for child in ordered if isinstance(child, FolderInfo)]
+        folders += reversed(below)
+
+
+class _Files:
+    """Those of some entries that are files."""
+
+    def __init__(self, entries: Sequence[EntryInfo]) -> None:
+        self._entries = entries
+
+    def __iter__(self) -> Iterator[FileInfo]:
+        return (entry for entry in self._entries if isinstance(entry, FileInfo))
+
+
+def _path(entry: EntryInfo) -> RepoPath:
+    return entry.path

@@ -38,7 +38,7 @@ class Chosen:
         self._is_model = False
         run.names_each = True
 
-    async def warm(self, folders: AsyncGenerator[list[FileInfo], None]) -> None:
+    async def warm(self, folders: AsyncGenerator[Iterable[FileInfo], None]) -> None:
         """Fetch it; what is no model comes last, as it is, if there is one."""
         failures = len(self._run.result.failures)
         others: list[FileInfo] = []
@@ -61,7 +61,7 @@ class Chosen:
     def _refuse(self, text: str) -> None:
         self._run.result.failures.append((self._path, text))
 
-    async def _files(self, files: list[FileInfo], seen: set[RepoPath]) -> list[FileInfo]:
+    async def _files(self, files: Iterable[FileInfo], seen: set[RepoPath]) -> list[FileInfo]:
         """Fetch what is wanted of the files of one folder; return what is no model."""
         tellers = [info for info in files if tells_of_others(info.path.name, info.size)]
         for info in tellers:

@@ -11,14 +11,15 @@ from jfs import threads
 from jfs.artifactory import HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.errors import CacheFull, JfsError, ProtocolViolation
-from jfs.extents import Extent, ExtentSet, MiB
+from jfs.extents import Extent, ExtentSet, KiB, MiB
 from jfs.formats import FIRST_BYTES, Layout, MoreNeeded, layout_of
 from jfs.model import ArtifactVersion, FileInfo, RepoPath
 from jfs.protocols import CachedContent
 
 log = logging.getLogger(__name__)
 
-_PIECE = 4 * MiB  # one range request and one write to disk
+_PIECE = 4 * MiB  # one range request and one write to disk, at most
+_SMALLEST = 256 * KiB
 _CLAIM_POLL_S = 0.05
 # A mount gives up on a claim without progress after 10 s. Nobody waits for us: it goes first.
 _CLAIM_PATIENCE_S = 15.0
@@ -50,8 +51,23 @@ Progress = Callable[[RepoPath, int], None]
 Choose = Callable[[ArtifactVersion, CachedContent], Awaitable[ExtentSet]]
 
 
+def piece_within(limit: int | None, connections: int) -> int:
+    """Return how much is fetched at a time, so that all together take a quarter of the memory.
+
+    Args:
+        limit: bytes that this process may have; None: as many as there are.
+    """
+    piece = _PIECE
+    while limit is not None and piece > _SMALLEST and piece * connections > limit // 4:
+        piece //= 2
+    return piece
+
+
 class Run:
     """What the files of one run share. Trio thread, except ``_fetch``.
+
+    Args:
+        piece: see ``piece_within``.
 
     Attributes:
         names_each: whether the result tells of each file by itself.
@@ -65,7 +81,9 @@ class Run:
         result: Warmed,
         found: Progress,
         advanced: Progress,
+        piece: int = _PIECE,
     ) -> None:
+        self._piece_size = piece
         self._store = store
         self._source = source
         self._limit = limit
@@ -133,7 +151,7 @@ class Run:
     async def read(self, version: ArtifactVersion, cached: CachedContent, size: int) -> bytes:
         """Return how a file begins, through the cache."""
         head, told = bytearray(size), Extent(0, size)
-        for piece in told.pieces(_PIECE):
+        for piece in told.pieces(self._piece_size):
             await self._piece(version, cached, piece)
         with memoryview(head) as buffer:
             if not await threads.on_disk(cached.read_into, told, buffer):
@@ -143,7 +161,7 @@ class Run:
     async def _content(
         self, version: ArtifactVersion, cached: CachedContent, wanted: ExtentSet
     ) -> None:
-        pieces = (piece for extent in wanted for piece in extent.pieces(_PIECE))
+        pieces = (piece for extent in wanted for piece in extent.pieces(self._piece_size))
         failures: list[JfsError] = []
 
         async def worker() -> None:
@@ -180,7 +198,8 @@ class Run:
         try:
             buffer = self._spare.pop()
         except IndexError:
-            buffer = mmap.mmap(-1, _PIECE)  # page-aligned, as the disk wants it for O_DIRECT
+            # Page-aligned, as the disk wants it for O_DIRECT.
+            buffer = mmap.mmap(-1, self._piece_size)
         with memoryview(buffer) as whole, whole[: run.size] as piece:
             self._source.fetch(version, run, _Buffer(piece))
             if not cached.publish(run.start, piece):

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -134,10 +134,12 @@ def is_zombie(pid: int) -> bool:
     return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
 
 
-def run_jfs(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def run_jfs(
+    *arguments: str, under: Sequence[str] = (), **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; *under* is a command that becomes another one."""
     return subprocess.run(
-        [*JFS, *arguments],
+        [*under, *JFS, *arguments],
         capture_output=True,
         text=True,
         check=False,

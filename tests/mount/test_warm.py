@@ -13,6 +13,7 @@ from jfs.formats import Layout, layout_of
 from jfs.server import EmbeddedServer, Fault
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import run_jfs
+from tests.weather.group import limited
 
 MiB = 1024 * 1024
 REPO = "ml-models-local"
@@ -211,3 +212,18 @@ def test_a_rank_that_is_none_is_refused(rank: str) -> None:
     done = run_jfs("warm", f"--rank={rank}", "nowhere/at-all")
     assert done.returncode == 2
     assert "is no rank: R/N" in done.stderr
+
+
+def test_many_connections_fit_into_little_memory(server: EmbeddedServer, tmp_path: Path) -> None:
+    content = os.urandom(MiB) * 96
+    server.deploy(REPO, "large.bin", content)
+    with limited(f"jfs-{tmp_path.name}", 96 * MiB) as group:
+        done = run_jfs(
+            *("warm", "--connections", "64", "--cache-dir", str(tmp_path / "cache")),
+            f"{server.url}/{REPO}/large.bin",
+            under=() if group is None else group.under,
+            JF_ACCESS_TOKEN=server.token,
+        )
+        assert done.returncode == 0, done.stderr
+        assert group is None or group.killed == 0
+    assert cached(tmp_path)[0]["complete"]
