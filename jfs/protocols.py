@@ -5,7 +5,7 @@
 server or of the disk; ``jfs.mount.serving`` decides what stands behind each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -83,7 +83,14 @@ class ArtifactStore(Protocol):
 
     # changes; each raises AccessDenied without the right, ReadOnly where nothing can be written
 
-    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
+    async def deploy(
+        self,
+        deployment: Deployment,
+        file: int,
+        *,
+        patient: bool = True,
+        still: Callable[[], Awaitable[None]] | None = None,
+    ) -> FileInfo:
         """Make content the artifact at a path: by its checksum if the server has it, else whole.
 
         Retries what is worth retrying. The answer's checksums have been compared with ours.
@@ -91,6 +98,8 @@ class ArtifactStore(Protocol):
         Args:
             file: descriptor of the content; it is read by position and must not change meanwhile.
             patient: whether an outage is waited for: not by who comes again by himself.
+            still: asked before every try but the first, which may be minutes later: raises when
+                the path is not any more what it was.
         Raises:
             QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
             OSError: *file* cannot be read.

@@ -1,7 +1,7 @@
 """The control plane: names, sizes and checksums, over httpx. Trio thread only."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -249,8 +249,15 @@ class ArtifactoryClient:
 
     # changes; how they are asked and repeated is in ``mutations`` and ``uploads``
 
-    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
-        info = await self._uploads.deploy(deployment, file, patient=patient)
+    async def deploy(
+        self,
+        deployment: Deployment,
+        file: int,
+        *,
+        patient: bool = True,
+        still: Callable[[], Awaitable[None]] | None = None,
+    ) -> FileInfo:
+        info = await self._uploads.deploy(deployment, file, patient=patient, still=still)
         late = uploads.set_afterwards(deployment.properties)
         if late:
             await self.set_properties(deployment.path, late)

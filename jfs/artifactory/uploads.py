@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from urllib.parse import quote
 
@@ -27,7 +27,16 @@ from jfs.artifactory.filebody import FileBody, Unreadable
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
 from jfs.artifactory.transport import BulkTransport
-from jfs.errors import Conflict, DiskHangs, IntegrityError, JfsError, NotFound, ProtocolViolation
+from jfs.errors import (
+    AlreadyExists,
+    ChangedElsewhere,
+    Conflict,
+    DiskHangs,
+    IntegrityError,
+    JfsError,
+    NotFound,
+    ProtocolViolation,
+)
 from jfs.extents import KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import Deployment, FileInfo, Properties
@@ -73,11 +82,18 @@ class Uploads:
         self._closed = True
         self._transport.close()
 
-    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
+    async def deploy(
+        self,
+        deployment: Deployment,
+        file: int,
+        *,
+        patient: bool = True,
+        still: Callable[[], Awaitable[None]] | None = None,
+    ) -> FileInfo:
         """See ``ArtifactStore.deploy``; the caller sets what ``set_afterwards`` returns."""
         settings = self._session.settings
         hurried_s = min(_HURRIED_S, settings.jobs_retries_s)
-        bodies = refusals = 0
+        tries = bodies = refusals = 0
         call = self._session.breakers.call(
             deployment.path.repo,
             Plane.CHANGES,
@@ -91,9 +107,14 @@ class Uploads:
                     continue
                 attempt = _Attempt(deployment, file, settings.idle_timeout_s)
                 try:
+                    if tries and still is not None:
+                        await still()
+                    tries += 1
                     found = await self._once(attempt)
                     call.succeeded()
                     return found
+                except (ChangedElsewhere, AlreadyExists):
+                    raise
                 except JfsError as error:
                     self._metrics.count("deploy_errors")
                     if self._closed:

@@ -1,6 +1,6 @@
 """A server that is never asked: for ``--offline``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from jfs.errors import Offline
 from jfs.extents import Extent
@@ -57,7 +57,14 @@ class OfflineStore:
     async def downloads(self, path: RepoPath) -> int:
         raise _offline()
 
-    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
+    async def deploy(
+        self,
+        deployment: Deployment,
+        file: int,
+        *,
+        patient: bool = True,
+        still: Callable[[], Awaitable[None]] | None = None,
+    ) -> FileInfo:
         raise _offline()
 
     async def make_folder(self, path: RepoPath) -> None:

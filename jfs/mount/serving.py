@@ -218,7 +218,7 @@ async def _compose(
             if begun.known_at is not None and not settings.offline:
                 await starting.heal(client, settings, keeper)
             if area is not None:
-                await recovery.resume(area, client)
+                await recovery.resume(area, client, filesystem.claims.held)
 
         nursery.start_soon(resume)
         breakers.on_change(lambda outage, up: filesystem.up(outage.subject) if up else None)

@@ -63,6 +63,7 @@ class Filesystem:
 
     Attributes:
         boundary: is told what is refused, and what is answered after that.
+        claims: of paths, for who changes the server beside the filesystem.
         holdings: what is held in memory, and how it is given back.
         sleeps: what is believed after the machine was suspended.
     """
@@ -94,7 +95,7 @@ class Filesystem:
             self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier, backings)
         refusals = Refusals()
-        locks = PathLocks()
+        self.claims = locks = PathLocks()
         self._files = OpenFiles(
             self._tree, plane, self._numbers, self._writing, self._kernel, locks, refusals
         )

@@ -35,7 +35,9 @@ class Store:
     async def properties(self, path: RepoPath) -> Properties:
         return {"env": ("production",)}
 
-    async def deploy(self, deployment: Deployment, file: int, *, patient: bool = True) -> FileInfo:
+    async def deploy(
+        self, deployment: Deployment, file: int, *, patient: bool = True, still: object = None
+    ) -> FileInfo:
         if self.refusal is not None:
             raise self.refusal
         assert os.pread(file, 100, 0) == DATA

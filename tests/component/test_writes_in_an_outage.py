@@ -3,20 +3,26 @@
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import trio
 
+from jfs.artifactory import ArtifactoryClient
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoAttribute, Unavailable, errno_of
+from jfs.errors import ChangedElsewhere, JfsError, NoAttribute, Unavailable, errno_of
+from jfs.metrics import Metrics
+from jfs.model import RepoPath
 from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing import recovery
 from jfs.vfs.writing.journal import Journal, State
-from tests.component.composed import composed, content, find, names
+from jfs.vfs.writing.staging import StagingArea
+from tests.component.composed import composed, content, find, names, server_settings
 from tests.component.server_requests import REPO, Requests
 
 _T = TypeVar("_T")
@@ -190,3 +196,77 @@ async def test_what_was_done_though_its_answer_was_lost_is_seen(
         assert ("new" in there) is (change == "mkdir")
         if change == "set":
             assert await healed(lambda: fs.getxattr(there["f"], b"user.env")) == b"staging"
+
+
+@pytest.mark.parametrize("before", [b"old", None])
+async def test_what_came_while_an_upload_was_refused_is_not_overwritten(
+    ask: Requests, tmp_path: Path, before: bytes | None
+) -> None:
+    """Every try asks what is there: the first one may be minutes ago."""
+    if before is not None:
+        ask.server.deploy(REPO, "f", before)
+    writes = WriteSettings(tmp_path / "staging")
+    told: list[JfsError] = []
+
+    async def close(fs: Filesystem, handle: int) -> None:
+        with pytest.raises(ChangedElsewhere) as refusal:
+            await fs.flush(handle)
+        told.append(refusal.value)
+
+    async with composed(ask.server, REPO, writes=writes, patience_s=_LONGEST_S) as fs:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
+        await fs.write(opened.handle, 0, DATA)
+        fault = ask.server.faults.add(Fault.status(503, method="PUT", agent="jfs/*"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close, fs, opened.handle)
+            await trio.to_thread.run_sync(fault.wait_hit)
+            ask.server.deploy(REPO, "f", b"by somebody else")
+            ask.server.faults.remove(fault)
+        await fs.release(opened.handle)
+    assert told
+    assert ask.get(f"/{REPO}/f").body == b"by somebody else"
+    (seen,) = Journal(writes.staging).survey()
+    assert (seen.record.state, seen.size) == (State.FAILED, len(DATA))
+
+
+async def test_what_goes_on_with_an_upload_and_who_writes_there_take_turns(
+    ask: Requests, tmp_path: Path
+) -> None:
+    """The next mount goes on with what was interrupted while the file is written anew."""
+    writes = WriteSettings(tmp_path / "staging")
+    left = StagingArea(writes, ask.server.url)
+    staged = left.new(RepoPath(REPO, "f"), None)
+    staged.write(0, b"interrupted")
+    assert staged.entry is not None
+    staged.entry.update(state=State.DEPLOYING)
+    staged.entry.close()
+    fault = ask.server.faults.add(Fault.hold(method="PUT", times=1))
+    settings = server_settings(ask.server)
+    verdict: list[JfsError | None] = []
+
+    async def write(fs: Filesystem) -> None:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
+        await fs.write(opened.handle, 0, DATA)
+        try:
+            await fs.flush(opened.handle)
+            verdict.append(None)
+        except ChangedElsewhere as error:
+            verdict.append(error)
+        await fs.release(opened.handle)
+
+    async with (
+        aclosing(ArtifactoryClient(settings, Metrics())) as client,
+        composed(ask.server, REPO, writes=writes) as fs,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(recovery.resume, left, client, fs.claims.held)
+        await trio.to_thread.run_sync(fault.wait_hit)
+        nursery.start_soon(write, fs)
+        while True:
+            if len(fs.claims) == 2 or verdict:  # he waits for his turn, or took none
+                break
+            await trio.sleep(0.01)
+        ask.server.faults.remove(fault)
+    left.close()
+    expected = DATA if verdict == [None] else b"interrupted"
+    assert ask.get(f"/{REPO}/f").body == expected

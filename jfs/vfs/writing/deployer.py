@@ -79,22 +79,31 @@ class Deployer:
             IntegrityError, RemoteError: the server's verdict; the journal has kept it.
             OSError: the local disk failed.
         """
+        settings = self._area.settings
         async with self._under_way(staged) as entry:
-            if base is None and self._area.settings.no_overwrite:
+            if base is None and settings.no_overwrite:
                 await self._require_absent(path, staged.sent)
             there = {} if base is None else await self._store.properties(path)
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
-            properties = {**(properties or kept), **self._area.settings.properties}
+            properties = {**(properties or kept), **settings.properties}
             sha256 = await waiting.hashing(
                 partial(_seal, staged, entry, path, properties, modified_ns), staged.size
             )
             deployment = Deployment(
                 path, staged.size, Checksums(sha256=sha256), properties, modified_ns
             )
-            if not self._area.settings.last_writer_wins:
-                # There is no condition on the wire for it: right before has to do.
-                await self._require_unchanged(path, base, {sha256, *staged.sent})
+            ours = {sha256, *staged.sent}
+
+            async def still() -> None:
+                """There is no condition on the wire for it: right before each try has to do."""
+                if base is None and settings.no_overwrite:
+                    await self._require_absent(path, ours)
+                if not settings.last_writer_wins:
+                    await self._require_unchanged(path, base, ours)
+
+            if not settings.last_writer_wins:
+                await still()
             staged.sent.add(sha256)
             if entry.record.state is State.PENDING and sha256 not in entry.record.sent:
                 sent = (*entry.record.sent, sha256)
@@ -103,7 +112,9 @@ class Deployer:
             self._nursery.start_soon(_sync_if_long, entry, staged.size, done)
             try:
                 patient = entry.record.state is not State.PENDING
-                info = await self._store.deploy(deployment, staged.file, patient=patient)
+                info = await self._store.deploy(
+                    deployment, staged.file, patient=patient, still=still
+                )
             finally:
                 done.set()
             if gone := there.keys() - properties.keys():

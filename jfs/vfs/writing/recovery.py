@@ -15,12 +15,13 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
 from jfs import waiting
-from jfs.errors import JfsError, NotFound, is_local
+from jfs.errors import ChangedElsewhere, JfsError, NotFound, is_local
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
@@ -28,6 +29,8 @@ from jfs.vfs.writing.journal import Entry, Record, Sighting, State
 from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
+
+Claim = Callable[[RepoPath], AbstractAsyncContextManager[None]]
 
 
 class Outcome(enum.Enum):
@@ -38,8 +41,13 @@ class Outcome(enum.Enum):
     CHANGED = "the server has other content by now"
 
 
-async def resume(area: StagingArea, store: ArtifactStore) -> None:
-    """Upload what was interrupted; say what waits. Never raises; for the start of a mount."""
+async def resume(area: StagingArea, store: ArtifactStore, claimed: Claim) -> None:
+    """Upload what was interrupted; say what waits. Never raises; for the start of a mount.
+
+    Args:
+        claimed: holds the claim of a path: who writes there meanwhile waits for his turn, and then
+            finds what came before him.
+    """
     kept = 0
     # One by one: meanwhile the others are free for `jfs recover`.
     left = area.journal.left_behind()
@@ -50,7 +58,8 @@ async def resume(area: StagingArea, store: ArtifactStore) -> None:
             if entry.record.state is not State.DEPLOYING:
                 kept += 1
                 continue
-            kept += not await _resume_one(entry, store)
+            async with claimed(entry.record.path):
+                kept += not await _resume_one(entry, store)
         finally:
             entry.close()
     if kept:
@@ -93,12 +102,18 @@ async def upload(
     base = record.base if path == record.path else None
     size = await waiting.on_disk(lambda: entry.size)
     sha256 = await waiting.hashing(partial(_digest, entry.file), size)
+    expected = {base, *(() if target else record.sent)}
     there = await _sha256_at(store, path)
     if there == sha256:
         await waiting.on_disk(entry.remove)
         return Outcome.WAS_THERE
-    if not force and there != base and (target or there not in record.sent):
+    if not force and there not in expected:
         return Outcome.CHANGED
+
+    async def still() -> None:
+        if await _sha256_at(store, path) not in {sha256, *expected}:
+            raise ChangedElsewhere(f"{path}: was changed on the server meanwhile")
+
     properties = record.properties
     if there is not None:
         # The server would drop what is not sent again; what was set since counts too.
@@ -107,7 +122,9 @@ async def upload(
         properties = {**kept, **properties}
     deployment = Deployment(path, size, Checksums(sha256=sha256), properties, record.modified_ns)
     try:
-        await store.deploy(deployment, entry.file)
+        await store.deploy(deployment, entry.file, still=None if force else still)
+    except ChangedElsewhere:
+        return Outcome.CHANGED
     except (JfsError, OSError) as error:
         changes = {"error": str(error), "state": _state_after(error, record.state)}
         await waiting.on_disk(lambda: entry.update(**changes))
