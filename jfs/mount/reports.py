@@ -78,14 +78,16 @@ class Stats:
         }
 
 
-def server(breakers: Breakers, metrics: Metrics) -> Figures:
+def server(breakers: Breakers, metrics: Metrics, *, offline: bool = False) -> Figures:
     """Return whether the server answers, and since when what does not.
 
-    ``state`` is ``up``, ``down``, or ``impaired``: a part of it, such as a repository, is down.
+    ``state`` is ``up``, ``down``, or ``impaired``: a part of it, such as a repository, is down; or
+    ``offline``: it is not asked.
     """
     outages = breakers.outages()
     whole = [outage for outage in outages if not outage.subject]
     state = "down" if whole else "impaired" if outages else "up"
+    state = "offline" if offline else state
     stale_since = metrics.snapshot().get("stale_since")
     return {
         "state": state,

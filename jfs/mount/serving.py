@@ -201,7 +201,7 @@ async def _compose(
         )
         nursery.start_soon(keeper.run)
         stats = reports.Stats(settings, metrics, budget, limit)
-        stats.add("server", lambda: reports.server(breakers, metrics))
+        stats.add("server", lambda: reports.server(breakers, metrics, offline=settings.offline))
         stats.add("names", filesystem.holdings.figures)
         stats.add("uploads", lambda: reports.uploads(filesystem.behind.state, area))
         stats.add("passthrough", lambda: reports.passthrough(passthrough))

@@ -126,7 +126,8 @@ class Standing:
     """See the module.
 
     Args:
-        window_s: for how long after it was confirmed an answer may stand in; 0: never.
+        window_s: for how long after it was confirmed an answer may stand in; 0: never; inf: the
+            server is never asked, which need not be said.
         patience_s: see the module.
         doubts: whether the server could not be asked when the mount began, nor since: nobody waits
             for the first answer who has something that can stand in.
@@ -190,13 +191,19 @@ class Standing:
             self._since = time.time()
             self._count = 1
             self._metrics.set("stale_since", int(self._since))
-            log.warning(
-                "%s cannot be asked, serving what was known before, up to %.0f s old: %s",
-                name or "the server",
-                self.window_s,
-                error or f"no answer for {self.patience_s:g} s",
-            )
+            if self.window_s < math.inf:
+                log.warning(
+                    "%s cannot be asked, serving what was known before, up to %.0f s old: %s",
+                    name or "the server",
+                    self.window_s,
+                    error or self._silence(),
+                )
         return Stand(spell)
+
+    def _silence(self) -> str:
+        if self.doubts():
+            return "it could not be asked when the mount began"
+        return f"no answer for {self.patience_s:g} s"
 
     def answered(self, subject: Subject) -> None:
         """Note an answer of a subject, also one that refuses."""

@@ -114,6 +114,20 @@ async def test_what_is_known_is_served_and_asked_anew_once_the_server_is_up(
     store.close()
 
 
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_query_that_is_known_is_found_by_who_never_lists_the_root(
+    models: EmbeddedServer, expected_logs: list[str], how: str
+) -> None:
+    expected_logs.append(SERVING)
+    async with composed(models, REPO, tree=TREE_0, deadline_s=0.5) as fs:
+        known = await attributes(fs, ".by/stage=v1/m/v1/one.bin")
+        models.faults.add(Fault.hold() if how == "hangs" else Fault.garbage())
+        assert await attributes(fs, ".by/stage=v1/m/v1/one.bin") == known
+        with pytest.raises(JfsError) as failure:
+            await find(fs, ".by/stage=unknown/m")
+        assert not isinstance(failure.value, NoEntry | NotFound)
+
+
 async def test_with_0_nothing_is_ever_stale(models: EmbeddedServer, tmp_path: Path) -> None:
     store = block_store(tmp_path / "cache")
     tree = replace(TREE_0, stale_if_error_s=0)

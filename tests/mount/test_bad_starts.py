@@ -157,7 +157,11 @@ def test_offline_asks_nobody(warm: EmbeddedServer, mounter: Mounter) -> None:
                 refused()
         asked, _, _ = select.select([listener], [], [], 0)
         assert not asked, "it has connected"
-        mount.stop(expected=[DOWN, "offline"])
+        told = mount.root / ".jfs"
+        assert "is not asked: mount without --offline" in (told / "errors").read_text()
+        assert "server.state offline" in (told / "stats").read_text().splitlines()
+        assert not re.search(DOWN, mount.log())
+        mount.stop(expected=["offline"])
 
 
 def test_offline_needs_something_that_is_known(

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from jfs.errors import BadHandle, NameTooLong, NoEntry
+from jfs.vfs.freshness import OUTAGES
 from jfs.vfs.namespace import queries, reports, selectors
 from jfs.vfs.namespace.crowds import Row
 from jfs.vfs.namespace.inodes import ROOT, Inode
@@ -54,6 +55,11 @@ class Folders:
                 return self._queries.root()
             if not name.startswith(selectors.MARK) or parent.computed is not None:
                 raise
+        except OUTAGES:
+            # What is known of queries stands in, also for who never listed the root.
+            if name == queries.NAME and parent.ino == ROOT and parent.child(name) is None:
+                return self._queries.root()
+            raise
         return await self._selectors.inode(parent, name)
 
     async def open(self, folder: Inode) -> int:
