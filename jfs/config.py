@@ -9,6 +9,7 @@ import os
 import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 from jfs.errors import ConfigError
@@ -121,10 +122,18 @@ class TreeSettings:
     patience_s: float = 2.0  # for an answer, where something can stand in: see vfs.standing
 
 
+class Fetch(StrEnum):
+    """When contents are fetched: see ``--fetch``."""
+
+    LAZY = "lazy"  # what is read, and ahead of who reads
+    WHOLE = "whole"  # whole, before an open is answered
+
+
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """Read-ahead and its memory. Sizes are bytes."""
+    """What is fetched when, read-ahead, and its memory. Sizes are bytes."""
 
+    fetch: Fetch = Fetch.LAZY
     memory_bytes: int = 96 * MiB  # all buffers between network, disk and kernel, spare ones too
     segment_bytes: int = 4 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader

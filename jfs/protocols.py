@@ -218,13 +218,14 @@ class CachedContent(Protocol):
     def read_resident(self, extent: Extent) -> memoryview | None:
         """Return *extent* if that needs no disk, every block verified. Never blocks."""
 
-    def publish(self, start: int, data: memoryview) -> bool:
+    def publish(self, start: int, data: memoryview, *, stays: bool = False) -> bool:
         """Store whole blocks beginning at *start*; they are present once this returned True.
 
         Returns False if the disk is full, failing or gone; the bytes then live in memory only.
 
         Args:
             start: a multiple of the block size; *data* ends at a block's end or at the file's.
+            stays: in the page cache, too: it is read from there next.
         """
 
     def whole(self) -> WholeFile | None:
@@ -232,6 +233,16 @@ class CachedContent(Protocol):
 
         None: it is not so, or as many are held as there are descriptors for. What was changed since
         it was verified is verified again, behind.
+        """
+
+    def is_verified(self) -> bool:
+        """Whether every byte is there, and was held against the digest."""
+
+    def vouch(self) -> bool:
+        """Note that all of it was held against the digest while it was published.
+
+        Returns:
+            Whether every byte is there.
         """
 
     def claim(self, extent: Extent) -> AbstractContextManager[None] | None:
@@ -263,6 +274,15 @@ class BlockStore(Protocol):
 
         Returns False, and leaves *staged* alone, when there is no room or the disk refuses.
         Nobody may write to the file any more.
+        """
+
+    def fits(self, content: ContentKey) -> bool:
+        """Whether there would be room for all of it, with everything else evicted."""
+
+    def verify(self, content: ContentKey) -> bool:
+        """Hold what is there of a content against its digest; what does not match is dropped.
+
+        That takes a second for each GiB. Returns whether every byte is there, and matches.
         """
 
     def rejections(self, content: ContentKey) -> int:

@@ -99,12 +99,12 @@ class DiskContent:
         finally:
             self._end_use()
 
-    def publish(self, start: int, data: memoryview) -> bool:
+    def publish(self, start: int, data: memoryview, *, stays: bool = False) -> bool:
         files = self._use()
         if files is None:
             return False
         try:
-            return self._publish(files, start, data)
+            return self._publish(files, start, data, stays)
         except OSError as error:
             self._shelf.failed(error)
             return False
@@ -164,7 +164,7 @@ class DiskContent:
     @property
     def complete(self) -> bool:
         """Whether every block is there."""
-        return self._with_map(lambda blocks: blocks.first_absent() == blocks.count, False)
+        return self._with_map(_has_all, False)
 
     @property
     def verified(self) -> bool:
@@ -180,6 +180,16 @@ class DiskContent:
         """Note that the whole content matches its digest, and did so at a *stamp*."""
         self._is_written = True
         self._with_map(lambda blocks: blocks.set_verified(stamp), None)
+
+    def is_verified(self) -> bool:
+        return self._with_map(lambda blocks: blocks.verified and _has_all(blocks), False)
+
+    def vouch(self) -> bool:
+        stamp = self.stamp
+        if not stamp or not self.complete:
+            return False
+        self.note_verified(stamp)
+        return True
 
     def whole(self) -> WholeFile | None:
         files = self._use()
@@ -348,7 +358,7 @@ class DiskContent:
             self._damaged(files, number)
             return False
 
-    def _publish(self, files: EntryFiles, start: int, data: memoryview) -> bool:
+    def _publish(self, files: EntryFiles, start: int, data: memoryview, stays: bool) -> bool:
         if files.blocks.is_removed():
             # Somebody removed the directory: files without a name are of no use to others.
             self._give_back(files)
@@ -364,7 +374,7 @@ class DiskContent:
         size = self._block_size
         first = start // size
         try:
-            files.write(start, data, direct=self._shelf.abilities.direct)
+            files.write(start, data, direct=self._shelf.abilities.direct and not stays)
             words = array(
                 "Q",
                 [
@@ -411,6 +421,10 @@ class DiskContent:
                 files.data_path,
                 number,
             )
+
+
+def _has_all(blocks: BlockMap) -> bool:
+    return blocks.first_absent() == blocks.count
 
 
 @contextlib.contextmanager

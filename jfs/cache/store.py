@@ -131,9 +131,18 @@ class DiskBlockStore:
             self.written(content.size)
         return False
 
-    def verify(self, key: ContentKey) -> bool:
+    def fits(self, content: ContentKey) -> bool:
+        if content.size > self._settings.budget_bytes:
+            return False
+        try:
+            status = os.statvfs(self._directory)
+        except OSError:
+            return False
+        return content.size <= status.f_blocks * status.f_frsize - self._floor
+
+    def verify(self, content: ContentKey) -> bool:
         """Compare a content with its digest now; see ``Verifier.verify``."""
-        return self._verifier.verify(key)
+        return self._verifier.verify(content)
 
     def rejections(self, content: ContentKey) -> int:
         return self._verifier.rejections(content)

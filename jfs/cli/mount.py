@@ -29,6 +29,7 @@ from jfs.cli.properties import properties_of
 from jfs.config import (
     CacheSettings,
     Credentials,
+    Fetch,
     MountSettings,
     ReadSettings,
     ServerSettings,
@@ -173,6 +174,13 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     help="Check every byte that is read from the cache, of verified files too: no passthrough.",
 )
 @click.option(
+    "--fetch",
+    type=click.Choice([each.value for each in Fetch]),
+    default="lazy",
+    show_default=True,
+    help="lazy: what is read is fetched. whole: all of a file is here before an open returns.",
+)
+@click.option(
     "--connections",
     type=click.IntRange(1, 64),
     default=4,
@@ -250,6 +258,7 @@ def command(
     wait_for_server: float | None,
     passthrough: str,
     verify_reads: bool,
+    fetch: str,
     connections: int,
     read_ahead: int,
     timeout: float,
@@ -323,7 +332,7 @@ def command(
             negative_ttl_s=negative_ttl,
             stale_if_error_s=math.inf if offline else stale_if_error,
         ),
-        read=ReadSettings(window_bytes=read_ahead),
+        read=ReadSettings(fetch=Fetch(fetch), window_bytes=read_ahead),
         write=None if read_only or offline or "ro" in listed.kernel else writing,
         fuse_options=listed.kernel
         | ({"ro"} if read_only or offline else set())

@@ -42,7 +42,7 @@ def command(mountpoints: Sequence[Path], patience_s: float, as_json: bool) -> No
 
     A mount is asked for what it knows: it asks nobody, and one that hangs is not waited for.
     PENDING files were closed with --write-back and are on no server yet; FAILED ones were refused
-    (`jfs recover ls`).
+    (`jfs recover ls`). A file that is being fetched whole (--fetch) has a line of its own.
 
     \b
     Example:
@@ -83,6 +83,7 @@ def _row(entry: MountEntry, asked: Asked) -> dict[str, Any]:
         "pid": mount.get("pid"),
         "state": asked.state,
         "server": asked.section("server"),
+        "fetches": asked.section("fetches").get("files", []),
         "uploads": {**uploads, "failed": _failed(entry, asked)} if uploads else {},
     }
 
@@ -111,6 +112,11 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     headers = ("MOUNTPOINT", "SOURCE", "PID", "STATE", "SERVER", "UPLOADING", "PENDING", "FAILED")
     print_rows(headers, [_cells(row) for row in rows])
     for row in rows:
+        for fetch in row["fetches"]:
+            done, total = decimal(fetch["bytes"]), decimal(fetch["total"])
+            rate, waiting = decimal(fetch["rate"]), fetch["waiting"]
+            line = f"{done} of {total}, {rate}/s; {waiting} waiting"
+            click.echo(f"{row['mountpoint']}: fetching {fetch['path']}: {line}")
         for error in (row["server"].get("reason"), row["uploads"].get("error")):
             if error:
                 click.echo(f"{row['mountpoint']}: {error}")

@@ -204,6 +204,7 @@ async def _compose(
         stats.add("server", lambda: reports.server(breakers, metrics, offline=settings.offline))
         stats.add("names", filesystem.holdings.figures)
         stats.add("uploads", lambda: reports.uploads(filesystem.behind.state, area))
+        stats.add("fetches", filesystem.holdings.fetches)
         stats.add("passthrough", lambda: reports.passthrough(passthrough))
         filesystem.add_report("stats", stats.text)
         filesystem.add_report("stats.json", stats.json)

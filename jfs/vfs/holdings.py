@@ -39,6 +39,10 @@ class Holdings:
         opened = sum(1 for _ in self._files.inodes())
         return {"inodes": self._tree.inodes.known, "open_files": opened}
 
+    def fetches(self) -> dict[str, object]:
+        """Return which contents are being fetched as a whole, for ``.jfs/stats``."""
+        return self._files.opening.fetching.figures()
+
     def backing_of(self, handle: int) -> int:
         """Return the number of what the kernel reads itself through a handle; 0: nothing."""
         return self._files.backing_of(handle)

@@ -133,10 +133,17 @@ class Bench:
         os.sync()
         touch_memory(self._touch)
 
-    def cold(self, name: str, *load: str, readers: int = 1, mounts: int = 1) -> Sample:
+    def cold(
+        self,
+        name: str,
+        *load: str,
+        readers: int = 1,
+        mounts: int = 1,
+        options: Sequence[str] = (),
+    ) -> Sample:
         """Read a file that no cache has; *load* is a command of ``loads``, else ``dd``."""
         with self.fresh_cache() as cache, ExitStack() as stack:
-            living = [stack.enter_context(self.mount(cache)) for _ in range(mounts)]
+            living = [stack.enter_context(self.mount(cache, *options)) for _ in range(mounts)]
             self.quiet()
             commands = [
                 command(mounted.root / name, *load) for mounted in living for _ in range(readers)
@@ -270,6 +277,35 @@ def sequential(bench: Bench, work: Path, url: str, mib: int, rounds: int, peers:
     out.unlink(missing_ok=True)
 
 
+def whole(bench: Bench, work: Path, mib: int, rounds: int) -> None:
+    """Fetch a file and map every page of it: by one open, and by a copy made first."""
+    out, name = work / "curl.out", "big.bin"
+
+    def copied() -> Sample:
+        out.unlink(missing_ok=True)
+        fetched = bench.curl(name, "-o", str(out))
+        fetched.seconds += timed(command(out, "pages")).seconds
+        return fetched
+
+    def opened(*options: str) -> Sample:
+        return bench.cold(name, "pages", options=options)
+
+    race(
+        "fetched whole, then every page mapped",
+        mib * MiB,
+        rounds,
+        {
+            "curl to a file, which is mapped": copied,
+            "jfs --fetch whole": lambda: opened("--fetch", "whole"),
+            "jfs --fetch whole, without passthrough": lambda: opened(
+                *("--fetch", "whole", "--passthrough", "off")
+            ),
+            "jfs --fetch lazy": lambda: opened("--fetch", "lazy"),
+        },
+    )
+    out.unlink(missing_ok=True)
+
+
 def fill(cache: Path, path: Path) -> None:
     """Have the content of a file in a cache, verified."""
     staged = cache / "staged"
@@ -375,7 +411,9 @@ def pieces(bench: Bench, mib: int, rounds: int) -> None:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--tls/--no-tls", "secure", default=None, help="Only one of the two.")
 @click.option("--peers/--no-peers", default=True, show_default=True)
-@click.option("--only", type=click.Choice(["cold", "warm", "pieces"]), help="One part of it.")
+@click.option(
+    "--only", type=click.Choice(["cold", "whole", "warm", "pieces"]), help="One part of it."
+)
 @click.option("--port", default=18380, show_default=True, help="nginx takes it and the next one.")
 def main(
     mib: int, rounds: int, secure: bool | None, peers: bool, only: str | None, port: int
@@ -395,6 +433,8 @@ def main(
                 bench = Bench(work, server, touch)
                 if only in (None, "cold"):
                     sequential(bench, work, url, mib, rounds, peers)
+                if only in (None, "whole"):
+                    whole(bench, work, mib, rounds)
                 if only in (None, "warm") and not tls:
                     warm(bench, work, mib, rounds)
                 if only in (None, "pieces"):

@@ -70,6 +70,7 @@ async def composed(
     kept: Keeper | None = None,
     backings: BackingFiles | None = None,
     begins: bool = True,
+    reads: ReadSettings | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
@@ -97,7 +98,7 @@ async def composed(
         plane = DataPlane(
             ranges,
             store,
-            ReadSettings(far_s=math.inf),  # no server is far, however slow the machine
+            replace(reads or ReadSettings(), far_s=math.inf),  # however slow the machine
             metrics or Metrics(),
             nursery,
             fetches=2,

@@ -1,6 +1,7 @@
 """Which opens the kernel is given a file for: here somebody who notes what it would get."""
 
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import AsyncIterator
@@ -29,14 +30,15 @@ class Kernel:
         self.is_on = True
         self.refuses = False
         self.has: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
         self.given = 0
 
     def open(self, file: int) -> int | None:
         if self.refuses:
             return None
-        self.given += 1
-        self.has[self.given] = os.pread(file, 1 << 30, 0)
-        return self.given
+        self.given = number = next(self._numbers)
+        self.has[number] = os.pread(file, 1 << 30, 0)
+        return number
 
     def close(self, number: int) -> None:
         del self.has[number]

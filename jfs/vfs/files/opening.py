@@ -24,8 +24,8 @@ from typing import NoReturn
 
 import trio
 
-from jfs.errors import IsADirectory, NoEntry, NotFound, Replaced
-from jfs.model import FileInfo, same_content
+from jfs.errors import IsADirectory, JfsError, NoEntry, NotFound, Replaced, Stale
+from jfs.model import ArtifactVersion, FileInfo, same_content
 from jfs.vfs.files.openfile import OpenFile, content_of
 from jfs.vfs.files.passing import Passing, fits
 from jfs.vfs.files.registry import Registry
@@ -33,10 +33,12 @@ from jfs.vfs.files.writer import reader_of
 from jfs.vfs.kernel import KernelView
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, require_name
+from jfs.vfs.reading.fetching import Fetching
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import forgotten
 
 _REFUSED_KEPT = 1024
+_FETCHES = 3  # for one open, of a file that is replaced all the time
 
 
 @dataclass(slots=True)
@@ -48,7 +50,11 @@ class _Refusal:
 
 
 class Opening:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        fetching: what comes as a whole.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Opening:
         self._plane = plane
         self._kernel = kernel
         self._passing = passing
+        self.fetching = Fetching(plane)
         self._turns: dict[Inode, trio.Lock] = {}
         self._refused: dict[int, _Refusal] = {}  # by the thread that asked
 
@@ -121,6 +128,41 @@ class Opening:
         except Replaced:
             self._refuse(inode, pid, before)
             raise
+
+    async def bring(self, inode: Inode, flags: int) -> None:
+        """Have what an open will read in the cache, whole and verified, as far as that can be.
+
+        Before its turn: who opens the inode for something else need not wait for it.
+
+        Raises:
+            RemoteError, IntegrityError: as a READ would.
+        """
+        if not self.fetching.is_for(flags):
+            return
+        brought = None
+        for _ in range(_FETCHES):
+            version = await self._to_bring(inode)
+            if version is None or version.content == brought:
+                return
+            try:
+                if not await self.fetching.whole(version):
+                    return
+                brought = version.content
+            except Stale:
+                self._tree.expire(inode)
+
+    async def _to_bring(self, inode: Inode) -> ArtifactVersion | None:
+        """Return the version that an open would get, unless it needs nothing to be fetched."""
+        file = self._registry.find(inode)
+        if file is not None and (file.staged is not None or file.backing is not None):
+            return None
+        try:
+            require_name(inode)
+            await self._tree.refresh(inode)
+        except JfsError:
+            return None  # the open says so itself
+        info = inode.info
+        return info.version if isinstance(info, FileInfo) and info.size else None
 
     async def current(
         self, inode: Inode, pid: int, *, reads: bool, writes: bool, flags: int | None

@@ -148,6 +148,8 @@ class OpenFiles:
         if flags & os.O_TRUNC and not writes:  # unspecified by POSIX; Linux empties the file
             await self.truncate(inode, 0, None, pid)
         writer = self._require_writer(inode) if writes else None
+        if not writes and not creates:
+            await self._opening.bring(inode, flags)
         truncates = writes and bool(flags & os.O_TRUNC)
         async with self._opening.turn(inode):
             known = self._registry.find(inode)

@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import trio
@@ -51,7 +50,7 @@ async def opened(
 ) -> "Cached | None":
     """Open what is cached of a version; None: the cache cannot be used, and is read past."""
     try:
-        content = await disk.run(store.open, version.content, late=CachedContent.close)
+        content = await disk.run(store.open, version.content, late=lambda late: late.close())
     except DiskHangs:  # which was said
         return None
     except CacheError as error:
@@ -61,7 +60,12 @@ async def opened(
 
 
 class Cached:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        stays: what is published stays in the page cache: whoever reads it reads the file next.
+        is_full: something was not stored.
+    """
 
     def __init__(
         self, content: CachedContent, version: ArtifactVersion, disk: Disk, publisher: Publisher
@@ -70,6 +74,8 @@ class Cached:
         self._version = version
         self._disk = disk
         self._publisher = publisher
+        self.stays = False
+        self.is_full = False
 
     def resident(self, extent: Extent) -> memoryview | None:
         """Return *extent* if that needs no disk."""
@@ -111,9 +117,11 @@ class Cached:
 
         All in one turn of a thread: each costs as much as a hundred KiB of the network.
         """
+        stored: list[bool] = []
         if not self._disk.hangs:
             size = sum(len(data) for _, data in runs)
-            await self._publisher.publish(partial(self._publish, runs, look), size)
+            await self._publisher.publish(lambda: stored.append(self._publish(runs, look)), size)
+        self.is_full |= stored != [True]
 
     async def run(
         self, call: Callable[[CachedContent], _T], late: Callable[[_T], object] | None = None
@@ -139,11 +147,11 @@ class Cached:
                 segment.replace_buffer()
             return Look([segment.extent], nullcontext())
 
-    def _publish(self, runs: Sequence[tuple[int, memoryview]], look: Look) -> None:
+    def _publish(self, runs: Sequence[tuple[int, memoryview]], look: Look) -> bool:
         """Blocking; a worker thread."""
         try:
-            for start, data in runs:
-                self._content.publish(start, data)
+            stored = [self._content.publish(*run, stays=self.stays) for run in runs]
+            return all(stored)
         finally:
             _let_go(look)
 

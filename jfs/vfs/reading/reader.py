@@ -12,13 +12,11 @@ there must be no checkpoint: see ``segments``.
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import trio
 
 from jfs import threads
-from jfs.config import ReadSettings
 from jfs.errors import (
     DeadlineExceeded,
     DiskHangs,
@@ -29,20 +27,15 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.extents import Extent, KiB, MiB
-from jfs.memory import Budget
-from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
-from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
-from jfs.vfs.reading.companions import Companions, Teller, description
-from jfs.vfs.reading.learning import Habits, Streaming
+from jfs.vfs.reading.companions import Teller, description
 from jfs.vfs.reading.limits import Limits
-from jfs.vfs.reading.publisher import Publisher
+from jfs.vfs.reading.plane import Plane
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
-from jfs.vfs.reading.segments import Placed, Segment, SegmentOwner, SegmentPool, SegmentSink
+from jfs.vfs.reading.segments import Placed, Segment, SegmentOwner, SegmentSink
 from jfs.vfs.reading.whole import REFETCHES, receive_whole
-from jfs.waiting import Disk
 
 log = logging.getLogger(__name__)
 
@@ -52,81 +45,13 @@ log = logging.getLogger(__name__)
 # readers, when its last byte is there.
 _SMALL = MiB
 
-_SEGMENTS_AT_LEAST = 4  # fit into the budget
-
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
-
-_DISK_THREADS = 32
-
-
-class DataPlane:
-    """What all readers of one mount share: the source, the cache, memory and worker threads.
-
-    Args:
-        nursery: fetches run in it; cancelling it ends them at their next checkpoint.
-        budget: memory that is shared with others; None: one of its own.
-        several: whether there may be several repositories.
-        fetches: worker threads that receive at a time, from each repository.
-        locate: ``ArtifactStore.locate``; None: what is not at its place is not looked for.
-    """
-
-    def __init__(
-        self,
-        source: RangeSource,
-        store: BlockStore | None,
-        settings: ReadSettings,
-        metrics: Metrics,
-        nursery: trio.Nursery,
-        *,
-        fetches: int,
-        budget: Budget | None = None,
-        several: bool = True,
-        locate: Callable[[ArtifactVersion], Awaitable[RepoPath | None]] | None = None,
-    ) -> None:
-        self.source = source
-        self.store = store
-        budget = budget or Budget(settings.memory_bytes)
-        # A segment must fit, or the READ that wants it would wait for ever.
-        segment_bytes = min(settings.segment_bytes, budget.bound // _SEGMENTS_AT_LEAST)
-        self.settings = replace(settings, segment_bytes=segment_bytes)
-        self.metrics = metrics
-        self.nursery = nursery
-        self.pool = SegmentPool(budget, segment_bytes, several=several)
-        self.fetches = fetches
-        self.habits = Habits(settings.far_s)
-        self.streaming = Streaming()
-        self.companions = Companions(metrics)
-        self.locate = locate
-        self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
-        self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
-
-    def rejections(self, version: ArtifactVersion) -> int:
-        """How often what was read of *version* turned out to be wrong."""
-        return self.store.rejections(version.content) if self.store is not None else 0
-
-    async def open(self, version: ArtifactVersion) -> "ContentReader":
-        """Open a version for reading. A cache that cannot be used is read past, not reported.
-
-        Raises:
-            IntegrityError: its bytes, fetched whole twice, did not match its digest.
-        """
-        if self.rejections(version) > REFETCHES:
-            raise IntegrityError(
-                f"{version.path}: the server keeps sending bytes that do not match its checksum"
-            )
-        content: Cached | None = None
-        if self.store is not None:
-            content = await cached.opened(self.store, version, self.disk, self.publisher)
-        reader = ContentReader(self, version, content)
-        if content is not None:
-            reader.look_at_cached(content)
-        return reader
 
 
 class ContentReader(SegmentOwner):
     """See the module; made by ``DataPlane.open``. *cached*: its blocks on disk, None: nowhere."""
 
-    def __init__(self, plane: DataPlane, version: ArtifactVersion, content: Cached | None) -> None:
+    def __init__(self, plane: Plane, version: ArtifactVersion, content: Cached | None) -> None:
         self.version = version
         self._plane = plane
         self.cached = content
@@ -147,6 +72,7 @@ class ContentReader(SegmentOwner):
         self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
         self._segments = Placed()
         self._working = 0  # tasks that still use our segments
+        self._resting = trio.lowlevel.ParkingLot()
         self._closed = False
         self._stale: Stale | None = None
         self.rejections = plane.rejections(version)
@@ -206,6 +132,33 @@ class ContentReader(SegmentOwner):
             self._working += 1
             self._plane.nursery.start_soon(self._look, content)
 
+    def bring(self, extent: Extent) -> Segment | None:
+        """Fetch *extent* as far as memory allows, for who holds it against the digest.
+
+        Returns:
+            The segment with its first byte, not to be reused until ``give_back``. None: there is no
+            memory for it.
+        """
+        extent = self._whole if self._is_small else extent
+        self._start_missing(extent, demand=True)
+        segment = self._segments.at(extent.start)
+        if segment is not None:
+            segment.users += 1
+        return segment
+
+    async def rest(self, patience_s: float) -> bool:
+        """Return when nothing is being fetched or written to the disk any more.
+
+        Returns:
+            Whether it is so; False: nothing of it has come to an end for *patience_s*.
+        """
+        while self._working:
+            with trio.move_on_after(patience_s) as scope:
+                await self._resting.park()
+            if scope.cancelled_caught:
+                return False
+        return True
+
     def relocate(self, path: RepoPath) -> None:
         """The same content is at another path now: what is fetched from here on is asked there."""
         self.version = replace(self.version, path=path)
@@ -222,7 +175,7 @@ class ContentReader(SegmentOwner):
         if self._segments.remove(segment) and segment.users == 0:
             self._plane.pool.free(segment)
 
-    def _give_back(self, segment: Segment) -> None:
+    def give_back(self, segment: Segment) -> None:
         """End one use of a segment; the last one frees what was discarded meanwhile."""
         segment.users -= 1
         if segment.users:
@@ -261,7 +214,7 @@ class ContentReader(SegmentOwner):
             # no checkpoint from here to the reply
             return segment.slice(extent)
         finally:
-            self._give_back(segment)
+            self.give_back(segment)
 
     def _start_ahead(self, plan: ReadPlan) -> None:
         if plan.warm and self.cached is not None and plan.ahead:
@@ -313,7 +266,7 @@ class ContentReader(SegmentOwner):
                 self.discard(segment)
             else:
                 self._plane.pool.keep(segment, self)
-            self._give_back(segment)
+            self.give_back(segment)
             self._working -= 1
         await self._close_when_idle()
 
@@ -433,6 +386,7 @@ class ContentReader(SegmentOwner):
         return time.monotonic() - start
 
     async def _close_when_idle(self) -> None:
+        self._resting.unpark_all()
         if self._working or not self._closed:
             return  # the last of them comes back here
         for segment in list(self._segments):
@@ -440,3 +394,25 @@ class ContentReader(SegmentOwner):
         content, self.cached = self.cached, None
         if content is not None:
             await content.close()
+
+
+class DataPlane(Plane):
+    """What all readers of one mount share; makes them."""
+
+    async def open(self, version: ArtifactVersion) -> ContentReader:
+        """Open a version for reading. A cache that cannot be used is read past, not reported.
+
+        Raises:
+            IntegrityError: its bytes, fetched whole twice, did not match its digest.
+        """
+        if self.rejections(version) > REFETCHES:
+            raise IntegrityError(
+                f"{version.path}: the server keeps sending bytes that do not match its checksum"
+            )
+        content: Cached | None = None
+        if self.store is not None:
+            content = await cached.opened(self.store, version, self.disk, self.publisher)
+        reader = ContentReader(self, version, content)
+        if content is not None:
+            reader.look_at_cached(content)
+        return reader

@@ -1,0 +1,66 @@
+"""What all readers of one mount share."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import trio
+
+from jfs.config import ReadSettings
+from jfs.memory import Budget
+from jfs.metrics import Metrics
+from jfs.model import ArtifactVersion, RepoPath
+from jfs.protocols import BlockStore, RangeSource
+from jfs.vfs.reading.companions import Companions
+from jfs.vfs.reading.learning import Habits, Streaming
+from jfs.vfs.reading.publisher import Publisher
+from jfs.vfs.reading.segments import SegmentPool
+from jfs.waiting import Disk
+
+_SEGMENTS_AT_LEAST = 4  # fit into the budget
+_DISK_THREADS = 32
+
+
+class Plane:
+    """The source, the cache, memory and worker threads.
+
+    Args:
+        nursery: fetches run in it; cancelling it ends them at their next checkpoint.
+        budget: memory that is shared with others; None: one of its own.
+        several: whether there may be several repositories.
+        fetches: worker threads that receive at a time, from each repository.
+        locate: ``ArtifactStore.locate``; None: what is not at its place is not looked for.
+    """
+
+    def __init__(
+        self,
+        source: RangeSource,
+        store: BlockStore | None,
+        settings: ReadSettings,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        *,
+        fetches: int,
+        budget: Budget | None = None,
+        several: bool = True,
+        locate: Callable[[ArtifactVersion], Awaitable[RepoPath | None]] | None = None,
+    ) -> None:
+        self.source = source
+        self.store = store
+        budget = budget or Budget(settings.memory_bytes)
+        # A segment must fit, or the READ that wants it would wait for ever.
+        segment_bytes = min(settings.segment_bytes, budget.bound // _SEGMENTS_AT_LEAST)
+        self.settings = replace(settings, segment_bytes=segment_bytes)
+        self.metrics = metrics
+        self.nursery = nursery
+        self.pool = SegmentPool(budget, segment_bytes, several=several)
+        self.fetches = fetches
+        self.habits = Habits(settings.far_s)
+        self.streaming = Streaming()
+        self.companions = Companions(metrics)
+        self.locate = locate
+        self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
+        self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
+
+    def rejections(self, version: ArtifactVersion) -> int:
+        """How often what was read of *version* turned out to be wrong."""
+        return self.store.rejections(version.content) if self.store is not None else 0
