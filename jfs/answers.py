@@ -16,6 +16,7 @@ from trio.lowlevel import Task
 from jfs.errors import MountEnding
 
 _T = TypeVar("_T")
+_NO_FILE = (0, 0)
 
 
 class Answer:
@@ -25,9 +26,10 @@ class Answer:
         call: the name of the handler that runs, and its arguments; empty: none.
         number: how many requests it has begun to answer.
         request: libfuse's, 0 if it is not known; freed when it is answered.
+        file: of a READ: the inode, and the flags of the open file as they are now.
     """
 
-    __slots__ = ("_leaving", "_scope", "_task", "arguments", "call", "number", "request")
+    __slots__ = ("_leaving", "_scope", "_task", "arguments", "call", "file", "number", "request")
 
     def __init__(self, task: Task, scope: trio.CancelScope, leaving: set[Task]) -> None:
         self._task = task
@@ -37,13 +39,17 @@ class Answer:
         self.arguments: Sequence[Any] = ()
         self.number = 0
         self.request = 0
+        self.file = _NO_FILE
 
-    def begin(self, call: str, arguments: Sequence[Any], request: int) -> None:
+    def begin(
+        self, call: str, arguments: Sequence[Any], request: int, file: tuple[int, int]
+    ) -> None:
         """Note what is answered now. Without a *request* it is a part of the last one."""
         self.call = call
         self.arguments = arguments
         if request:
             self.request = request
+            self.file = file
             self.number += 1
 
     def end(self) -> None:
@@ -77,12 +83,14 @@ class Answers:
 
     Attributes:
         arrived: the request that libfuse passes to a handler right now; 0: it is not known.
+        file: of that, if it is a READ.
         nursery: where work goes on that nobody waits for; None: nowhere.
         leaving: the tasks whose request was let go, and that are to end.
     """
 
     def __init__(self) -> None:
         self.arrived = 0
+        self.file = _NO_FILE
         self.nursery: trio.Nursery | None = None
         self.leaving: set[Task] = set()
         self._of: dict[Task, Answer] = {}
@@ -104,9 +112,13 @@ class Answers:
         # Not a scope for each request: entering one costs more than answering a STATFS does.
         answer = self._of.get(trio.lowlevel.current_task())
         if answer is not None:
-            answer.begin(call, arguments, self.arrived)
-        self.arrived = 0
+            answer.begin(call, arguments, self.arrived, self.file)
+        self.arrived, self.file = 0, _NO_FILE
         return answer
+
+    def here(self) -> Answer | None:
+        """Return what this task answers; None: it is no task that answers."""
+        return self._of.get(trio.lowlevel.current_task())
 
     def busy(self) -> list[Answer]:
         """Return those whose handler runs, and whose request is known."""

@@ -31,6 +31,7 @@
     │   └── CachePaused           EIO        the disk failed a moment ago, which was logged then
     ├── MountEnding               ENOTCONN   the mount is being taken away
     ├── LetGo                     EINTR      whoever asked was told to end by a signal
+    ├── Unasked                   EAGAIN     a READ that the kernel repeats, page by page
     ├── Interrupted               no errno: a signal ended a command before it was done
     └── NamespaceError
         ├── NoEntry ENOENT · NotADirectory ENOTDIR · IsADirectory EISDIR · NotEmpty ENOTEMPTY
@@ -201,6 +202,13 @@ class LetGo(JfsError):
     """Whoever asked was told to end by a signal: there is nobody to answer."""
 
     errno = errno.EINTR
+    log_level = logging.DEBUG
+
+
+class Unasked(JfsError):
+    """The kernel asks for more than anybody wants; nobody but the kernel gets this answer."""
+
+    errno = errno.EAGAIN
     log_level = logging.DEBUG
 
 

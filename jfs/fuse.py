@@ -34,6 +34,7 @@ from jfs.errors import (
     NameTooLong,
     NoEntry,
     NotPermitted,
+    Unasked,
     Unsupported,
     errno_of,
 )
@@ -55,6 +56,7 @@ _CAPABILITY = b"security.capability"
 _NO_CAPABILITY = errno_of(Unsupported("only user. attributes are kept"))
 _ENDING = errno_of(MountEnding())
 _LET_GO = errno_of(LetGo())
+_UNASKED = errno_of(Unasked())
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -246,7 +248,10 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        data = await self._filesystem.read(fh, Extent(off, off + size))
+        try:
+            data = await self._filesystem.read(fh, Extent(off, off + size))
+        except Unasked:  # no refusal that anybody is told of
+            raise pyfuse3.FUSEError(_UNASKED) from None
         return data  # type: ignore[return-value]  # any buffer will do: handlers.pxi, fuse_read
 
     @_boundary

@@ -3,11 +3,19 @@
 What tells it waits for locks that an answer of ours may have to release: it runs in a thread.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
 
 import pyfuse3
 
 from jfs import threads
+from jfs.extents import Extent
+
+# struct fuse_out_header, then fuse_notify_inval_inode_out (include/uapi/linux/fuse.h).
+_NOTIFICATION = struct.Struct("=IiQQqq")
+_INVALIDATE_INODE = 2
 
 
 async def forget(places: Iterable[tuple[int, bytes]], inode: int | None = None) -> None:
@@ -19,6 +27,21 @@ async def forget(places: Iterable[tuple[int, bytes]], inode: int | None = None) 
         await threads.notifying(_unless_gone, pyfuse3.invalidate_entry, parent, name)
     if inode is not None:
         await threads.notifying(_unless_gone, pyfuse3.invalidate_inode, inode)
+
+
+def forget_pages(connection: int, inode: int, extents: Sequence[Extent]) -> None:
+    """Have the kernel ask again for a part of an inode. Blocking, in a thread: see ``forget``.
+
+    pyfuse3 (3.5) has no such function: its own drops all of them.
+
+    Args:
+        connection: descriptor of ``/dev/fuse``.
+    """
+    size = _NOTIFICATION.size
+    for start, stop in extents:
+        with contextlib.suppress(OSError):  # it holds nothing of the inode, or the mount has gone
+            words = size, _INVALIDATE_INODE, 0, inode, start, stop - start
+            os.write(connection, _NOTIFICATION.pack(*words))
 
 
 def _unless_gone(tell: Callable[..., None], *args: object) -> bool:

@@ -40,6 +40,11 @@ async def wait_readable(descriptor: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _PATIENCE_S)
 
 
+def connection() -> int | None:
+    """Return the descriptor of the kernel's connection; None: there is none, or not yet."""
+    return None if _closed else _descriptor
+
+
 def is_connected() -> bool:
     """Whether the kernel still has our mount. Any thread.
 

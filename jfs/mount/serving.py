@@ -28,6 +28,7 @@ from jfs.fuse import Operations
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.mount import reports, session, signals, starting
+from jfs.mount.faults import Faults
 from jfs.mount.mountpoint import claim
 from jfs.mount.offline import OfflineSource, OfflineStore
 from jfs.mount.passthrough import Passthrough
@@ -234,6 +235,7 @@ async def _compose(
                 filesystem.mounted(mount.device)
                 ahead = await threads.own_mount(fusectl.reading_ahead, mount.device)
                 plane.streaming.tell(ahead)
+                plane.scattered.tell(Faults(operations.answers, mount.withdrawals, nursery))
                 cuts = (source.close, client.cut_uploads)
                 await _serve(settings, filesystem, mount, ending, cuts, ready)
         finally:

@@ -91,8 +91,39 @@ def _was_killed(place: Path) -> bool:
     return bool(int(fields[_FLAGS]) & _PF_EXITING and int(fields[_EXIT_CODE]) & 0x7F)
 
 
+class Fault(Enum):
+    """What a thread waits for whose program has touched a page."""
+
+    LOCK = auto()  # of a page, which somebody fills
+    ANSWER = auto()  # to a request of its own, as to that for the page alone
+    NOTHING = auto()  # it does not wait yet, or no more
+    NONE = auto()  # it is in a system call, or cannot be seen
+
+
+def fault_of(thread: int) -> Fault:
+    """Say what a thread waits for."""
+    place = Path("/proc") / str(thread)
+    try:
+        said = (place / "syscall").read_bytes()
+        if said.startswith(b"running"):
+            return Fault.NOTHING
+        if said.startswith(b"-1 "):
+            return _WAITS.get((place / "wchan").read_bytes(), Fault.NONE)
+    except OSError:  # not ours to see
+        pass
+    return Fault.NONE
+
+
 def _in_page_fault(place: Path) -> bool:
     try:
         return (place / "syscall").read_bytes().startswith(b"-1")
     except OSError:  # not ours to see
         return False
+
+
+# By where in the kernel it waits; before Linux 5.16 the second.
+_WAITS = {
+    b"folio_wait_bit_common": Fault.LOCK,
+    b"wait_on_page_bit_common": Fault.LOCK,
+    b"request_wait_answer": Fault.ANSWER,
+}

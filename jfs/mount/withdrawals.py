@@ -99,11 +99,18 @@ class Withdrawals:
             # Both keep the interpreter's lock: this is called for every request.
             kind = ctypes.PYFUNCTYPE(None, *[ctypes.c_uint64] * PLACES[name][1])
             proceed = kind(table.get(name) or 0)
-            ours = kind(partial(_arrived, self._answers, proceed))
+            arrived = _read_arrived if name == "read" else _arrived
+            ours = kind(partial(arrived, self._answers, proceed))
             table.put(name, ours)
             kept += [proceed, ours]
         self._watch, self._context = watch, context
         return kept
+
+    def thread_of(self, request: int) -> int:
+        """Return who made a request that is not answered yet; 0: it is not known."""
+        if self._context is None:
+            return 0
+        return int(_Context.from_address(self._context(request)).pid)
 
     async def run(self) -> None:
         """Let go whoever was told to end, until cancelled."""
@@ -130,7 +137,6 @@ class Withdrawals:
     def _notice(self) -> None:
         """Watch what has waited since the last tick, and forget what was answered."""
         assert self._watch is not None
-        assert self._context is not None
         before, self._slow, self._by_request = self._slow, {}, {}
         for answer in self._answers.busy():
             slow = before.get(answer)
@@ -143,8 +149,7 @@ class Withdrawals:
         for answer, slow in self._slow.items():
             if answer in before and not slow.is_watched and before[answer] is slow:
                 slow.is_watched = True
-                context = _Context.from_address(self._context(slow.request))
-                slow.thread = context.pid
+                slow.thread = self.thread_of(slow.request)
                 self._watch(slow.request, self._callback, None)
 
     async def _look(self, *, interrupted_only: bool) -> None:
@@ -186,5 +191,12 @@ def _is_to_go(slow: _Slow, what: Told, now: float) -> bool:
 
 def _arrived(answers: Answers, proceed: Callable[..., None], *arguments: int) -> None:
     """Note the request that a handler of pyfuse3 is about to get."""
+    answers.arrived = arguments[0]
+    proceed(*arguments)
+
+
+def _read_arrived(answers: Answers, proceed: Callable[..., None], *arguments: int) -> None:
+    """As ``_arrived``: request, inode, size, offset, and struct fuse_file_info, which has flags."""
+    answers.file = arguments[1], ctypes.c_int32.from_address(arguments[4]).value
     answers.arrived = arguments[0]
     proceed(*arguments)

@@ -30,6 +30,7 @@ from jfs.vfs.kept.keeper import FORGETFUL, Keeper
 from jfs.vfs.kernel import BackingFiles, Notifier
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.reading.scattered import Asker
 from jfs.vfs.writing.staging import StagingArea
 
 # Patience longer than any test: what a loaded machine is slow at does not stand in.
@@ -71,6 +72,7 @@ async def composed(
     backings: BackingFiles | None = None,
     begins: bool = True,
     reads: ReadSettings | None = None,
+    asker: Asker | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
@@ -104,6 +106,8 @@ async def composed(
             fetches=2,
             locate=client.locate,
         )
+        if asker is not None:
+            plane.scattered.tell(asker)
         root = FolderInfo(RepoPath.parse(source), 0)
         filesystem = Filesystem(
             client,

@@ -238,3 +238,47 @@ def test_what_could_not_be_fetched_is_planned_again() -> None:
     while not (again := planner.observe(Extent(place, place + MiB))).ahead:
         place += MiB
     assert again.ahead.start <= max(reached, again.demand.stop)
+
+
+def test_what_begins_elsewhere_is_astray() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    assert not planner.is_astray(Extent(0, MiB))  # nobody has read anything yet
+    planned(planner, sequential(0, MiB, 4))
+    assert not planner.is_astray(Extent(4 * MiB, 5 * MiB))
+    assert planner.is_astray(Extent(400 * MiB, 401 * MiB))
+
+
+def test_a_run_of_single_pages_is_sure_to_go_on_once_it_is_half_a_mib_long() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    sure = []
+    for read in sequential(GiB // 2, 4 * KiB, 128):
+        planner.observe(read)
+        sure.append(planner.goes_on_to(read) - read.stop)
+    assert not any(sure[:-1])
+    assert sure[-1] == MiB
+
+
+def test_a_run_of_single_pages_is_fetched_in_growing_pieces() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    reads = sequential(GiB // 2, 4 * KiB, 64)
+    amounts = planned(planner, reads)
+    assert sum(amounts) <= 256 * KiB * 3 // 2 + BLOCK
+    assert sum(1 for amount in amounts if amount) <= 10  # requests, not one a block
+
+
+def test_after_two_rows_of_one_length_the_next_is_known_at_its_first_page() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    for row in (10, 50):
+        planned(planner, sequential(row * 10 * MiB, MiB, 2))
+    first = Extent(300 * MiB, 300 * MiB + 4 * KiB)
+    planner.observe(first)
+    assert planner.goes_on_to(first) == 302 * MiB
+
+
+def test_runs_that_end_within_one_read_of_each_other_are_of_the_shorter_length() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    for row, reads in ((10, 3), (50, 4)):
+        planned(planner, sequential(row * 10 * MiB, MiB, reads))
+    first = Extent(300 * MiB, 300 * MiB + 4 * KiB)
+    planner.observe(first)
+    assert planner.goes_on_to(first) == 303 * MiB

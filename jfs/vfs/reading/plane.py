@@ -13,6 +13,7 @@ from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading.companions import Companions
 from jfs.vfs.reading.learning import Habits, Streaming
 from jfs.vfs.reading.publisher import Publisher
+from jfs.vfs.reading.scattered import Scattered
 from jfs.vfs.reading.segments import SegmentPool
 from jfs.waiting import Disk
 
@@ -56,6 +57,7 @@ class Plane:
         self.fetches = fetches
         self.habits = Habits(settings.far_s)
         self.streaming = Streaming()
+        self.scattered = Scattered()
         self.companions = Companions(metrics)
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)

@@ -22,8 +22,9 @@ says how far a run will go, and what was fetched beyond its end was fetched for 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from mmap import PAGESIZE
 
-from jfs.extents import Extent, MiB
+from jfs.extents import Extent, KiB, MiB
 from jfs.formats import Layout, Part
 
 # Requests of one reader reach us in any order, a READ apart; a page fault reads as much before
@@ -34,6 +35,9 @@ _RUNS = 16  # parallel loaders of one file; more than that is random access
 _FRACTION = 16
 _STREAM = 64 * MiB
 _FROM_START = 8 * MiB
+# What is asked for at once where the kernel holds empty pages (jfs.mount.faults): it does not read
+# around a page for half a MiB or less, but single pages (congestion threshold 0, jfs.fusectl).
+_LEAST_AT_ONCE = 512 * KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,13 @@ class _Known:
 
     def length(self) -> int:
         """Return how long a run is, if the last two agree; 0: nobody knows."""
-        if len(self.lengths) < 2 or max(self.lengths) > min(self.lengths) * 9 // 8:
+        if len(self.lengths) < 2:
             return 0
-        return max(self.lengths)
+        least, most = min(self.lengths), max(self.lengths)
+        if most <= least * 9 // 8:
+            return most
+        # A run of page faults ends anywhere within its last READ.
+        return least if most - least <= min(MiB, least // 2) else 0
 
     def share(self, part: Part) -> Extent | None:
         """Return what will be read of a part, if the last two agree."""
@@ -91,6 +99,8 @@ class _Known:
         blur = _DISORDER / size + 0.02
         if abs(first - other_first) > blur or abs(last - other_last) > blur:
             return None
+        if last - first < blur:
+            return None  # any two places would agree
         start = part.extent.start
         return Extent(start + int(min(first, other_first) * size), start + int(last * size))
 
@@ -177,6 +187,20 @@ class ReadaheadPlanner:
         # What the kernel asks for ahead, 2 MiB, is a sixteenth of half of that.
         return run.size > _STREAM // 2 or (self._whole and run.reads >= _READS_OF_A_RUN)
 
+    def is_astray(self, extent: Extent) -> bool:
+        """Whether a READ of *extent* begins a run, and is not the first."""
+        return self._latest is not None and self._find(extent) is None
+
+    def goes_on_to(self, extent: Extent) -> int:
+        """Return up to where a run will be read for certain, or as good as, after this READ."""
+        run = self._latest
+        if run is None or run.position != extent.stop:
+            return extent.stop
+        reach = self._reach(run, extent)
+        if run.size >= _LEAST_AT_ONCE:
+            reach = max(reach, run.position + max(run.size, MiB))
+        return reach if reach - run.position >= _LEAST_AT_ONCE else extent.stop
+
     def retract(self, ahead: Extent, reached: int) -> None:
         """Note that of a planned read-ahead only what is before *reached* is being fetched.
 
@@ -203,17 +227,16 @@ class ReadaheadPlanner:
     def _reach(self, run: _Run, extent: Extent) -> int:
         """Return up to where to plan: at most the window beyond the run."""
         limit = run.position + self._window
-        if run.position <= run.expected and self.layout is None:
-            return min(run.expected, limit)
         part = self._part(extent)
-        if part is not None:
-            share = self._known.share(part)
-            if (
-                share is not None
-                and extent.start >= share.start - _DISORDER
-                and run.position <= share.stop
-            ):
-                return min(share.stop, limit)
+        share = self._known.share(part) if part is not None else None
+        if share is None:
+            if run.position <= run.expected:
+                stop = max(part.extent.stop, run.position) if part is not None else limit
+                return min(run.expected, limit, stop)
+        elif extent.start >= share.start - _DISORDER and run.position <= share.stop:
+            return min(share.stop, limit)
+        if run.reads > 1 and run.size < _LEAST_AT_ONCE and extent.size <= PAGESIZE:
+            return min(run.position + run.size // 2, limit)
         if run.reads < _READS_OF_A_RUN or run.size * 4 < (run.position - run.start) * 3:
             return run.position
         reach = run.position + self._allowed(run)
@@ -248,7 +271,7 @@ class ReadaheadPlanner:
             # in what was planned for the run.
             high = max(run.position, run.ahead)
             if run.reads >= _READS_OF_A_RUN:
-                high = max(high, run.position + _DISORDER)
+                high = max(high, run.position + min(_DISORDER, run.size))
             close = low <= extent.start <= high
             if close and (best is None or run.position > best.position):
                 best = run

@@ -87,6 +87,7 @@ class ContentReader(SegmentOwner):
             IntegrityError: what was read so far does not match the digest.
             DeadlineExceeded: the bytes did not come in time.
             RemoteError: the server failed, after retries.
+            Unasked: it is of the kernel, which asks again for what is wanted of it.
         Cancellation: the fetch goes on; its bytes go to the cache.
         """
         extent = extent.clipped(self.version.size)
@@ -96,19 +97,24 @@ class ContentReader(SegmentOwner):
             raise self._stale
         if self._plane.rejections(self.version) != self.rejections:
             raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
+        resident, is_fetched = None, self._segments.covering(extent) is not None
+        if self.cached is not None and not is_fetched:
+            resident = self.cached.resident(extent)
+        is_here = is_fetched or resident is not None
+        if not (is_here or self._is_small) and self._planner.is_astray(extent):
+            await self._plane.scattered.look(extent)
         plan = self._planner.observe(extent)
+        if self._plane.scattered.is_any:
+            self._plane.scattered.goes_on(extent, self._planner.goes_on_to(extent))
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         if self._planner.layout is None and self._description.is_seen(extent):
             self._working += 1
             self._plane.nursery.start_soon(self._look)
-        segment = self._segments.covering(extent)
-        if segment is None and self.cached is not None:
-            resident = self.cached.resident(extent)
-            if resident is not None:
-                self._start_ahead(plan)
-                return resident
+        if resident is not None:
+            self._start_ahead(plan)
+            return resident
         demand = plan.joined(self._plane.settings.segment_bytes // 2)
         if self._start_missing(demand, demand=True) >= plan.demand.stop:
             self._start_ahead(plan)

@@ -1,0 +1,85 @@
+"""Who made a READ, and why: the kernel, around a page that a program has touched?
+
+The kernel reads 2 MiB around a page fault (measured, Linux 6.18: the MiB before the page, then the
+MiB that begins with it), unless the program has said ``MADV_RANDOM``; 1000 faults at random places
+of a file of 617 MB cost 544 MB. Nothing that is known when a file is opened tells that from a
+stream, and the kernel's read-ahead is copied into an open file once: a smaller one costs every
+stream a third. But a READ of read-ahead need not be answered. If it fails, nobody is told: the page
+that is wanted is read again, by itself, once its turn comes; those around it stay empty until
+somebody wants them, and are then read one by one, or dropped from here.
+
+An answer that is short is none: the kernel takes it for the end of the file.
+
+So that no program ever sees such a failure, a READ is known for what it is by three things:
+
+- its thread waits for the lock of a page (``wchan``), or for the answer to a READ of a single page:
+  so for no answer to this one, as it would with O_DIRECT, or for a page of a larger kind;
+- it is in no system call: what it wants is one page, not what it has asked read(2) for;
+- the open file is not O_DIRECT at this moment: such READs may be under way behind a thread's back.
+
+Where any of them cannot be seen (another PID namespace, no right to look, a libfuse that is not
+known) every READ is answered.
+"""
+
+import mmap
+import os
+
+import trio
+
+from jfs import notifier, threads
+from jfs.answers import Answers
+from jfs.extents import Extent
+from jfs.mount import requests
+from jfs.mount.waiters import Fault, fault_of
+from jfs.mount.withdrawals import Withdrawals
+
+# A thread goes to sleep as soon as it has sent its READs, unless it has to wait for a core.
+_LOOKS, _BETWEEN_S = 8, 0.0005
+
+
+class Faults:
+    """``jfs.vfs.reading.scattered.Asker`` of a mount. Trio thread only."""
+
+    def __init__(self, answers: Answers, withdrawals: Withdrawals, nursery: trio.Nursery) -> None:
+        self._answers = answers
+        self._withdrawals = withdrawals
+        self._nursery = nursery
+
+    @property
+    def inode(self) -> int:
+        answer = self._answers.here()
+        return answer.file[0] if answer is not None else 0
+
+    async def is_fault(self) -> bool:
+        answer = self._answers.here()
+        if answer is None or not answer.request or answer.file[1] & os.O_DIRECT:
+            return False
+        thread = self._withdrawals.thread_of(answer.request)
+        if not thread:  # of another PID namespace
+            return False
+        for _ in range(_LOOKS):
+            match await threads.at_processes(fault_of, thread):
+                case Fault.LOCK:
+                    return True
+                case Fault.ANSWER:
+                    if self._waits_for_one_page(thread):
+                        return True
+                case Fault.NONE:
+                    return False
+            await trio.sleep(_BETWEEN_S)
+        return False
+
+    def _waits_for_one_page(self, thread: int) -> bool:
+        return any(
+            other.call == "read"
+            and other.arguments[2] <= mmap.PAGESIZE
+            and self._withdrawals.thread_of(other.request) == thread
+            for other in self._answers.busy()
+        )
+
+    def ask_again(self, inode: int, extents: list[Extent]) -> None:
+        connection = requests.connection()
+        if connection is not None:
+            self._nursery.start_soon(
+                threads.notifying, notifier.forget_pages, connection, inode, extents
+            )
