@@ -135,7 +135,7 @@ class ReadSettings:
 
     fetch: Fetch = Fetch.LAZY
     memory_bytes: int = 96 * MiB  # all buffers between network, disk and kernel, spare ones too
-    segment_bytes: int = 4 * MiB  # one range request
+    segment_bytes: int = 8 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader
     disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
     disk_slack_s: float = 3.0  # and for one that is slower than the network: see reading.publisher

@@ -170,16 +170,17 @@ class HttpRangeSource:
             Stale: the artifact has other content now.
             RemoteError: an error status, or an answer to another question.
         """
-        url = redacted(response.request.url)
         status = response.status_code
         if status == 416:
-            raise Stale("the file is shorter now", status=status, method="GET", url=url)
+            raise Stale("the file is shorter now", status=status, method="GET", url=_url(response))
         if status not in (200, 206):
             with mapped("GET", response.request.url):
                 body = response.read()
             error = failure(response, body)
             if isinstance(error, NotFound):
-                raise Stale("the file is gone", status=status, method="GET", url=url) from error
+                raise Stale(
+                    "the file is gone", status=status, method="GET", url=_url(response)
+                ) from error
             raise error
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 206:
@@ -187,17 +188,17 @@ class HttpRangeSource:
                 return False  # a part of something else: the whole can be decoded
             got, total = wire.parse_content_range(response.headers.get("Content-Range", ""))
             if total != version.size:
-                raise Stale(f"{total} bytes now", status=status, method="GET", url=url)
+                raise Stale(f"{total} bytes now", status=status, method="GET", url=_url(response))
             if got != extent:
                 raise ProtocolViolation(
                     f"asked for bytes {extent.start}-{extent.stop}, got {got.start}-{got.stop}",
                     method="GET",
-                    url=url,
+                    url=_url(response),
                 )
             return True
         length = response.headers.get("Content-Length", "")
         if length and not encoded and length != str(version.size):
-            raise Stale(f"{length} bytes now", status=status, method="GET", url=url)
+            raise Stale(f"{length} bytes now", status=status, method="GET", url=_url(response))
         return not encoded and bool(length) and extent == Extent(0, version.size)
 
     def _is_rangeless(self, version: ArtifactVersion) -> bool:
@@ -220,6 +221,10 @@ class HttpRangeSource:
                 if self._closed.is_set():
                     gate.close()
             return gate
+
+
+def _url(response: httpx.Response) -> str:
+    return redacted(response.request.url)
 
 
 class _Progress:

@@ -91,8 +91,8 @@ class DiskContent:
             return None
         try:
             widened = extent.aligned(self._block_size, self.key.size)
-            whole = memoryview(bytearray(widened.size))
-            if not self._is_resident(files, widened, whole):
+            whole = self._read_if_resident(files, widened)
+            if whole is None:
                 return None
             start = extent.start - widened.start
             return whole[start : start + extent.size]
@@ -290,7 +290,7 @@ class DiskContent:
 
     # blocks
 
-    def _is_resident(self, files: EntryFiles, extent: Extent, buffer: memoryview) -> bool:
+    def _read_if_resident(self, files: EntryFiles, extent: Extent) -> memoryview | None:
         """Read whole blocks that are in the kernel's page cache, verified. Never waits for a disk.
 
         What is odd about them is left to who can wait.
@@ -299,18 +299,21 @@ class DiskContent:
         first = extent.start // size
         try:
             words = files.blocks.resident_words(range(first, -(-extent.stop // size)))
-            if 0 in words or not fill(buffer, files.data, extent.start, os.RWF_NOWAIT):
-                return False
+            if 0 in words:
+                return None
+            buffer = memoryview(bytearray(extent.size))
+            if not fill(buffer, files.data, extent.start, os.RWF_NOWAIT):
+                return None
         except BlockingIOError:
-            return False
+            return None
         except OSError as error:
             if is_not_supported(error):
                 self._nowait = False  # the probe was on another file system than this file
-            return False
-        return all(
-            checksum(buffer[index * size : (index + 1) * size], first + index) == word
-            for index, word in enumerate(words)
-        )
+            return None
+        for index, word in enumerate(words):
+            if checksum(buffer[index * size : (index + 1) * size], first + index) != word:
+                return None
+        return buffer
 
     def _read_blocks(self, files: EntryFiles, extent: Extent, buffer: memoryview) -> bool:
         """Read whole blocks into *buffer* and verify each; False: one is missing or bad."""

@@ -1,6 +1,8 @@
 """One budget of memory for everything that is buffered, which the sum never passes."""
 
+import ctypes
 import hashlib
+import mmap
 import random
 import threading
 from pathlib import Path
@@ -116,6 +118,33 @@ async def test_a_repository_that_hangs_leaves_memory_to_others() -> None:
     assert pool.allocate(Extent(0, MiB), "bad") is None
     pool.free(hanging[0])
     assert pool.allocate(Extent(0, MiB), "bad") is not None
+
+
+@pytest.mark.parametrize("size", [MiB, 700 * KiB, 300 * KiB])
+async def test_what_was_read_gives_its_buffer_before_fresh_memory_is_taken(size: int) -> None:
+    budget = Budget(8 * MiB)
+    pool = SegmentPool(budget, MiB, several=False)
+    owner = Owner(pool)
+    unread = pool.allocate(Extent(0, size), "repo")
+    assert unread is not None
+    pool.keep(unread, owner)
+    held = budget.held
+    for number in range(1, 20):
+        segment = pool.allocate(Extent(number * size, (number + 1) * size), "repo")
+        assert segment is not None
+        pool.keep(segment, owner)
+        segment.is_read = True
+        pool.unused(segment)
+    assert budget.most == 2 * held
+    assert unread not in owner.discarded
+
+
+async def test_what_is_written_past_the_page_cache_begins_at_a_page() -> None:
+    pool = SegmentPool(Budget(64 * MiB), 8 * MiB, several=False)
+    for size in (256 * KiB, MiB + 1, 3 * MiB, 5 * MiB, 8 * MiB):
+        segment = pool.allocate(Extent(0, size), "repo")
+        assert segment is not None
+        assert ctypes.addressof(ctypes.c_char.from_buffer(segment.view)) % mmap.PAGESIZE == 0
 
 
 async def test_a_writer_gets_what_readers_only_keep() -> None:

@@ -187,7 +187,7 @@ class ContentReader(SegmentOwner):
         if segment.users:
             return
         if segment in self._segments:
-            self._plane.pool.unused()
+            self._plane.pool.unused(segment)
         else:
             self._plane.pool.free(segment)
 
@@ -218,6 +218,8 @@ class ContentReader(SegmentOwner):
         try:
             await segment.wait(extent.stop)
             # no checkpoint from here to the reply
+            if extent.stop == segment.extent.stop:
+                segment.is_read = self.cached is not None
             return segment.slice(extent)
         finally:
             self.give_back(segment)

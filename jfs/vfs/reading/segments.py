@@ -12,13 +12,17 @@ import contextlib
 import mmap
 import time
 from bisect import bisect_right, insort
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 
 import trio
 
-from jfs.extents import Extent
+from jfs.extents import Extent, KiB
 from jfs.memory import Budget
+
+# From this size on a buffer has pages of its own, which is what O_DIRECT wants: what is not aligned
+# was written through the page cache, at ten times the CPU time.
+_LARGE = 256 * KiB
 
 
 class Segment:
@@ -29,6 +33,7 @@ class Segment:
         done: nothing more will arrive: ``filled`` is the end, or ``error`` says why not.
         group: see ``SegmentPool.allocate``.
         users: READs that wait for it; its buffer is not reused before they are answered.
+        is_read: its last byte was answered, and it is on disk or about to be.
     """
 
     __slots__ = (
@@ -41,6 +46,7 @@ class Segment:
         "extent",
         "filled",
         "group",
+        "is_read",
         "users",
         "view",
     )
@@ -54,6 +60,7 @@ class Segment:
         self.error: BaseException | None = None
         self.done = False
         self.users = 0
+        self.is_read = False
         self._need = 0  # the least `filled` that somebody waits for; 0: nobody does
         self._parked = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
@@ -68,8 +75,7 @@ class Segment:
 
         Trio thread, while no other thread fills it.
         """
-        size = len(self.buffer)
-        fresh = mmap.mmap(-1, size) if isinstance(self.buffer, mmap.mmap) else bytearray(size)
+        fresh = _memory(len(self.buffer))
         view = memoryview(fresh)[: self.extent.size]
         arrived = self.filled - self.extent.start
         view[:arrived] = self.view[:arrived]
@@ -200,12 +206,14 @@ class SegmentPool:
     """The segments of one mount, within the budget that they share with everything else.
 
     A finished segment stays for READs to come until its memory is wanted, and its buffer stays for
-    the next segment: the first touch of fresh memory costs several times its copy. Trio thread
+    the next segment: the first touch of fresh memory costs several times its copy. So a segment
+    that was read and is on disk gives its buffer before fresh memory is taken. Large buffers are of
+    few sizes, each half of the next: the pieces that a window grows by find some, too. Trio thread
     only, except ``_give_back_soon``.
 
     Args:
         budget: counts every buffer, in use or spare.
-        segment_size: bytes of the buffers that are kept.
+        segment_size: bytes of the largest buffers.
         several: whether there may be several groups (see ``allocate``).
     """
 
@@ -214,6 +222,7 @@ class SegmentPool:
         self._share = budget.bound * 3 // 4 if several else budget.bound
         self._segment_size = segment_size
         self._spare: list[mmap.mmap] = []
+        self._read: defaultdict[int, dict[Segment, SegmentOwner]] = defaultdict(dict)  # by size
         self._held_by: Counter[str] = Counter()
         self._idle: OrderedDict[Segment, SegmentOwner] = OrderedDict()
         self._token = trio.lowlevel.current_trio_token()
@@ -228,17 +237,20 @@ class SegmentPool:
             group: what hangs together, a repository. One of several gets three quarters of the
                 budget at most: while it hangs, the others can go on.
         """
-        whole = self._segment_size // 2 < extent.size <= self._segment_size
-        size = self._segment_size if whole else extent.size
+        size = self._size_of(extent.size)
         while self._held_by[group] + size > self._share:
             if not self._discard_idle(group):
                 return None
-        buffer: mmap.mmap | bytearray | None = self._spare_buffer() if whole else None
+        buffer: mmap.mmap | bytearray | None = None
+        if size >= _LARGE:
+            buffer = self._spare_buffer(size)
+            if buffer is None and self._discard_read(size):
+                buffer = self._spare_buffer(size)
         if buffer is None:
             while not self._budget.try_take(size):
                 if not self._drop_spare() and not self._discard_idle():
                     return None
-            buffer = mmap.mmap(-1, size) if whole else bytearray(size)
+            buffer = _memory(size)
         self._held_by[group] += size
         return Segment(extent, buffer, group)
 
@@ -246,10 +258,18 @@ class SegmentPool:
         """Hold a finished segment for READs to come, until its memory is wanted."""
         self._idle[segment] = owner
 
+    def _size_of(self, wanted: int) -> int:
+        size = self._segment_size
+        while size // 2 >= max(wanted, _LARGE):
+            size //= 2
+        return size if _LARGE <= wanted <= size else wanted
+
     def free(self, segment: Segment) -> None:
         """Take the memory of a segment that its owner has discarded."""
         self._idle.pop(segment, None)
         buffer = segment.buffer
+        if segment.is_read:
+            self._read[len(buffer)].pop(segment, None)
         segment.view.release()
         self._held_by[segment.group] -= len(buffer)
         if not self._held_by[segment.group]:
@@ -260,8 +280,10 @@ class SegmentPool:
             self._budget.give(len(buffer))
         self._wake()
 
-    def unused(self) -> None:
-        """Note that a segment which is kept has no more users: its memory can be had."""
+    def unused(self, segment: Segment) -> None:
+        """Note that a segment has no more users: if it is kept, its memory can be had."""
+        if segment.is_read and segment in self._idle:
+            self._read[len(segment.buffer)][segment] = self._idle[segment]
         self._wake()
 
     def given(self) -> trio.Event:
@@ -283,18 +305,33 @@ class SegmentPool:
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._wake, idempotent=True)
 
-    def _spare_buffer(self) -> mmap.mmap | None:
-        with contextlib.suppress(IndexError):  # another thread may take the last one back
-            return self._spare.pop()
+    def _spare_buffer(self, size: int = 0) -> mmap.mmap | None:
+        """Take a spare buffer of *size*, the one that was used last; 0: of any size."""
+        with contextlib.suppress(IndexError, ValueError):  # another thread may take it back
+            if not size:
+                return self._spare.pop()
+            for buffer in reversed(self._spare):
+                if len(buffer) == size:
+                    self._spare.remove(buffer)
+                    return buffer
         return None
 
-    def _drop_spare(self) -> bool:
+    def _drop_spare(self) -> int:
+        """Give a spare buffer back; return its size, 0: there is none."""
         buffer = self._spare_buffer()
         if buffer is None:
-            return False
+            return 0
         # Not closed: a view of it may be on its way to the kernel, and keeps it until then.
         self._budget.give(len(buffer))
-        return True
+        return len(buffer)
+
+    def _discard_read(self, size: int) -> bool:
+        """Discard a segment of *size* that was read; False: there is none."""
+        for segment, owner in self._read[size].items():
+            if segment.users == 0:
+                owner.discard(segment)
+                return True
+        return False
 
     def _discard_idle(self, group: str | None = None) -> bool:
         """Discard the finished segment that was added first; False: there is none."""
@@ -307,8 +344,8 @@ class SegmentPool:
     def _give_back_soon(self, size: int) -> None:
         """Others want memory: spare buffers at once, finished segments soon. Any thread."""
         freed = 0
-        while freed < size and self._drop_spare():
-            freed += self._segment_size
+        while freed < size and (dropped := self._drop_spare()):
+            freed += dropped
         if freed < size and self._idle:
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._make_room, idempotent=True)
@@ -326,3 +363,13 @@ class SegmentOwner:
     def discard(self, segment: Segment) -> None:
         """Forget a finished segment that no thread uses, and ``free`` it."""
         raise NotImplementedError
+
+
+def _memory(size: int) -> mmap.mmap | bytearray:
+    """Return fresh memory.
+
+    Private: the pages of a shared mapping cost more to make, and to find when they are written.
+    """
+    if size < _LARGE:
+        return bytearray(size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
