@@ -1,6 +1,7 @@
 """Where a cache and a staging directory can be: file systems, open directories, full disks."""
 
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -140,6 +141,37 @@ def test_what_a_file_system_lacks_is_done_without(
     opened.close()
     used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("small/??/*"))
     assert used <= 4 * MiB
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_the_kernel_reads_makes_room_once_it_is_let_go(
+    open_store: Opener, disk: Path, locks: bool
+) -> None:
+    """It is not evicted. Where no lock says that it is in use, its name goes, and its space stays.
+
+    Nobody writes there then, whatever the budget allows; and at once when the last has closed it.
+    """
+    abilities = None if locks else NOTHING
+    one = open_store(disk / "cache", abilities=abilities)
+    other = one if locks else open_store(disk / "cache", abilities=abilities)
+    data = content_of(40 * MiB)
+    first = ContentKey(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+    opened = one.open(first)
+    assert opened.publish(0, memoryview(data))
+    assert one.verify(first)
+    whole = opened.whole()
+    assert whole is not None
+    opened.close()
+    second = other.open(key(2, 30 * MiB))
+    more = memoryview(bytes(30 * MiB))
+    assert not second.publish(0, more)
+    assert (first in [entry.content for entry in inventory(disk / "cache")]) == locks
+    assert os.pread(whole.file, len(data), 0) == data
+    whole.close()
+    if not locks:  # what another process closes is looked for every 2 s, or by the next one
+        second = open_store(disk / "cache", abilities=abilities).open(second.key)
+    assert second.publish(0, more)
 
 
 def test_a_file_without_holes_is_charged_whole(open_store: Opener, tmp_path: Path) -> None:
