@@ -140,6 +140,8 @@ class ReadSettings:
     disk_patience_s: float = 10.0  # how long READs wait for a hanging cache disk
     disk_slack_s: float = 3.0  # and for one that is slower than the network: see reading.publisher
     deadline_s: float = 120.0  # a READ that has not got its bytes by then fails
+    prefetch_shards: bool = True  # of a model that is being read whole: see vfs.shards
+    shards_bytes: int = 256 * MiB  # so many in small ones, whoever may stop after the first
     far_s: float = 0.01  # a server whose first byte takes longer is asked for more ahead
 
 

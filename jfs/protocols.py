@@ -285,6 +285,12 @@ class BlockStore(Protocol):
         That takes a second for each GiB. Returns whether every byte is there, and matches.
         """
 
+    def spare(self) -> int:
+        """Return how many bytes can be written with nothing evicted, and some room left.
+
+        It looks at every content that is cached. Raises OSError.
+        """
+
     def rejections(self, content: ContentKey) -> int:
         """How often the whole content turned out not to match its digest. Does not block.
 

@@ -50,6 +50,7 @@ _OPEN_TRIES = 16
 _HELD_SHARE = 8
 _FLOOR, _FLOOR_SHARE = 1 * GiB, 10
 _LEAST_USEFUL = 4 * MiB
+_SPARED = 256 * MiB  # for others, by what would be of use to somebody later
 
 
 class DiskBlockStore:
@@ -143,6 +144,12 @@ class DiskBlockStore:
     def verify(self, content: ContentKey) -> bool:
         """Compare a content with its digest now; see ``Verifier.verify``."""
         return self._verifier.verify(content)
+
+    def spare(self) -> int:
+        budget = self._settings.budget_bytes
+        used = sum(entry.used_bytes for entry in eviction.entries(self._directory))
+        free = min(budget - used, self._free() - self._floor) - self._pending
+        return max(0, free - min(_SPARED, budget // 8))
 
     def rejections(self, content: ContentKey) -> int:
         return self._verifier.rejections(content)

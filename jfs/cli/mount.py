@@ -181,6 +181,11 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     help="lazy: what is read is fetched. whole: all of a file is here before an open returns.",
 )
 @click.option(
+    "--no-prefetch-shards",
+    is_flag=True,
+    help="Do not fetch the next shards of a model that is being read whole.",
+)
+@click.option(
     "--connections",
     type=click.IntRange(1, 64),
     default=4,
@@ -259,6 +264,7 @@ def command(
     passthrough: str,
     verify_reads: bool,
     fetch: str,
+    no_prefetch_shards: bool,
     connections: int,
     read_ahead: int,
     timeout: float,
@@ -332,7 +338,11 @@ def command(
             negative_ttl_s=negative_ttl,
             stale_if_error_s=math.inf if offline else stale_if_error,
         ),
-        read=ReadSettings(fetch=Fetch(fetch), window_bytes=read_ahead),
+        read=ReadSettings(
+            fetch=Fetch(fetch),
+            prefetch_shards=not no_prefetch_shards,
+            window_bytes=read_ahead,
+        ),
         write=None if read_only or offline or "ro" in listed.kernel else writing,
         fuse_options=listed.kernel
         | ({"ro"} if read_only or offline else set())

@@ -38,6 +38,7 @@ from jfs.vfs.namespace.tree import Tree, require_name
 from jfs.vfs.questions import Questions
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
+from jfs.vfs.shards import Shards
 from jfs.vfs.sleeps import Sleeps
 from jfs.vfs.standing import Standing
 from jfs.vfs.writing.deployer import Deployer
@@ -99,6 +100,8 @@ class Filesystem:
         self._files = OpenFiles(
             self._tree, plane, self._numbers, self._writing, self._kernel, locks, refusals
         )
+        if plane.settings.prefetch_shards:
+            Shards(self._tree, plane)
         self.boundary = Boundary(self._tree, self._files, refusals)
         self._stat = StatView(settings, self._files, self._writing)
         self._properties = PropertyTable(store, settings, questions, kept)

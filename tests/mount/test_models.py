@@ -1,13 +1,16 @@
 """What readers of models ask of a real mount, and what the server sends for it."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import MountedServer
+from jfs.server import EmbeddedServer
+from tests.mount.conftest import MountedServer, Mounter
 from tests.unit.models import safetensors_head
 
 pytestmark = pytest.mark.fuse
@@ -52,20 +55,35 @@ def safetensors(path: Path) -> Path:
     return huge(path, safetensors_head(text.ljust(64 * KiB)))
 
 
-def sent(mounted: MountedServer, path: Path, program: str) -> int:
-    """Return the bytes that the server sent until the mount had ended that *program* read from."""
-    server = mounted.server
-    server.deploy(REPO, path.name, path, sha256="1" * 64)
-    before = server.stats.bytes_sent
-    code = f"path = {str(mounted.root / path.name)!r}\n{program}"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    mounted.mount.stop()
-    return server.stats.bytes_sent - before
-
-
-@pytest.mark.parametrize("program", _HEADERS)
 def test_the_header_of_a_huge_safetensors_costs_its_own_bytes(
-    mounted: MountedServer, tmp_path: Path, program: str
+    mounted: MountedServer, tmp_path: Path
 ) -> None:
     path = safetensors(tmp_path / "huge.safetensors")
-    assert sent(mounted, path, _HEADERS[program]) <= HEADER_AT_MOST
+    server, sent = mounted.server, 0
+    for number, (what, program) in enumerate(_HEADERS.items()):
+        name = f"{number}.safetensors"
+        server.deploy(REPO, name, path, sha256=f"{number}" * 64)
+        before = server.stats.bytes_sent
+        code = f"path = {str(mounted.root / name)!r}\n{program}"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        sent += server.stats.bytes_sent - before
+        assert sent <= HEADER_AT_MOST * (number + 1), what
+    before = server.stats.bytes_sent
+    mounted.mount.stop()  # what was begun for it has ended
+    assert sent + server.stats.bytes_sent - before <= HEADER_AT_MOST * len(_HEADERS)
+
+
+def test_shards_of_a_model_that_is_read_are_fetched(
+    server: EmbeddedServer, mounter: Mounter
+) -> None:
+    names = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    for name in names:
+        server.deploy(REPO, name, os.urandom(2 * MiB))
+    source = f"{server.url}/{REPO}"
+    off = mounter(source, "--no-prefetch-shards", name="off", JF_ACCESS_TOKEN=server.token)
+    assert "read.prefetch_shards False" in (off.root / ".jfs/config").read_text()
+    off.stop()
+    mounted = mounter(source, JF_ACCESS_TOKEN=server.token)
+    assert len((mounted.root / names[0]).read_bytes()) == 2 * MiB
+    while server.stats.bytes_sent < 6 * MiB:
+        time.sleep(0.01)

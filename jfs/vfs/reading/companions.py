@@ -11,17 +11,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from jfs import threads
-from jfs.errors import JfsError
+from jfs.errors import DiskHangs, JfsError
 from jfs.extents import Extent, ExtentSet, MiB
 from jfs.formats import Layout, Part, Told, describes_itself, tells_of_others, told_by
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from jfs.vfs.reading.cached import Cached
 from jfs.vfs.reading.learning import Head
+from jfs.vfs.reading.readahead import ReadaheadPlanner
+from jfs.vfs.reading.whole import SMALL
 
 _TELLERS_AT_MOST = 1024
 _PARTS_AT_MOST = 65_536  # of all files: 20 MiB
 _CONTENT_AT_MOST = 8 * MiB  # larger ones are rare, and cost seconds to read through
-_AT_ONCE = MiB  # content of that size is fetched whole, whatever is asked for
 
 Read = Callable[[Extent], Awaitable[bytes | bytearray | memoryview]]
 
@@ -118,7 +120,7 @@ class Teller:
         if self._seen is None:
             return False
         self._seen.add(extent)
-        if not (self._version.size <= _AT_ONCE or self._seen.contains(self._whole)):
+        if not (self._version.size <= SMALL or self._seen.contains(self._whole)):
             return False
         self._seen = None
         return not self._companions.knows(self._version)
@@ -156,9 +158,10 @@ class Data:
         return None
 
 
-def description(
-    version: ArtifactVersion, read: Read, companions: Companions
-) -> Head | Teller | Data:
+Description = Head | Teller | Data
+
+
+def description(version: ArtifactVersion, read: Read, companions: Companions) -> Description:
     """Return what tells where the tensors of a file are, or of others."""
     name, size = version.path.name, version.size
     if describes_itself(name):
@@ -166,3 +169,27 @@ def description(
     if tells_of_others(name, size) and size <= _CONTENT_AT_MOST:
         return Teller(version, read, companions)
     return Data(version, companions)
+
+
+async def learn(
+    description: Description,
+    version: ArtifactVersion,
+    planner: ReadaheadPlanner,
+    companions: Companions,
+    content: Cached | None = None,
+) -> None:
+    """Learn what a file tells, for its planner too.
+
+    Args:
+        content: look if all of it is there; None: what is to be looked at was read.
+    """
+    if content is not None and companions.knows(version):
+        return
+    with contextlib.suppress(DiskHangs):
+        whole = Extent(0, version.size)
+        if content is not None and await content.run(lambda of: bool(of.missing(whole))):
+            return
+        layout = await description.look()
+        if layout is not None:
+            planner.layout = layout
+            companions.note(version, layout)

@@ -11,6 +11,7 @@ from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, RangeSource
 from jfs.vfs.reading.companions import Companions
+from jfs.vfs.reading.intent import Foreground, Intent
 from jfs.vfs.reading.learning import Habits, Streaming
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.scattered import Scattered
@@ -52,6 +53,7 @@ class Plane:
         segment_bytes = min(settings.segment_bytes, budget.bound // _SEGMENTS_AT_LEAST)
         self.settings = replace(settings, segment_bytes=segment_bytes)
         self.metrics = metrics
+        self.budget = budget
         self.nursery = nursery
         self.pool = SegmentPool(budget, segment_bytes, several=several)
         self.fetches = fetches
@@ -59,6 +61,8 @@ class Plane:
         self.streaming = Streaming()
         self.scattered = Scattered()
         self.companions = Companions(metrics)
+        self.intent = Intent()
+        self.foreground = Foreground()
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)

@@ -12,6 +12,7 @@ there must be no checkpoint: see ``segments``.
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import trio
@@ -26,24 +27,20 @@ from jfs.errors import (
     Stale,
     Unavailable,
 )
-from jfs.extents import Extent, KiB, MiB
+from jfs.extents import Extent, KiB
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
-from jfs.vfs.reading.companions import Teller, description
+from jfs.vfs.reading.companions import Teller, description, learn
+from jfs.vfs.reading.intent import Coverage
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.plane import Plane
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
 from jfs.vfs.reading.segments import Placed, Segment, SegmentOwner, SegmentSink
-from jfs.vfs.reading.whole import REFETCHES, receive_whole
+from jfs.vfs.reading.whole import REFETCHES, SMALL, receive_whole
 
 log = logging.getLogger(__name__)
 
-
-# Content of up to this size is fetched whole, and held against its digest before anybody gets a
-# byte: 0.7 ms of hashing, and 10 ms of a line of 1 Gbit/s. Larger content is looked at behind its
-# readers, when its last byte is there.
-_SMALL = MiB
 
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 
@@ -68,14 +65,18 @@ class ContentReader(SegmentOwner):
         )
         self._description = description(version, self._serve, plane.companions)
         self._planner.layout = plane.companions.layout(version)
+        self._coverage = Coverage(version.size, lambda: plane.intent.read(version.path))
         self._whole = Extent(0, version.size)
-        self._is_small = version.size <= min(_SMALL, plane.settings.segment_bytes)
+        self._is_small = version.size <= min(SMALL, plane.settings.segment_bytes)
         self._segments = Placed()
         self._working = 0  # tasks that still use our segments
         self._resting = trio.lowlevel.ParkingLot()
         self._closed = False
         self._stale: Stale | None = None
         self.rejections = plane.rejections(version)
+        if content is not None and isinstance(self._description, Teller):
+            # The kernel may read all of it itself (vfs.files.passing), or have its pages.
+            self._begin(self._learn, content)
 
     async def read(self, extent: Extent) -> bytes | bytearray | memoryview:
         """Return the bytes of *extent*, cut at the end of the file.
@@ -109,9 +110,9 @@ class ContentReader(SegmentOwner):
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
+        self._coverage.note(extent)
         if self._planner.layout is None and self._description.is_seen(extent):
-            self._working += 1
-            self._plane.nursery.start_soon(self._look)
+            self._begin(self._learn)
         if resident is not None:
             self._start_ahead(plan)
             return resident
@@ -127,16 +128,6 @@ class ContentReader(SegmentOwner):
             raise DeadlineExceeded(
                 f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
             ) from None
-
-    def look_at_cached(self, content: Cached) -> None:
-        """Learn what the file tells of others, if all of it is cached: its READs may not come here.
-
-        The kernel reads it itself (``vfs.files.passing``), or has its pages.
-        """
-        told = self._plane.companions
-        if isinstance(self._description, Teller) and not told.knows(self.version):
-            self._working += 1
-            self._plane.nursery.start_soon(self._look, content)
 
     def bring(self, extent: Extent) -> Segment | None:
         """Fetch *extent* as far as memory allows, for who holds it against the digest.
@@ -226,22 +217,17 @@ class ContentReader(SegmentOwner):
 
     def _start_ahead(self, plan: ReadPlan) -> None:
         if plan.warm and self.cached is not None and plan.ahead:
-            self._working += 1
-            self._plane.nursery.start_soon(self._start_warm, plan.ahead, self.cached)
+            self._begin(self._start_warm, plan.ahead, self.cached)
         else:
             self._fetch_ahead(plan.ahead, plan.ahead)
 
     async def _start_warm(self, ahead: Extent, content: Cached) -> None:
         """Read ahead what is on disk; what is not is not worth it, until somebody asks for it."""
-        try:
-            with contextlib.suppress(DiskHangs):
-                missing = await content.run(lambda of: of.missing(ahead))
-                stop = max(ahead.start, missing[0].start) if missing else ahead.stop
-                if not self._closed:
-                    self._fetch_ahead(Extent(ahead.start, stop), ahead)
-        finally:
-            self._working -= 1
-        await self._close_when_idle()
+        with contextlib.suppress(DiskHangs):
+            missing = await content.run(lambda of: of.missing(ahead))
+            stop = max(ahead.start, missing[0].start) if missing else ahead.stop
+            if not self._closed:
+                self._fetch_ahead(Extent(ahead.start, stop), ahead)
 
     def _fetch_ahead(self, extent: Extent, planned: Extent) -> None:
         reached = self._start_missing(extent, demand=False)
@@ -260,8 +246,7 @@ class ContentReader(SegmentOwner):
                 if segment is None:
                     return piece.start
                 self._segments.add(segment)
-                self._working += 1
-                self._plane.nursery.start_soon(self._work, segment, demand)
+                self._begin(self._work, segment, demand)
         return extent.stop
 
     async def _work(self, segment: Segment, demand: bool) -> None:
@@ -275,22 +260,19 @@ class ContentReader(SegmentOwner):
             else:
                 self._plane.pool.keep(segment, self)
             self.give_back(segment)
-            self._working -= 1
-        await self._close_when_idle()
 
-    async def _look(self, content: Cached | None = None) -> None:
-        """Learn where the parts of the file are. Its bytes must not be closed meanwhile.
+    async def _learn(self, content: Cached | None = None) -> None:
+        plane = self._plane
+        await learn(self._description, self.version, self._planner, plane.companions, content)
 
-        Args:
-            content: if all of it is there; None: what is to be looked at was read.
-        """
+    def _begin(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Start what uses our segments, or our blocks on disk: they are not closed meanwhile."""
+        self._working += 1
+        self._plane.nursery.start_soon(self._to_its_end, task, *args)
+
+    async def _to_its_end(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
         try:
-            with contextlib.suppress(DiskHangs):
-                if content is None or not await content.run(lambda of: of.missing(self._whole)):
-                    layout = await self._description.look()
-                    if layout is not None:
-                        self._planner.layout = layout
-                        self._plane.companions.note(self.version, layout)
+            await task(*args)
         finally:
             self._working -= 1
         await self._close_when_idle()
@@ -363,7 +345,8 @@ class ContentReader(SegmentOwner):
 
         async def fetch(run: Extent) -> None:
             self._planner.fetched(run)
-            took_s = await threads.in_turn(limit, self._from_server, segment, run)
+            with self._plane.foreground:
+                took_s = await threads.in_turn(limit, self._from_server, segment, run)
             self._plane.publisher.fetched(took_s)
             fetched.append(run)
 
@@ -372,9 +355,10 @@ class ContentReader(SegmentOwner):
             if not look.missing and await is_there(self._whole):
                 return []
             plane = self._plane
-            await threads.in_turn(
-                limit, receive_whole, plane.source, self.version, segment, plane.metrics
-            )
+            with plane.foreground:
+                await threads.in_turn(
+                    limit, receive_whole, plane.source, self.version, segment, plane.metrics
+                )
             return [self._whole]
         position = segment.extent.start
         for run in [*look.missing, Extent(segment.extent.stop, segment.extent.stop)]:
@@ -420,7 +404,5 @@ class DataPlane(Plane):
         content: Cached | None = None
         if self.store is not None:
             content = await cached.opened(self.store, version, self.disk, self.publisher)
-        reader = ContentReader(self, version, content)
-        if content is not None:
-            reader.look_at_cached(content)
-        return reader
+        self.intent.opened(version.path)
+        return ContentReader(self, version, content)
