@@ -53,8 +53,8 @@ class Folding:
     def takes(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be written now; else it is counted."""
         own = getattr(record, "fold", None)
-        if own is None and record.levelno < logging.WARNING:
-            return True  # said now and then; or somebody wants to know everything
+        if own is None and record.levelno < logging.INFO:
+            return True  # somebody wants to know everything
         key = own if own is not None else (record.name, record.levelno, str(record.msg))
         now = self._clock()
         kind = self._kinds.get(key)

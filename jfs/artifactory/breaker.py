@@ -344,9 +344,9 @@ class Call:
     def _held(self, circuit: Circuit, now: float) -> float:
         error = circuit.held
         assert error is not None
-        if circuit.held_until >= self.deadline:
+        if circuit.pause_until >= self.deadline:
             self._breakers._metrics.count("refused_calls")
-            raise retry.still(error, circuit.held_until - now)
+            raise retry.still(error, circuit.pause_until - now)
         # All who wait would come back at the same moment.
         return circuit.held_until - now + self._breakers._rng.uniform(0.0, _LOOK_S)
 
@@ -395,7 +395,7 @@ class Call:
                 began = min(began, circuit.since)
             hold = retry.after_s(error)
             if hold is not None:
-                self._hold(error, min(hold, _LONGEST_HOLD_S), now)
+                self._hold(error, hold, now)
             # A server that says when to come again is waited for until the deadline.
             limit = self.deadline if hold else min(self.deadline, began + self._patience_s)
             wait = None
@@ -424,7 +424,8 @@ class Call:
         if circuit is None:
             circuit = self._breakers._fail(self._subject, error, self._attempted, now)
         circuit.held = error
-        circuit.held_until = max(circuit.held_until, now + seconds)
+        circuit.pause_until = max(circuit.pause_until, now + seconds)
+        circuit.held_until = max(circuit.held_until, now + min(seconds, _LONGEST_HOLD_S))
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

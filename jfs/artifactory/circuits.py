@@ -86,6 +86,7 @@ class Circuit:
         "failed_at",
         "held",
         "held_until",
+        "pause_until",
         "probe_at",
         "probed_by",
         "refused",
@@ -103,7 +104,8 @@ class Circuit:
         self.refused = 0
         self.probe_at = 0.0
         self.probed_by: object = None
-        self.held_until = 0.0
+        self.held_until = 0.0  # nobody asks before
+        self.pause_until = 0.0  # as the server wants it
         self.held: RemoteError | None = None
 
     def fail(self, error: RemoteError, began: float, now: float) -> None:

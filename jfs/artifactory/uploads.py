@@ -38,6 +38,7 @@ from jfs.errors import (
     ProtocolViolation,
 )
 from jfs.extents import KiB, MiB
+from jfs.folding import fold_as
 from jfs.metrics import Metrics
 from jfs.model import Deployment, FileInfo, Properties
 
@@ -130,7 +131,8 @@ class Uploads:
                         wait = 0.0
                     if wait is None or bodies >= _BODIES:
                         raise
-                    log.info("%s: deploying again: %s", deployment.path, error)
+                    once = fold_as("deploying again", deployment.path.repo)
+                    log.info("%s: deploying again: %s", deployment.path, error, extra=once)
                 await trio.sleep(wait)
         finally:
             call.end()

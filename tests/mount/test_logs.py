@@ -25,7 +25,7 @@ _DEADLINE_S = 50
 
 
 def record(text: str) -> logging.LogRecord:
-    return logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "levelname": "INFO"})
+    return logging.makeLogRecord({"msg": text, "levelno": logging.DEBUG, "levelname": "DEBUG"})
 
 
 @pytest.fixture

@@ -45,8 +45,11 @@ class Server:
         patience_s: float = 5,
         *,
         once: bool = False,
+        deadline_s: float = 15,
     ) -> Call:
-        return self.breakers.call(repo, plane, patience_s=patience_s, deadline_s=15, once=once)
+        return self.breakers.call(
+            repo, plane, patience_s=patience_s, deadline_s=deadline_s, once=once
+        )
 
     def fail(self, call: Call, error: RemoteError, seconds: float = 0.0) -> float:
         """Attempt until the call gives up; return how long that took."""
@@ -325,6 +328,20 @@ def test_a_pause_longer_than_the_deadline_fails_at_once_with_what_it_said() -> N
     server.now += 61  # however long a pause it asks for
     assert server.call().hold_s() == 0
     assert server.changes == []
+
+
+def test_a_pause_that_is_longer_than_it_is_held_keeps_nobody_waiting_in_vain() -> None:
+    server = Server()
+    error = RateLimited("slow down", status=429, url=URL)
+    error.retry_after_s = 120.0
+    call = server.call(deadline_s=60)
+    call.hold_s()
+    assert call.failed(error) is None
+    server.now += 30
+    with pytest.raises(RateLimited, match="slow down") as raised:
+        server.call(deadline_s=60).hold_s()  # until then it is asked again, and refuses again
+    assert raised.value.retry_after_s == 90
+    assert 30 <= server.call(deadline_s=600).hold_s() <= 31
 
 
 def test_a_download_that_moves_is_not_given_up() -> None:
