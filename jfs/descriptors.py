@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from jfs.errors import is_of_descriptors, is_of_the_machine, out_of_descriptors
+from jfs.errors import ConfigError, is_of_descriptors, is_of_the_machine, out_of_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _SILENCE_S = 60.0
 # Limits up to this are looked after: descriptors are counted before a file is opened (20 µs).
 _SMALL = 4096
 _FEW = 256  # less is said at the start
+_FEWEST = 32  # an idle mount holds 20
 _LEFT_TO_CONNECTIONS = (8, 64)  # a quarter of a small limit, within these
 _FOR_A_CONNECTION = 32  # descriptors of the limit, for each bulk connection at a time
 
@@ -105,8 +106,14 @@ def relieve() -> int:
 
 
 def connections_at_most(wanted: int) -> int:
-    """Return how many bulk connections fit below the limit; says so if those are fewer, or few."""
+    """Return how many bulk connections fit below the limit; says so if those are fewer, or few.
+
+    Raises:
+        ConfigError: the limit is too low for a mount.
+    """
     most = limit()
+    if most < _FEWEST:
+        raise ConfigError(f"only {most} file descriptors, and {_FEWEST} are the least: {_RAISE}")
     if most >= _FEW:
         return wanted
     fitting = max(1, min(wanted, most // _FOR_A_CONNECTION))

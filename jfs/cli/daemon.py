@@ -99,6 +99,8 @@ def _child(
         status = 1
     except BaseException as error:
         logging.getLogger(__name__).exception("the daemon ended")
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         report(f"{type(error).__name__}: {error}")
         status = 1
     finally:

@@ -105,7 +105,11 @@ def ls(journal: Journal | None, as_json: bool) -> None:
         click.echo(json.dumps([_row(each) for each in found]))
         return
     if not found:
-        click.echo("no staged files: everything that was written is uploaded")
+        if journal is None:
+            click.echo("no staged files: nothing was written yet, or --cache-dir is another")
+        else:
+            said = "everything written by way of it is uploaded"
+            click.echo(f"no staged files in {journal.directory}: {said}")
         return
     print_rows(
         ("ID", "SIZE", "STATE", "WRITTEN", "PLACE", "WHY"),

@@ -14,6 +14,7 @@ import pytest
 
 from jfs.server import EmbeddedServer
 from tests.mount.conftest import MountedServer, Mounter
+from tests.mount.mounting import JFS, clean_environ
 
 pytestmark = pytest.mark.fuse
 
@@ -97,6 +98,23 @@ def test_many_readers_under_a_low_limit(
     (mounted.root / "r0" / "new").write_bytes(b"new")
     assert (mounted.root / "r0" / "new").read_bytes() == b"new"
     mounted.stop(expected=["only .* file descriptors", "no file descriptor is left"])
+
+
+def test_a_limit_that_is_too_low_for_any_mount_is_said(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    command = [*JFS, "mount", "--daemon", "--log-file", str(tmp_path / "log"), server.url]
+    ended = subprocess.run(
+        ["prlimit", "--nofile=31:31", *command, str(tmp_path / "mnt")],
+        env={**clean_environ(), "JF_ACCESS_TOKEN": server.token, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    (said,) = ended.stderr.splitlines()
+    assert "only 31 file descriptors, and 32 are the least: raise the hard limit" in said
 
 
 @pytest.fixture
