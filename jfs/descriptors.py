@@ -32,7 +32,7 @@ _SILENCE_S = 60.0
 # Limits up to this are looked after: descriptors are counted before a file is opened (20 µs).
 _SMALL = 4096
 _FEW = 256  # less is said at the start
-_FEWEST = 32  # an idle mount holds 20
+_FEWEST = 32  # an idle mount holds 15
 _LEFT_TO_CONNECTIONS = (8, 64)  # a quarter of a small limit, within these
 _FOR_A_CONNECTION = 32  # descriptors of the limit, for each bulk connection at a time
 

@@ -25,7 +25,7 @@ def _run() -> int:
     from jfs import descriptors, logs
     from jfs.cli import output
     from jfs.cli.group import run
-    from jfs.errors import JfsError
+    from jfs.errors import AccessDenied, JfsError
 
     descriptors.raise_limit()
     logs.no_gaps()
@@ -38,6 +38,9 @@ def _run() -> int:
         output.give_up()
         return 1
     except (JfsError, OSError) as error:
-        output.complain(str(error))
+        told = str(error)
+        if isinstance(error, AccessDenied) and error.status == 401:
+            told += ": give a token with --token-file or JF_ACCESS_TOKEN"
+        output.complain(told)
         output.give_up()
         return getattr(error, "exit_code", 1)

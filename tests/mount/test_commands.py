@@ -40,6 +40,13 @@ def test_ls(models: EmbeddedServer) -> None:
     assert "no such file or folder" in run(models, "ls", f"{REPO}/nope", code=1)
 
 
+def test_who_has_no_credentials_is_told_where_to_give_them(models: EmbeddedServer) -> None:
+    refused = run_jfs("ls", REPO, JF_URL=models.url)
+    assert refused.returncode == 1
+    (said,) = refused.stderr.splitlines()
+    assert said.endswith("give a token with --token-file or JF_ACCESS_TOKEN")
+
+
 def test_find(models: EmbeddedServer) -> None:
     assert run(models, "find", REPO, "--prop", "env=production").splitlines() == [
         f"{REPO}/nlp/bert/2.0/model.onnx"
