@@ -104,7 +104,7 @@ class Mapping:
         self.read: Callable[[Extent], Awaitable[None]] | None = None
 
     async def is_fault(self) -> bool:
-        return True
+        return self.read is not None  # before it is mapped, it is read
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
         for start, stop in extents:
@@ -215,8 +215,8 @@ async def test_a_mapping_costs_what_is_touched_of_it(
     before = server.stats.bytes_sent
     mapping = Mapping()
     async with reading(server, content, name, None, mapping) as read:
-        mapping.read = lambda extent: read([extent])
         await read(piece(0, 2 * MiB))
+        mapping.read = lambda extent: read([extent])
         await mapping.touch(touched)
     sent = server.stats.bytes_sent - before - 2 * MiB
     assert 0.9 * needed <= sent <= most * needed + 64 * KiB, f"{sent / needed:.2f} times"

@@ -248,6 +248,19 @@ def test_what_begins_elsewhere_is_astray() -> None:
     assert planner.is_astray(Extent(400 * MiB, 401 * MiB))
 
 
+def test_the_first_read_of_a_model_is_of_its_header() -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW, head=True)
+    assert planner.is_astray(Extent(0, MiB))
+    assert planner.is_astray(Extent(MiB, 2 * MiB))
+    planner.observe(Extent(0, 4 * KiB))
+    assert not planner.is_astray(Extent(4 * KiB, 8 * KiB))
+    whole = ReadaheadPlanner(GiB, BLOCK, WINDOW, head=True, whole=True)
+    small = ReadaheadPlanner(MiB, BLOCK, WINDOW, head=True)
+    known = ReadaheadPlanner(GiB, BLOCK, WINDOW, head=True)
+    known.layout = Layout(8, ())
+    assert not any(each.is_astray(Extent(0, MiB)) for each in (whole, small, known))
+
+
 def test_a_run_of_single_pages_is_sure_to_go_on_once_it_is_half_a_mib_long() -> None:
     planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
     sure = []

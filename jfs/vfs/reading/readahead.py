@@ -37,6 +37,9 @@ _STREAM = 64 * MiB
 _FROM_START = 8 * MiB
 # What is asked for at once where the kernel holds empty pages (jfs.mount.faults): it does not read
 # around a page for half a MiB or less, but single pages (congestion threshold 0, jfs.fusectl).
+_MODEL = (
+    64 * MiB
+)  # of smaller ones the 2 MiB around a page of the header are worth their round trip
 _LEAST_AT_ONCE = 512 * KiB
 
 
@@ -115,6 +118,7 @@ class ReadaheadPlanner:
         piece: largest request; they are cut at its multiples.
         whole: whether files such as this one were read whole.
         cached: whether bytes may be on disk; ``fetched`` tells which were not.
+        head: whether its beginning tells where its parts are, and is read by itself.
         is_far: whether the first byte of a request takes long.
 
     Attributes:
@@ -130,6 +134,7 @@ class ReadaheadPlanner:
         piece: int = 4 * MiB,
         whole: bool = False,
         cached: bool = False,
+        head: bool = False,
         is_far: Callable[[], bool] = lambda: False,
     ) -> None:
         self._size = size
@@ -138,6 +143,7 @@ class ReadaheadPlanner:
         self._piece = piece
         self._whole = whole
         self._cached = cached
+        self._head = head and size >= _MODEL
         self._is_far = is_far
         self._runs: list[_Run] = []
         self._latest: _Run | None = None
@@ -188,8 +194,13 @@ class ReadaheadPlanner:
         return run.size > _STREAM // 2 or (self._whole and run.reads >= _READS_OF_A_RUN)
 
     def is_astray(self, extent: Extent) -> bool:
-        """Whether a READ of *extent* begins a run, and is not the first."""
-        return self._latest is not None and self._find(extent) is None
+        """Whether a READ of *extent* begins a run that is likely to be short: not the first one.
+
+        But of a model the first one is of its header.
+        """
+        if self._latest is None:
+            return self._head and self.layout is None and not self._whole
+        return self._find(extent) is None
 
     def goes_on_to(self, extent: Extent) -> int:
         """Return up to where a run will be read for certain, or as good as, after this READ."""

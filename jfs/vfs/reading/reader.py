@@ -28,6 +28,7 @@ from jfs.errors import (
     Unavailable,
 )
 from jfs.extents import Extent, KiB
+from jfs.formats import describes_itself
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.vfs.reading import cached
 from jfs.vfs.reading.cached import Cached, Look
@@ -61,6 +62,7 @@ class ContentReader(SegmentOwner):
             piece=plane.settings.segment_bytes,
             whole=plane.habits.are_read_whole(version.path),
             cached=content is not None,
+            head=describes_itself(version.path.name),
             is_far=plane.habits.is_far,
         )
         self._description = description(version, self._serve, plane.companions)
