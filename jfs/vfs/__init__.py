@@ -4,7 +4,7 @@ Where to look, from the top; each room imports only rooms below it (import-linte
 
 - ``filesystem``: the facade that ``fuse.py`` and tests drive; ``mutations``: names that change.
 - ``attributes``: what ``stat`` and ``getxattr`` show.
-- ``files``: what is open.
+- ``files``: what is open; ``shards``: models that are read whole.
 - ``kernel``: what the kernel was told and may hold.
 - ``reading``, ``writing``, ``namespace``: bytes from the server, bytes to it, names and inodes.
 - ``kept``: what was learnt, beside the block cache: it outlives the mount.

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 
 from jfs.cache import DiskBlockStore
-from jfs.config import CacheSettings, ReadSettings
+from jfs.config import CacheSettings, Fetch, ReadSettings
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
@@ -97,6 +98,12 @@ async def test_who_reads_the_first_shard_whole_has_the_next_one_fetched(model: M
 async def test_who_goes_on_has_two_fetched(model: Model) -> None:
     reads = [(name, ALL) for name in NAMES[:2]]
     assert await model.read(*reads, settings=ONE_BY_ONE) == NAMES
+
+
+async def test_who_waits_for_the_whole_first_shard_has_the_next_one_fetched(model: Model) -> None:
+    """Then the kernel reads it itself: no READ of it comes here."""
+    whole = replace(ONE_BY_ONE, fetch=Fetch.WHOLE)
+    assert await model.read((NAMES[0], Extent(0, 8)), settings=whole) == NAMES[:2]
 
 
 async def test_small_shards_are_all_fetched(model: Model) -> None:

@@ -128,6 +128,8 @@ class Fetching:
             with fetch.scope:
                 fetch.is_whole = await self._fetched(fetch)
                 fetch.error = None
+                if fetch.is_whole:  # its READs may not come here
+                    self._plane.intent.read(fetch.version.path)
         except JfsError as error:
             fetch.error = error
         except DiskHangs:  # which was said
