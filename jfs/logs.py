@@ -105,7 +105,7 @@ class Output(logging.Handler):
             self._start()
             self._changed.notify_all()
         if not before.has_thread:  # else that closes it, once it comes back
-            os.close(before.file)
+            _close(before.file)
 
     def emit(self, record: logging.LogRecord) -> None:
         with self._changed:
@@ -181,7 +181,7 @@ class Output(logging.Handler):
                     break
                 message = sink.writes = self._backlog.popleft()
             self._write(sink, message)
-        os.close(sink.file)
+        _close(sink.file)
 
     def _write(self, sink: _Sink, message: _Message) -> None:
         text, lost = message.text, self._lost
@@ -215,6 +215,11 @@ class _Lines(logging.Formatter):
 
 # Newlines that would forge a record, and escapes that would speak to a terminal.
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(9), *range(10, 32), *range(127, 160))}
+
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):  # of its disk; it is closed all the same
+        os.close(file)
 
 
 def _opened(file: Path) -> int:

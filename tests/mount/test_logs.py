@@ -108,7 +108,7 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_told_what_it_has_cost(dis
         output.emit(record("after"))
         lines = (disk.place / "log").read_text().splitlines()
     assert lines[:3] == ["before", "meanwhile 0", "meanwhile 1"]
-    (lost,) = (line for line in lines if "lost" in line)
+    lost = next(line for line in lines if "lost" in line)
     assert re.search(r"^\d+ messages before this one were lost: the disk did not take them$", lost)
 
 
