@@ -248,7 +248,8 @@ class Criteria:
         kind: ``file``, ``folder`` or ``any``.
         newer_ns, older_ns: modified after, before; ns since the epoch.
         direct: only what lies directly in *scope*.
-        tagged: only what has properties at all.
+        tagged: only what has properties at all; of it nothing else is found than those, since
+            100,000 items of a folder would not fit into memory.
         plain: results without their properties, for many of them.
     """
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from jfs.errors import InvalidName
 from jfs.model import Checksums, Criteria
 
-_PLAIN = ("repo", "path", "name", "type", "size", "modified", "actual_sha1", "sha256")
+_NAMED = ("repo", "path", "name", "type")
+_PLAIN = (*_NAMED, "size", "modified", "actual_sha1", "sha256")
 _FULL = (*_PLAIN, "created", "created_by", "modified_by", "actual_md5")
 
 
@@ -63,7 +64,9 @@ def find(
             beyond = '{"path":{"' + comparator + '":' + path + "}}"
             beside = '{"path":' + path + ',"name":{"' + last + '":' + name + "}}"
             wanted.append('"$and":[{"$or":[' + beyond + "," + beside + "]}]")
-    fields = _PLAIN if criteria.plain else _FULL if paged else (*_FULL, "property")
+    fields: tuple[str, ...] = _PLAIN if criteria.plain else _NAMED if criteria.tagged else _FULL
+    if not (criteria.plain or paged):
+        fields += ("property",)
     include = ",".join(f'"{name}"' for name in fields)
     query = "items.find({" + ",".join(wanted) + "}).include(" + include + ")"
     return query + '.sort({"$asc":["path","name"]})' if paged else query

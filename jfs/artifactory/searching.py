@@ -10,6 +10,7 @@ property (artifactory-rest 10.1). What cannot be had whole is an error.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -123,7 +124,7 @@ class _Search:
             "POST",
             _ADDRESS,
             "results",
-            FoundRows,
+            partial(FoundRows, named_only=criteria.tagged),
             content=query.encode(),
             repo=criteria.scope.repo,
         )

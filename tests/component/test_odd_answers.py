@@ -138,7 +138,7 @@ async def test_an_odd_row_of_a_query_hides_itself_alone(
 async def test_properties_come_one_by_one_where_the_query_is_odd(server: EmbeddedServer) -> None:
     for name in ("a", "b"):
         server.deploy(REPO, f"d/{name}", b"1", {"n": [name]})
-    odd = {**FOUND, "name": "a", "size": None, "properties": [{"key": "n", "value": "a"}]}
+    odd = {**FOUND, "name": "a", "type": None, "properties": [{"key": "n", "value": "a"}]}
     server.faults.add(Fault.garbage("/api/search/aql", body=results(odd)))
     async with composed(server, REPO) as fs:
         for name, ino in (await names(fs, "d")).items():

@@ -67,7 +67,7 @@ def _peak(group: Group | None) -> str:
 def test_much_to_know_much_open_and_a_slow_disk(
     server: EmbeddedServer, mounter: Mounter, group: Group | None, disk: Disk, scale: Scale
 ) -> None:
-    count, opened = scale(200, 20_000), scale(100, 10_000)
+    count, opened = scale(200, 100_000), scale(100, 10_000)
     for number in range(count):
         properties = {"env": ["production" if number % 3 else "staging"], "n": [str(number % 100)]}
         server.deploy(REPO, f"big/f{number:06}", b"%d" % number * 50, properties)
