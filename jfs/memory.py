@@ -11,7 +11,8 @@ again (spare buffers, finished segments) is asked back by ``Budget.take``.
 
 Lock order: ``Budget._lock`` is the innermost lock, and no callback is called under it.
 
-What is known of names is no part of it: that grows with how much of the server somebody looks at.
+What is known of names is no part of it: that grows with how much of the server somebody looks at,
+and what is left of the limit may be less than the bound then.
 ``follow`` sets what the whole process may have; answers that would pass it are refused
 (``require_room``), since a process that the kernel kills has taken the whole mount with it.
 
@@ -31,6 +32,7 @@ _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Of the limit: the rest is for pages of cache files, and for what is received meanwhile.
 _TIGHT, _FULL = 0.7, 0.85
+_AT_LEAST = 4  # a budget can always have this part of its bound, four segments
 
 _limit: int | None = None
 
@@ -52,20 +54,29 @@ def is_tight() -> bool:
     return _limit is not None and resident() > _TIGHT * _limit
 
 
+def has_grown(since: int, share: float) -> bool:
+    """Whether more than this share of the limit came since so many bytes, and it is tight."""
+    return is_tight() and _limit is not None and resident() > since + share * _limit
+
+
 def require_room(more: int, what: str) -> None:
     """Make sure that *more* bytes fit below the limit.
 
     Raises:
         NoMemory: they do not; *what* names who wants them.
     """
-    if _limit is None or resident() + more <= _FULL * _limit:
+    if _limit is None or _fits(more):
         return
     trim()
-    if resident() + more > _FULL * _limit:
+    if not _fits(more):
         raise NoMemory(
             f"{what}: does not fit into the {_limit // MiB} MiB that this process may have: raise "
             "its memory limit, or look at a smaller part"
         )
+
+
+def _fits(more: int) -> bool:
+    return _limit is None or resident() + more <= _FULL * _limit
 
 
 def trim() -> None:
@@ -114,9 +125,16 @@ class Budget:
         return False
 
     def try_take(self, size: int) -> bool:
-        """As ``take``, and ask no keeper: for a keeper."""
+        """As ``take``, and ask no keeper: for a keeper.
+
+        Where this process has little room left, since it knows many names, a part of the bound must
+        do: that it is given back lets others go on.
+        """
+        wanted = self._held + size
+        is_cramped = wanted > self.bound // _AT_LEAST and not _fits(size)
         with self._lock:
-            if self._held + size > self.bound:
+            bound = self.bound // _AT_LEAST if is_cramped and self._held else self.bound
+            if self._held + size > bound:
                 return False
             self._held += size
             self._most = max(self._most, self._held)

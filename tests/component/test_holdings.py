@@ -11,7 +11,7 @@ from jfs import memory
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from tests.component.test_filesystem import filesystem
-from tests.component.test_huge_folders import COUNT, BigServer, entries
+from tests.component.test_huge_folders import COUNT, BigServer, TreeServer, entries
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,33 @@ class Kernel:
         while True:
             for name in self.dropped & self.held.keys():
                 filesystem.forget(self.held.pop(name), 1)
+            await trio.sleep(0.1)
+
+
+class TreeKernel:
+    """As ``Kernel``, with the same names in many folders, of which it tells the numbers."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, dict[str, int]] = {}
+        self.dropped: set[int] = set()
+        self._told: list[tuple[int, str]] = []
+
+    def drop_entry(self, parent: int, name: str) -> bool:
+        self.dropped.add(parent)
+        self._told.append((parent, name))
+        return True
+
+    def drop_attributes(self, ino: int) -> bool:
+        return True
+
+    def drop_pages(self, ino: int) -> bool:
+        return True
+
+    async def forget(self, filesystem: Filesystem) -> None:
+        while True:
+            told, self._told = self._told, []
+            for parent, name in told:
+                filesystem.forget(self.held[parent].pop(name), 1)
             await trio.sleep(0.1)
 
 
@@ -103,3 +130,36 @@ async def test_a_small_folder_is_packed_when_memory_is_tight() -> None:
         assert (await fs.lookup(big, server.names[3])).ino == held[server.names[3]]
         assert server.asked["list"] == 1
         await fs.release(opened.handle)
+
+
+async def test_what_was_listed_longest_ago_is_given_back_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server, kernel = TreeServer(), TreeKernel()
+    async with filesystem(server, notifier=kernel) as fs, trio.open_nursery() as nursery:
+        nursery.start_soon(kernel.forget, fs)
+        big = (await fs.lookup(ROOT, "big")).ino
+
+        async def walk(number: int) -> int:
+            folder = (await fs.lookup(big, f"d{number}")).ino
+            handle = await fs.opendir(folder)
+            numbers = await entries(fs, handle)
+            fs.releasedir(handle)
+            kernel.held[folder] = dict(zip(server.names, numbers, strict=False))
+            return folder
+
+        folders = [await walk(number) for number in range(server.folders)]
+        asked = server.asked["list"]
+        await fs.holdings.shed(0.5)
+        half = server.folders // 2
+        assert kernel.dropped == set(folders[:half])
+        await fs.holdings.pack()
+        # The kernel holds every folder still, and those in which nothing is known are rows.
+        assert len(fs._tree.inodes) <= half + 3
+        assert fs.holdings.figures()["inodes"] == half * 1000 + server.folders + 2
+        assert [await walk(number) for number in range(half, server.folders)] == folders[half:]
+        assert server.asked["list"] == asked
+        assert (await fs.lookup(folders[0], server.names[1])).size == 1
+        assert await walk(0) == folders[0]
+        assert server.asked["list"] == asked + 1
+        nursery.cancel_scope.cancel()

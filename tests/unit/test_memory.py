@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from jfs import memory
 from jfs.config import ReadSettings, WriteSettings
 from jfs.extents import Extent, KiB, MiB
 from jfs.memory import Budget
@@ -30,6 +31,21 @@ def test_the_sum_stays_within_the_bound() -> None:
     assert (budget.held, budget.most) == (100, 100)
     budget.give(60)
     assert budget.held == 40
+
+
+def test_a_process_with_little_room_left_buffers_less() -> None:
+    budget = Budget(100)
+    memory.follow(memory.resident())
+    try:
+        assert budget.take(60)  # one at least
+        assert not budget.take(1)
+        budget.give(60)
+        assert budget.take(20)
+        assert not budget.take(20)
+        memory.follow(4 * memory.resident())
+        assert budget.take(80)
+    finally:
+        memory.follow(None)
 
 
 def test_who_keeps_memory_is_asked_for_it() -> None:
