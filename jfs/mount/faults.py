@@ -19,6 +19,9 @@ So that no program ever sees such a failure, a READ is known for what it is by t
 
 Where any of them cannot be seen (another PID namespace, no right to look, a libfuse that is not
 known) every READ is answered.
+
+The same look says of read(2) and pread(2) how much they ask for, which the kernel does not pass on:
+it asks for two MiB at a time.
 """
 
 import mmap
@@ -30,11 +33,11 @@ from jfs import notifier, threads
 from jfs.answers import Answers
 from jfs.extents import Extent
 from jfs.mount import requests
-from jfs.mount.waiters import Fault, fault_of
+from jfs.mount.waiters import Wait, waiting
 from jfs.mount.withdrawals import Withdrawals
 
 # A thread goes to sleep as soon as it has sent its READs, unless it has to wait for a core.
-_LOOKS, _BETWEEN_S = 8, 0.0005
+_LOOKS, _BETWEEN_S = 20, 0.0005
 
 
 class Faults:
@@ -50,24 +53,29 @@ class Faults:
         answer = self._answers.here()
         return answer.file[0] if answer is not None else 0
 
-    async def is_fault(self) -> bool:
+    async def wanted(self, extent: Extent) -> int | None:
         answer = self._answers.here()
         if answer is None or not answer.request or answer.file[1] & os.O_DIRECT:
-            return False
+            return 0
         thread = self._withdrawals.thread_of(answer.request)
         if not thread:  # of another PID namespace
-            return False
+            return 0
         for _ in range(_LOOKS):
-            match await threads.at_processes(fault_of, thread):
-                case Fault.LOCK:
-                    return True
-                case Fault.ANSWER:
+            waits = await threads.at_processes(waiting, thread)
+            match waits.what:
+                case Wait.LOCK:
+                    return None
+                case Wait.ANSWER:
                     if self._waits_for_one_page(thread):
-                        return True
-                case Fault.NONE:
-                    return False
+                        return None
+                case Wait.CALL:
+                    if waits.start is None:  # where read(2) begins within the page is not known
+                        return extent.start + mmap.PAGESIZE + waits.size
+                    return waits.start + waits.size if waits.start < extent.stop else 0
+                case Wait.UNKNOWN:
+                    return 0
             await trio.sleep(_BETWEEN_S)
-        return False
+        return 0
 
     def _waits_for_one_page(self, thread: int) -> bool:
         return any(

@@ -17,6 +17,7 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -91,27 +92,41 @@ def _was_killed(place: Path) -> bool:
     return bool(int(fields[_FLAGS]) & _PF_EXITING and int(fields[_EXIT_CODE]) & 0x7F)
 
 
-class Fault(Enum):
-    """What a thread waits for whose program has touched a page."""
+class Wait(Enum):
+    """What a thread waits for whose READ is not answered."""
 
-    LOCK = auto()  # of a page, which somebody fills
-    ANSWER = auto()  # to a request of its own, as to that for the page alone
+    LOCK = auto()  # of a page that its program has touched, which somebody fills
+    ANSWER = auto()  # to a request of its own, as to that for such a page alone
+    CALL = auto()  # for a system call to end, by which it reads
     NOTHING = auto()  # it does not wait yet, or no more
-    NONE = auto()  # it is in a system call, or cannot be seen
+    UNKNOWN = auto()
 
 
-def fault_of(thread: int) -> Fault:
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a thread waits for; *size* and *start* are those of the call, where it has them."""
+
+    what: Wait
+    size: int = 0
+    start: int | None = None
+
+
+def waiting(thread: int) -> Waiting:
     """Say what a thread waits for."""
     place = Path("/proc") / str(thread)
     try:
-        said = (place / "syscall").read_bytes()
-        if said.startswith(b"running"):
-            return Fault.NOTHING
-        if said.startswith(b"-1 "):
-            return _WAITS.get((place / "wchan").read_bytes(), Fault.NONE)
-    except OSError:  # not ours to see
+        said = (place / "syscall").read_bytes().split()
+        if said[0] == b"running":
+            return Waiting(Wait.NOTHING)
+        call = int(said[0])
+        if call == -1:
+            return Waiting(_WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN))
+        if call in _READS:  # descriptor, address, size, place in the file
+            start = int(said[4], 16) if call == _READS[-1] else None
+            return Waiting(Wait.CALL, int(said[3], 16), start)
+    except (OSError, ValueError, IndexError):  # not ours to see
         pass
-    return Fault.NONE
+    return Waiting(Wait.UNKNOWN)
 
 
 def _in_page_fault(place: Path) -> bool:
@@ -123,7 +138,9 @@ def _in_page_fault(place: Path) -> bool:
 
 # By where in the kernel it waits; before Linux 5.16 the second.
 _WAITS = {
-    b"folio_wait_bit_common": Fault.LOCK,
-    b"wait_on_page_bit_common": Fault.LOCK,
-    b"request_wait_answer": Fault.ANSWER,
+    b"folio_wait_bit_common": Wait.LOCK,
+    b"wait_on_page_bit_common": Wait.LOCK,
+    b"request_wait_answer": Wait.ANSWER,
 }
+# Numbers of read(2) and pread(2), asm/unistd.h.
+_READS = {"x86_64": [0, 17], "aarch64": [63, 67]}.get(os.uname().machine, [])

@@ -101,10 +101,11 @@ class Mapping:
     def __init__(self) -> None:
         self._filled: set[int] = set()
         self._empty: set[int] = set()
+        self.singles = 0
         self.read: Callable[[Extent], Awaitable[None]] | None = None
 
-    async def is_fault(self) -> bool:
-        return self.read is not None  # before it is mapped, it is read
+    async def wanted(self, extent: Extent) -> int | None:
+        return None if self.read is not None else 0  # before it is mapped, it is read
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
         for start, stop in extents:
@@ -120,6 +121,7 @@ class Mapping:
                 if page not in self._filled and page not in self._empty:
                     await self._read_around(page)
                 if page not in self._filled:
+                    self.singles += 1
                     await self.read(Extent(page * PAGE, (page + 1) * PAGE))
                     self._filled.add(page)
 
@@ -298,6 +300,49 @@ async def heard(metrics: Metrics) -> None:
         if "described_files" in metrics.snapshot():
             return
         await trio.sleep(0.002)
+
+
+async def test_what_is_wanted_after_all_is_not_read_page_by_page_to_its_end(
+    server: EmbeddedServer, content: tuple[Path, str]
+) -> None:
+    """Many small tensors, one beside the other, in any order."""
+    small = [Extent(start, start + 256 * KiB) for start in range(2 * MiB, 34 * MiB, 256 * KiB)]
+    random.Random(7).shuffle(small)
+    before = server.stats.bytes_sent
+    mapping = Mapping()
+    async with reading(server, content, "model.bin", None, mapping) as read:
+        mapping.read = lambda extent: read([extent])
+        await read(piece(0, 2 * MiB))
+        await mapping.touch(small)
+    assert mapping.singles < 32 * MiB // PAGE // 2
+    assert server.stats.bytes_sent - before < 38 * MiB
+
+
+class Call:
+    """Who reads a piece with one call: ``Asker``."""
+
+    inode = 1
+
+    def __init__(self, extent: Extent) -> None:
+        self._extent = extent
+
+    async def wanted(self, extent: Extent) -> int | None:
+        return self._extent.stop
+
+    def ask_again(self, inode: int, extents: list[Extent]) -> None:
+        raise AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize("start", [0, 37 * MiB + 5000])
+@pytest.mark.parametrize("size", [4 * MiB, 16 * MiB, 64 * MiB])
+async def test_a_piece_that_is_read_by_one_call_costs_itself(
+    server: EmbeddedServer, content: tuple[Path, str], start: int, size: int
+) -> None:
+    before = server.stats.bytes_sent
+    call = Call(Extent(start, start + size))
+    async with reading(server, content, "model.bin", None, call) as read:
+        await read(piece(start, size))
+    assert server.stats.bytes_sent - before <= size + 128 * KiB  # whole blocks, and names
 
 
 async def test_what_is_read_again_starts_no_read_ahead(

@@ -240,12 +240,29 @@ def test_what_could_not_be_fetched_is_planned_again() -> None:
     assert again.ahead.start <= max(reached, again.demand.stop)
 
 
-def test_what_begins_elsewhere_is_astray() -> None:
+def test_what_lies_elsewhere_begins_a_run() -> None:
     planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    assert planner.begins(Extent(0, MiB))
     assert not planner.is_astray(Extent(0, MiB))  # nobody has read anything yet
     planned(planner, sequential(0, MiB, 4))
-    assert not planner.is_astray(Extent(4 * MiB, 5 * MiB))
-    assert planner.is_astray(Extent(400 * MiB, 401 * MiB))
+    for start, begins in ((4 * MiB, False), (400 * MiB, True)):
+        extent = Extent(start, start + MiB)
+        assert planner.begins(extent) is begins
+        assert planner.is_astray(extent) is begins
+
+
+@pytest.mark.parametrize("start", [0, GiB // 2 + 4 * KiB])
+def test_what_a_call_reads_is_fetched_at_once_and_no_more(start: int) -> None:
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW, is_far=lambda: True)
+    reads = sequential(start, MiB, 16)
+    first = planner.observe(reads[0], told=reads[-1].stop)
+    assert first.ahead.size >= 8 * MiB
+    ends = [planner.observe(read).ahead.stop for read in reads[1:]]
+    assert max(ends) <= reads[-1].stop + BLOCK
+    # The kernel may ask for more than the call; who goes on with another call reads on.
+    more = sequential(reads[-1].stop, MiB, 4)
+    assert not any(planner.observe(read).ahead for read in more[:2])
+    assert any(planner.observe(read).ahead for read in more[2:])
 
 
 def test_the_first_read_of_a_model_is_of_its_header() -> None:

@@ -1,9 +1,13 @@
 """Who waits for an answer, and was told to end."""
 
+import os
 import subprocess
+import sys
 import threading
 
-from jfs.mount.waiters import Fault, Told, fault_of, told
+import pytest
+
+from jfs.mount.waiters import Told, Wait, Waiting, told, waiting
 
 
 def test_who_is_gone_waits_for_nothing() -> None:
@@ -17,10 +21,20 @@ def test_who_is_gone_waits_for_nothing() -> None:
     }
 
 
-def test_who_waits_in_a_system_call_has_touched_no_page() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        try:
-            assert fault_of(process.pid) in (Fault.NONE, Fault.NOTHING)  # it may be about to
-        finally:
-            process.kill()
-    assert fault_of(process.pid) is Fault.NONE  # it is gone
+@pytest.mark.parametrize(
+    ("call", "seen"),
+    [
+        ("os.read(0, 300_000)", Waiting(Wait.CALL, 300_000)),
+        ("time.sleep(60)", Waiting(Wait.UNKNOWN)),
+    ],
+)
+def test_the_call_of_who_waits_in_one_says_how_much_it_reads(call: str, seen: Waiting) -> None:
+    command = [sys.executable, "-c", f"import os, time; print(flush=True); {call}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while waiting(process.pid) != seen:  # or the test takes too long
+            os.sched_yield()
+        process.kill()
+    assert waiting(process.pid).what is Wait.UNKNOWN  # it is gone

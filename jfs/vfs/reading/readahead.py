@@ -35,11 +35,12 @@ _RUNS = 16  # parallel loaders of one file; more than that is random access
 _FRACTION = 16
 _STREAM = 64 * MiB
 _FROM_START = 8 * MiB
+# What the kernel may ask for beyond what a program has asked for, once it reads ahead itself.
+_MORE = 2 * MiB
+# Of smaller models the 2 MiB around a page of the header are worth their round trip.
+_MODEL = 64 * MiB
 # What is asked for at once where the kernel holds empty pages (jfs.mount.faults): it does not read
 # around a page for half a MiB or less, but single pages (congestion threshold 0, jfs.fusectl).
-_MODEL = (
-    64 * MiB
-)  # of smaller ones the 2 MiB around a page of the header are worth their round trip
 _LEAST_AT_ONCE = 512 * KiB
 
 
@@ -72,6 +73,7 @@ class _Run:
     expected: int  # where it ends if it is as long as those before it; 0: nobody knows
     warm: bool  # nothing was fetched for it
     used: int  # logical time of the last READ
+    told: int = 0  # up to where its reader has said that he reads
     reads: int = 1  # that moved position on
     size: int = 0  # bytes asked for
 
@@ -151,11 +153,12 @@ class ReadaheadPlanner:
         self._time = 0
         self.layout: Layout | None = None
 
-    def observe(self, extent: Extent) -> ReadPlan:
+    def observe(self, extent: Extent, told: int = 0) -> ReadPlan:
         """Note a READ of *extent* and say what to fetch.
 
         Args:
             extent: not empty and within the file.
+            told: up to where will be read from here on, if it is known.
         """
         self._time += 1
         demand = extent.aligned(self._block_size, self._size)
@@ -163,6 +166,7 @@ class ReadaheadPlanner:
         run = self._find(extent)
         if run is None:
             run = self._begin(extent, demand)
+            run.told = min(told, self._size)
         else:
             run.used = self._time
             run.size += extent.size
@@ -202,6 +206,10 @@ class ReadaheadPlanner:
             return self._head and self.layout is None and not self._whole
         return self._find(extent) is None
 
+    def begins(self, extent: Extent) -> bool:
+        """Whether a READ of *extent* begins a run."""
+        return self._find(extent) is None
+
     def goes_on_to(self, extent: Extent) -> int:
         """Return up to where a run will be read for certain, or as good as, after this READ."""
         run = self._latest
@@ -238,6 +246,8 @@ class ReadaheadPlanner:
     def _reach(self, run: _Run, extent: Extent) -> int:
         """Return up to where to plan: at most the window beyond the run."""
         limit = run.position + self._window
+        if extent.start < run.told + _MORE:
+            return max(run.position, min(run.told, limit))
         part = self._part(extent)
         share = self._known.share(part) if part is not None else None
         if share is None:

@@ -71,6 +71,7 @@ class ContentReader(SegmentOwner):
         self._whole = Extent(0, version.size)
         self._is_small = version.size <= min(SMALL, plane.settings.segment_bytes)
         self._segments = Placed()
+        self._looking = trio.StrictFIFOLock()
         self._working = 0  # tasks that still use our segments
         self._resting = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -104,11 +105,15 @@ class ContentReader(SegmentOwner):
         if self.cached is not None and not is_fetched:
             resident = self.cached.resident(extent)
         is_here = is_fetched or resident is not None
-        if not (is_here or self._is_small) and self._planner.is_astray(extent):
-            await self._plane.scattered.look(extent)
-        plan = self._planner.observe(extent)
+        told = 0
+        if not (is_here or self._is_small) and self._planner.begins(extent):
+            async with self._looking:  # its second READ comes while we look at the first
+                if self._planner.begins(extent):
+                    is_astray = self._planner.is_astray(extent)
+                    told = await self._plane.scattered.look(extent, is_astray=is_astray)
+        plan = self._planner.observe(extent, told)
         if self._plane.scattered.is_any:
-            self._plane.scattered.goes_on(extent, self._planner.goes_on_to(extent))
+            self._plane.scattered.asked(extent, self._planner.goes_on_to(extent))
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
