@@ -126,6 +126,7 @@ class Fetch(StrEnum):
     """When contents are fetched: see ``--fetch``."""
 
     LAZY = "lazy"  # what is read, and ahead of who reads
+    AUTO = "auto"  # as that; and whole what is likely to be read whole: see reading.following
     WHOLE = "whole"  # whole, before an open is answered
 
 
@@ -133,7 +134,7 @@ class Fetch(StrEnum):
 class ReadSettings:
     """What is fetched when, read-ahead, and its memory. Sizes are bytes."""
 
-    fetch: Fetch = Fetch.LAZY
+    fetch: Fetch = Fetch.AUTO
     memory_bytes: int = 96 * MiB  # all buffers between network, disk and kernel, spare ones too
     segment_bytes: int = 8 * MiB  # one range request
     window_bytes: int = 32 * MiB  # read-ahead of a sequential reader

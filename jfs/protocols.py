@@ -255,6 +255,16 @@ class CachedContent(Protocol):
         """Close the files, after the calls under way; idempotent."""
 
 
+class Notes(Protocol):
+    """Words of yes or no that outlive the mount. Any thread; blocking; each raises OSError."""
+
+    def load(self) -> dict[str, bool]:
+        """Return all that is remembered, by key."""
+
+    def keep(self, key: str, value: bool) -> None:
+        """Remember *value* for *key*, 32 hexadecimal digits."""
+
+
 class BlockStore(Protocol):
     """Cache of content on disk, shared by every mount of the node. Any thread; blocking."""
 

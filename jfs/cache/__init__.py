@@ -8,6 +8,7 @@ Question → module:
 - What can the file system do? ``filesystem``. What goes when room is wanted? ``eviction``,
   by what was used when: ``lastuse``
 - Is the whole what its digest says? ``verification``. Lend its file: ``whole``
+- What is remembered of how contents were read? ``notes``
 - Take a file in that is on disk already: ``adoption``. For people (`jfs cache`): ``inventory``
 
 May import ``protocols`` and what is below it; knows no server, no path and no event loop. All of it
@@ -27,6 +28,7 @@ Lock order, from the outside in; none is held while the network is waited for:
 """
 
 from jfs.cache.inventory import CachedEntry, check, inventory, pin, remove
+from jfs.cache.notes import Notes
 from jfs.cache.store import DiskBlockStore
 
-__all__ = ["CachedEntry", "DiskBlockStore", "check", "inventory", "pin", "remove"]
+__all__ = ["CachedEntry", "DiskBlockStore", "Notes", "check", "inventory", "pin", "remove"]

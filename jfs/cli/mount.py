@@ -176,9 +176,10 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--fetch",
     type=click.Choice([each.value for each in Fetch]),
-    default="lazy",
+    default="auto",
     show_default=True,
-    help="lazy: what is read is fetched. whole: all of a file is here before an open returns.",
+    help="lazy: what is read is fetched. auto: and all of a file, behind who reads it, if its like "
+    "were read whole. whole: all of a file is here before an open returns.",
 )
 @click.option(
     "--no-prefetch-shards",

@@ -19,7 +19,7 @@ import trio
 
 from jfs import descriptors, fusectl, logs, memory, threads
 from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource, log_changes
-from jfs.cache import DiskBlockStore
+from jfs.cache import DiskBlockStore, Notes
 from jfs.cgroup import memory_limit
 from jfs.config import Credentials, MountSettings, fit_to_memory
 from jfs.errors import CacheError, ConfigError, Interrupted, JfsError
@@ -40,7 +40,9 @@ from jfs.notifier import KernelNotifier
 from jfs.protocols import ArtifactStore, RangeSource
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kept.keeper import Keeper
+from jfs.vfs.reading.following import Following
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.reading.recall import Recall
 from jfs.vfs.writing import recovery
 from jfs.vfs.writing.staging import StagingArea
 
@@ -183,6 +185,10 @@ async def _compose(
             several=not settings.source.path.repo,
             locate=asked.locate,
         )
+        notes = Notes(store.directory) if store is not None else None
+        recall = Recall(notes, plane.disk, nursery, settings.server.url)
+        await recall.load()
+        Following(plane, recall)
         area = await _staging(settings, budget)
         if area is not None:
             stack.callback(area.close)

@@ -22,6 +22,7 @@ from jfs.errors import JfsError
 from jfs.model import ArtifactVersion, FileInfo, RepoPath
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.reading.background import bring
+from jfs.vfs.reading.intent import Listener
 from jfs.vfs.reading.reader import DataPlane
 
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,5})(-of-)([0-9]{1,5})([^0-9/].*)?")
@@ -45,7 +46,7 @@ class _Model:
     runs: bool = False
 
 
-class Shards:
+class Shards(Listener):
     """See the module; of one mount."""
 
     def __init__(self, tree: Tree, plane: DataPlane) -> None:
@@ -55,9 +56,9 @@ class Shards:
         self._opened: OrderedDict[RepoPath, int] = OrderedDict()  # when, the last one last
         self._models: OrderedDict[RepoPath, _Model] = OrderedDict()  # by their first shards
         self._turn = trio.Lock()
-        plane.intent.tell(self._note_opened, self._note_read)
+        plane.intent.tell(self)
 
-    def _note_opened(self, path: RepoPath) -> None:
+    def opened(self, path: RepoPath) -> None:
         self._opened[path] = next(self._times)
         self._opened.move_to_end(path)
         if len(self._opened) > _OPENED_KEPT:
@@ -67,7 +68,7 @@ class Shards:
         if model is not None and shards.index(path) == model.reached + 1:
             self._start(model)
 
-    def _note_read(self, path: RepoPath) -> None:
+    def read(self, path: RepoPath) -> None:
         shards = self._shards_of(path)
         if len(shards) < 2:
             return

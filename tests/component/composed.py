@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from jfs.artifactory import ArtifactoryClient, HttpRangeSource
-from jfs.cache import DiskBlockStore
+from jfs.cache import DiskBlockStore, Notes
 from jfs.config import (
     CacheSettings,
     Credentials,
@@ -29,7 +29,9 @@ from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kept.keeper import FORGETFUL, Keeper
 from jfs.vfs.kernel import BackingFiles, Notifier
 from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.reading.following import Following
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.reading.recall import Recall
 from jfs.vfs.reading.scattered import Asker
 from jfs.vfs.writing.staging import StagingArea
 
@@ -71,6 +73,7 @@ async def composed(
     kept: Keeper | None = None,
     backings: BackingFiles | None = None,
     begins: bool = True,
+    notes: Notes | None = None,
     reads: ReadSettings | None = None,
     asker: Asker | None = None,
 ) -> AsyncIterator[Filesystem]:
@@ -108,6 +111,9 @@ async def composed(
         )
         if asker is not None:
             plane.scattered.tell(asker)
+        recall = Recall(notes, plane.disk, nursery, server.url)
+        await recall.load()
+        Following(plane, recall)
         root = FolderInfo(RepoPath.parse(source), 0)
         filesystem = Filesystem(
             client,

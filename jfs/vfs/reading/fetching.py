@@ -200,12 +200,12 @@ class Fetching:
         while fetch.reached < size:
             given = plane.pool.given()
             ahead = min(size, fetch.reached + plane.settings.window_bytes)
-            segment = reader.bring(Extent(fetch.reached, ahead))
+            segment = reader.bring(Extent(fetch.reached, ahead), demand=True)
             if segment is None:
-                await _memory(given, plane, reader)
+                await memory_for(given, plane, reader)
                 continue
             try:
-                await _arrived(segment, plane, reader)
+                await arrived(segment, plane, reader)
                 start = fetch.reached - segment.extent.start
                 await threads.hashing(digest.update, segment.view[start:])
                 fetch.reached = segment.extent.stop
@@ -217,7 +217,7 @@ class Fetching:
         return digest.hexdigest()
 
 
-async def _arrived(segment: Segment, plane: DataPlane, reader: ContentReader) -> None:
+async def arrived(segment: Segment, plane: DataPlane, reader: ContentReader) -> None:
     """Return once all of a segment is here. Raises DeadlineExceeded, and what ended it."""
     reached = segment.extent.start
     while reached < segment.extent.stop:
@@ -226,7 +226,7 @@ async def _arrived(segment: Segment, plane: DataPlane, reader: ContentReader) ->
             await segment.wait(reached)
 
 
-async def _memory(given: trio.Event, plane: DataPlane, reader: ContentReader) -> None:
+async def memory_for(given: trio.Event, plane: DataPlane, reader: ContentReader) -> None:
     """Wait for memory, and for a slow disk that has it, so that nothing is dropped."""
     with trio.move_on_after(plane.settings.disk_patience_s) as scope:
         await given.wait()

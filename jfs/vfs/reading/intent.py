@@ -1,26 +1,63 @@
 """Who reads a file as a whole, and whether anybody waits for bytes. Trio thread only."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import trio
 
-from jfs.extents import Extent
+from jfs.extents import Extent, MiB
 from jfs.model import RepoPath
 
+if TYPE_CHECKING:
+    from jfs.vfs.reading.reader import ContentReader
+
 _PARTS = 64
+# Whoever has asked for more has not looked at a header alone, nor at a few rows.
+_BEYOND_HEAD, _BEYOND_HEAD_SHARE = 8 * MiB, 8
 _QUIET_S = 0.02  # between two requests of one reader there is less, unless it computes
 
 
-class Intent:
-    """Tells of one mount which files are opened to be read, and which are read to the most part."""
+class Listener:
+    """Who is told of one mount what becomes of its files; this one does nothing."""
+
+    def opened(self, path: RepoPath) -> None:
+        """It is opened to be read."""
+
+    def goes_on(self, reader: "ContentReader") -> None:
+        """More than a header was asked for."""
+
+    def read(self, path: RepoPath) -> None:
+        """Most of it was asked for."""
+
+    def left(self, reader: "ContentReader") -> None:
+        """Nobody reads it any more."""
+
+
+class Intent(Listener):
+    """Tells all who listen."""
 
     def __init__(self) -> None:
-        self.opened: Callable[[RepoPath], None] = _nobody
-        self.read: Callable[[RepoPath], None] = _nobody
+        self._listeners: list[Listener] = []
 
-    def tell(self, opened: Callable[[RepoPath], None], read: Callable[[RepoPath], None]) -> None:
-        """Have these called from now on."""
-        self.opened, self.read = opened, read
+    def tell(self, listener: Listener) -> None:
+        """Tell one more, from now on."""
+        self._listeners.append(listener)
+
+    def opened(self, path: RepoPath) -> None:
+        for listener in self._listeners:
+            listener.opened(path)
+
+    def goes_on(self, reader: "ContentReader") -> None:
+        for listener in self._listeners:
+            listener.goes_on(reader)
+
+    def read(self, path: RepoPath) -> None:
+        for listener in self._listeners:
+            listener.read(path)
+
+    def left(self, reader: "ContentReader") -> None:
+        for listener in self._listeners:
+            listener.left(reader)
 
 
 class Coverage:
@@ -28,13 +65,18 @@ class Coverage:
 
     Args:
         told: called once, when that is three quarters.
+        begun: called once, when that is more than a header.
     """
 
-    def __init__(self, size: int, told: Callable[[], None]) -> None:
+    def __init__(
+        self, size: int, told: Callable[[], None], begun: Callable[[], None] | None = None
+    ) -> None:
         self._step = -(-size // _PARTS)
         self._asked = [0] * _PARTS
-        self._left = -(-size * 3 // 4)
+        self._left = self._most = -(-size * 3 // 4)
         self._told = told
+        self._begun = begun
+        self._beyond = min(_BEYOND_HEAD, size // _BEYOND_HEAD_SHARE)
 
     def note(self, extent: Extent) -> None:
         """Note a READ."""
@@ -45,8 +87,21 @@ class Coverage:
             new = min(piece.size, self._step - self._asked[number])
             self._asked[number] += new
             self._left -= new
+        if self._begun is not None and self.is_begun:
+            begun, self._begun = self._begun, None
+            begun()
         if self._left <= 0:
             self._told()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether more than a header was asked for."""
+        return self._most - self._left > self._beyond
+
+    @property
+    def is_most(self) -> bool:
+        """Whether three quarters were."""
+        return self._left <= 0
 
 
 class Foreground:
@@ -76,7 +131,3 @@ class Foreground:
                 return
             self._seen = self._begun
             await trio.sleep(_QUIET_S)
-
-
-def _nobody(_: RepoPath) -> None:
-    pass

@@ -67,14 +67,18 @@ class ContentReader(SegmentOwner):
         )
         self._description = description(version, self._serve, plane.companions)
         self._planner.layout = plane.companions.layout(version)
-        self._coverage = Coverage(version.size, lambda: plane.intent.read(version.path))
+        intent = plane.intent
+        self.coverage = Coverage(
+            version.size, lambda: intent.read(version.path), lambda: intent.goes_on(self)
+        )
+        self.was_cold = False  # something of it came from the server
         self._whole = Extent(0, version.size)
         self._is_small = version.size <= min(SMALL, plane.settings.segment_bytes)
         self._segments = Placed()
         self._looking = trio.StrictFIFOLock()
         self._working = 0  # tasks that still use our segments
         self._resting = trio.lowlevel.ParkingLot()
-        self._closed = False
+        self.is_closed = False
         self._stale: Stale | None = None
         self.rejections = plane.rejections(version)
         if content is not None and isinstance(self._description, Teller):
@@ -117,7 +121,7 @@ class ContentReader(SegmentOwner):
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
-        self._coverage.note(extent)
+        self.coverage.note(extent)
         if self._planner.layout is None and self._description.is_seen(extent):
             self._begin(self._learn)
         if resident is not None:
@@ -136,15 +140,22 @@ class ContentReader(SegmentOwner):
                 f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
             ) from None
 
-    def bring(self, extent: Extent) -> Segment | None:
-        """Fetch *extent* as far as memory allows, for who holds it against the digest.
+    @property
+    def streams(self) -> bool:
+        """Whether the last READ was one of a stream, which is read ahead of."""
+        return self._planner.streams
 
+    def bring(self, extent: Extent, *, demand: bool) -> Segment | None:
+        """Fetch *extent* as far as memory allows, not as a READ does.
+
+        Args:
+            demand: somebody waits for it.
         Returns:
             The segment with its first byte, not to be reused until ``give_back``. None: there is no
             memory for it.
         """
         extent = self._whole if self._is_small else extent
-        self._start_missing(extent, demand=True)
+        self._start_missing(extent, demand=demand)
         segment = self._segments.at(extent.start)
         if segment is not None:
             segment.users += 1
@@ -169,8 +180,9 @@ class ContentReader(SegmentOwner):
 
     async def close(self) -> None:
         """Free everything once the fetches under way have ended. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if not self.is_closed:
+            self.is_closed = True
+            self._plane.intent.left(self)
             if (whole := self._planner.is_read_whole()) is not None:
                 self._plane.habits.note(self.version.path, whole)
             await self._close_when_idle()
@@ -233,7 +245,7 @@ class ContentReader(SegmentOwner):
         with contextlib.suppress(DiskHangs):
             missing = await content.run(lambda of: of.missing(ahead))
             stop = max(ahead.start, missing[0].start) if missing else ahead.stop
-            if not self._closed:
+            if not self.is_closed:
                 self._fetch_ahead(Extent(ahead.start, stop), ahead)
 
     def _fetch_ahead(self, extent: Extent, planned: Extent) -> None:
@@ -262,7 +274,7 @@ class ContentReader(SegmentOwner):
         try:
             await self._fill(segment, demand)
         finally:
-            if segment.error is not None or self._closed:
+            if segment.error is not None or self.is_closed:
                 self.discard(segment)
             else:
                 self._plane.pool.keep(segment, self)
@@ -352,6 +364,7 @@ class ContentReader(SegmentOwner):
 
         async def fetch(run: Extent) -> None:
             self._planner.fetched(run)
+            self.was_cold = True
             with self._plane.foreground:
                 took_s = await threads.in_turn(limit, self._from_server, segment, run)
             self._plane.publisher.fetched(took_s)
@@ -386,7 +399,7 @@ class ContentReader(SegmentOwner):
 
     async def _close_when_idle(self) -> None:
         self._resting.unpark_all()
-        if self._working or not self._closed:
+        if self._working or not self.is_closed:
             return  # the last of them comes back here
         for segment in list(self._segments):
             self.discard(segment)
