@@ -5,6 +5,7 @@ import random
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -15,6 +16,13 @@ def tensors(path: str) -> None:
     with safe_open(path, framework="np") as model:
         for name in model.keys():  # noqa: SIM118 -- not a mapping
             model.get_tensor(name)
+
+
+def shards(path: str) -> None:
+    """Load what is in a folder, file by file, and do something else after each."""
+    for each in sorted(Path(path).iterdir()):
+        tensors(str(each))
+        time.sleep(0.5)
 
 
 def quarters(path: str) -> None:
@@ -110,6 +118,7 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     {
         "tensors": tensors,
+        "shards": shards,
         "pages": pages,
         "quarters": quarters,
         "others": others,

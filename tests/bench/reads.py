@@ -51,6 +51,7 @@ KiB, MiB, GiB = 1024, 1024**2, 1024**3
 _REPO = "bench"
 _HUGE = 10 * GiB
 _SMALL_FILES = 1000
+_SHARDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ class Bench:
 
 
 def command(path: Path, *load: str) -> list[str]:
+    if load and load[0] == "dd":
+        return ["dd", f"if={path}", "of=/dev/null", f"bs={load[1]}", "count=1", "status=none"]
     if load:
         return [sys.executable, "-m", "tests.bench.loads", *load, str(path)]
     return ["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"]
@@ -235,8 +238,13 @@ def seed(work: Path, plain: Path, mib: int) -> None:
         file.truncate(8 + len(text) + _HUGE)
     with EmbeddedServer(plain) as server:
         server.create_repository(_REPO)
-        for path in (big, model, huge):
+        for path in (big, model):
             server.deploy(_REPO, path.name, path)
+        server.deploy(_REPO, huge.name, huge, sha256="1" * 64)  # nobody reads all of it
+        shard = work / "shard"
+        for number in range(1, _SHARDS + 1):
+            save_file({f"layer{number}.{i}": rng.random(4 * MiB) for i in range(4)}, shard)
+            server.deploy(_REPO, f"shards/m-{number:05}-of-{_SHARDS:05}.safetensors", shard)
         for number in range(_SMALL_FILES):
             server.deploy(_REPO, f"many/{number:04}.bin", number.to_bytes(8, "big"))
 
@@ -353,7 +361,19 @@ def pieces(bench: Bench, mib: int, rounds: int) -> None:
         rounds,
         {
             "curl": lambda: bench.curl("huge.safetensors", *first, quiet=False),
-            "jfs": lambda: bench.cold("huge.safetensors", "header"),
+            "jfs, by dd": lambda: bench.cold("huge.safetensors", "dd", str(64 * KiB + 8)),
+            "jfs, by Python and safe_open": lambda: bench.cold("huge.safetensors", "header"),
+        },
+    )
+    race(
+        f"{_SHARDS} shards of 128 MiB, whose reader does something else for 0.5 s after each",
+        _SHARDS * 128 * MiB,
+        rounds,
+        {
+            "jfs": lambda: bench.cold("shards", "shards"),
+            "jfs --no-prefetch-shards": lambda: bench.cold(
+                "shards", "shards", options=["--no-prefetch-shards"]
+            ),
         },
     )
     for where, place in (("head", 0), ("tail", mib * MiB - 1)):
