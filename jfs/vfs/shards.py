@@ -15,6 +15,7 @@ import itertools
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import trio
 
@@ -93,11 +94,7 @@ class Shards(Listener):
         total = int(count)
         if not 1 <= int(number) <= total <= _SHARDS_AT_MOST or len(number) != len(count):
             return ()
-        folder = path.parent
-        return tuple(
-            folder.child(f"{before}{each:0{len(number)}}{of}{count}{after}")
-            for each in range(1, total + 1)
-        )
+        return _alike(path.parent, before, of + count + after, total, len(number))
 
     def _start(self, model: _Model) -> None:
         if not model.runs:
@@ -144,3 +141,11 @@ class Shards(Listener):
         if not isinstance(info, FileInfo) or info.link_target is not None or inode.is_ours:
             return None
         return info.version if info.size else None
+
+
+@lru_cache(16)  # every one of thousands is asked for
+def _alike(
+    folder: RepoPath, before: str, after: str, total: int, digits: int
+) -> tuple[RepoPath, ...]:
+    numbers = range(1, total + 1)
+    return tuple(folder.child(f"{before}{number:0{digits}}{after}") for number in numbers)

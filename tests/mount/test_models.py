@@ -6,12 +6,11 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from jfs.server import EmbeddedServer
+from jfs.server import EmbeddedServer, Fault
 from tests.mount.conftest import MountedServer, Mounter
 from tests.unit.models import field, safetensors_head
 
@@ -132,11 +131,13 @@ def test_shards_of_a_model_that_is_read_are_fetched(
     for name in names:
         server.deploy(REPO, name, os.urandom(2 * MiB))
     source = f"{server.url}/{REPO}"
+    held = server.faults.add(Fault.hold(f"/{REPO}/{names[2]}"))
     mounted = mounter(source, JF_ACCESS_TOKEN=server.token)
     assert "read.prefetch_shards True" in (mounted.root / ".jfs/config").read_text()
     assert len((mounted.root / names[0]).read_bytes()) == 2 * MiB
-    while server.stats.bytes_sent < 6 * MiB:
-        time.sleep(0.01)
+    held.wait_hit()
+    assert server.stats.bytes_sent >= 4 * MiB
+    mounted.stop()  # which waits for nothing that nobody has asked for
 
 
 def test_shards_are_not_fetched_if_that_is_not_wanted(
