@@ -142,11 +142,12 @@ def test_no_two_readers_wait_for_each_other(
             hammer.kill()
 
 
-def test_a_crowd_costs_one_download(server: EmbeddedServer, mounter: Mounter) -> None:
+@pytest.mark.parametrize("fetch", ["auto", "whole"])
+def test_a_crowd_costs_one_download(server: EmbeddedServer, mounter: Mounter, fetch: str) -> None:
     """Eight readers through two mounts of one node: the server sends the file once."""
-    data = random.Random(2).randbytes(48 * MiB)
+    data = random.Random(2).randbytes(24 * MiB)
     server.deploy(REPO, "f", data)
-    mounts = [mount(server, mounter, name=name) for name in ("one", "other")]
+    mounts = [mount(server, mounter, "--fetch", fetch, name=name) for name in ("one", "other")]
     server.stats.reset()
     readers = [
         subprocess.Popen(["sha256sum", str(mounted.root / "f")], stdout=subprocess.PIPE, text=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jfs.server import EmbeddedServer
 from jfs.server.samples import SAMPLES
-from tests.mount.conftest import MountedServer
+from tests.mount.conftest import MountedServer, Mounter
 
 pytestmark = pytest.mark.fuse
 
@@ -45,6 +46,19 @@ def test_a_model_gives_the_same_numbers(path: str, mounted: MountedServer) -> No
     first = load(mounted.root / path)
     assert first == load(local)
     assert load(mounted.root / path) == first  # from the caches now
+
+
+def test_a_model_that_the_kernel_reads_gives_the_same_numbers(
+    server: EmbeddedServer, mounter: Mounter
+) -> None:
+    local = MODELS[MAGIKA]
+    server.deploy(REPOSITORY, MAGIKA, local.read_bytes())
+    root = mounter(
+        f"{server.url}/{REPOSITORY}", "--fetch", "whole", JF_ACCESS_TOKEN=server.token
+    ).root
+    assert load(root / MAGIKA) == load(local)
+    told = json.loads((root / ".jfs/stats.json").read_text())
+    assert bool(told["counters"].get("passthrough_opens")) == (told["passthrough"]["state"] == "on")
 
 
 def test_all_models_at_once(mounted: MountedServer) -> None:

@@ -15,6 +15,12 @@ demands (Linux 6.9 to 6.18, ``fs/fuse/iomode.c``), or open(2) fails with EIO:
 
 The size that the kernel shows is ours, the bytes are the file's: both are the content's.
 
+What becomes complete while handles live that come here is read so by who opens it once they have
+gone. Another inode at once, as for writers, would be worse: programs that compare what they looked
+at with what they opened refuse it (``cp``: "replaced while being copied", tried), and the page
+cache would hold the content twice, the pages of the old inode and the file's, of a model perhaps
+that fits once. Those pages are no slower to read. With ``--fetch whole`` it does not come to it.
+
 A disk that hangs or fails is no longer read past by who reads so, as by whoever reads a local file.
 
 Trio thread only, but for ``Backing.close_now``.
