@@ -14,14 +14,16 @@ So that no program ever sees such a failure, a READ is known for what it is by t
 
 - its thread waits for the lock of a page (``wchan``), or for the answer to a READ of a single page:
   so for no answer to this one, as it would with O_DIRECT, or for a page of a larger kind;
-- it is in no system call: what it wants is one page, not what it has asked read(2) for;
+- it is in no system call: what it wants is one page, not what it has asked read(2) for; or only a
+  few pages of the READ are of what it has asked pread(2) for;
 - the open file is not O_DIRECT at this moment: such READs may be under way behind a thread's back.
 
 Where any of them cannot be seen (another PID namespace, no right to look, a libfuse that is not
 known) every READ is answered.
 
 The same look says of read(2) and pread(2) how much they ask for, which the kernel does not pass on:
-it asks for two MiB at a time.
+it asks for two MiB at a time, also at the end. Of 4.2 MB that is half as much again: so what lies
+beyond the end is refused, too.
 """
 
 import mmap
@@ -31,13 +33,15 @@ import trio
 
 from jfs import notifier, threads
 from jfs.answers import Answers
-from jfs.extents import Extent
+from jfs.extents import Extent, KiB
 from jfs.mount import requests
 from jfs.mount.waiters import Wait, waiting
 from jfs.mount.withdrawals import Withdrawals
 
 # A thread goes to sleep as soon as it has sent its READs, unless it has to wait for a core.
 _LOOKS, _BETWEEN_S = 20, 0.0005
+# It takes longer to ask for so much page by page than to receive so much too much.
+_FEW, _MANY = 64 * KiB, 256 * KiB
 
 
 class Faults:
@@ -71,7 +75,10 @@ class Faults:
                 case Wait.CALL:
                     if waits.start is None:  # where read(2) begins within the page is not known
                         return extent.start + mmap.PAGESIZE + waits.size
-                    return waits.start + waits.size if waits.start < extent.stop else 0
+                    stop = waits.start + waits.size
+                    if waits.at_lock and _is_hardly_wanted(extent, stop):
+                        return None
+                    return stop if waits.start < extent.stop else 0
                 case Wait.UNKNOWN:
                     return 0
             await trio.sleep(_BETWEEN_S)
@@ -91,3 +98,8 @@ class Faults:
             self._nursery.start_soon(
                 threads.notifying, notifier.forget_pages, connection, inode, extents
             )
+
+
+def _is_hardly_wanted(extent: Extent, stop: int) -> bool:
+    """Whether a READ is of a few pages before *stop* at most, and of many behind it."""
+    return stop - extent.start <= _FEW and extent.stop - stop >= _MANY

@@ -104,11 +104,17 @@ class Wait(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a thread waits for; *size* and *start* are those of the call, where it has them."""
+    """What a thread waits for.
+
+    Attributes:
+        size, start: of the call, where it has them.
+        at_lock: it waits for the lock of a page, also in that.
+    """
 
     what: Wait
     size: int = 0
     start: int | None = None
+    at_lock: bool = False
 
 
 def waiting(thread: int) -> Waiting:
@@ -119,11 +125,12 @@ def waiting(thread: int) -> Waiting:
         if said[0] == b"running":
             return Waiting(Wait.NOTHING)
         call = int(said[0])
+        where = _WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN)
         if call == -1:
-            return Waiting(_WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN))
+            return Waiting(where, at_lock=where is Wait.LOCK)
         if call in _READS:  # descriptor, address, size, place in the file
             start = int(said[4], 16) if call == _READS[-1] else None
-            return Waiting(Wait.CALL, int(said[3], 16), start)
+            return Waiting(Wait.CALL, int(said[3], 16), start, where is Wait.LOCK)
     except (OSError, ValueError, IndexError):  # not ours to see
         pass
     return Waiting(Wait.UNKNOWN)

@@ -327,10 +327,10 @@ class Call:
         self._extent = extent
 
     async def wanted(self, extent: Extent) -> int | None:
-        return self._extent.stop
+        return self._extent.stop if self._extent.stop - extent.start > 64 * KiB else None
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
-        raise AssertionError("nothing was refused")
+        pass
 
 
 @pytest.mark.parametrize("start", [0, 37 * MiB + 5000])
@@ -343,6 +343,22 @@ async def test_a_piece_that_is_read_by_one_call_costs_itself(
     async with reading(server, content, "model.bin", None, call) as read:
         await read(piece(start, size))
     assert server.stats.bytes_sent - before <= size + 128 * KiB  # whole blocks, and names
+
+
+async def test_what_lies_beyond_the_end_of_a_call_is_refused(
+    server: EmbeddedServer, content: tuple[Path, str]
+) -> None:
+    """The kernel asks for two MiB at a time, also for the last two pages."""
+    before, size = server.stats.bytes_sent, 4 * MiB + 5000
+    call = Call(Extent(40 * MiB, 40 * MiB + size))
+    async with reading(server, content, "model.bin", None, call) as read:
+        await read(piece(40 * MiB, 4 * MiB))
+        for start in (44 * MiB, 45 * MiB):
+            with pytest.raises(Unasked):
+                await read([Extent(start, start + MiB)])
+        for start in (44 * MiB, 44 * MiB + PAGE):
+            await read([Extent(start, start + PAGE)])
+    assert server.stats.bytes_sent - before <= size + 128 * KiB
 
 
 async def test_what_is_read_again_starts_no_read_ahead(

@@ -34,6 +34,9 @@ for _ in range(count):
     assert pages[place] == data[place]
 if then == "mapping":
     assert pages[:] == data
+if then == "pread":
+    for start in range(0, len(pages), 3_000_000):
+        assert os.pread(file, 3_000_000, start) == data[start:start + 3_000_000]
 if then == "read":
     assert b"".join(iter(lambda: os.read(file, 300_000), b"")) == data
 """
@@ -100,7 +103,7 @@ def test_page_faults_at_random_places_cost_their_blocks(
     assert sent < 24 * MiB
 
 
-@pytest.mark.parametrize("then", ["mapping", "read"])
+@pytest.mark.parametrize("then", ["mapping", "read", "pread"])
 def test_what_was_refused_around_page_faults_is_there_when_it_is_wanted(
     mounted: MountedServer, pattern: Path, then: str
 ) -> None:

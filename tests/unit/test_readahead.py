@@ -242,12 +242,12 @@ def test_what_could_not_be_fetched_is_planned_again() -> None:
 
 def test_what_lies_elsewhere_begins_a_run() -> None:
     planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
-    assert planner.begins(Extent(0, MiB))
+    assert planner.is_to_be_looked_at(Extent(0, MiB))
     assert not planner.is_astray(Extent(0, MiB))  # nobody has read anything yet
     planned(planner, sequential(0, MiB, 4))
     for start, begins in ((4 * MiB, False), (400 * MiB, True)):
         extent = Extent(start, start + MiB)
-        assert planner.begins(extent) is begins
+        assert planner.is_to_be_looked_at(extent) is begins
         assert planner.is_astray(extent) is begins
 
 
@@ -261,6 +261,8 @@ def test_what_a_call_reads_is_fetched_at_once_and_no_more(start: int) -> None:
     assert max(ends) <= reads[-1].stop + BLOCK
     # The kernel may ask for more than the call; who goes on with another call reads on.
     more = sequential(reads[-1].stop, MiB, 4)
+    assert planner.is_to_be_looked_at(more[0])
+    assert planner.is_spare(more[0])
     assert not any(planner.observe(read).ahead for read in more[:2])
     assert any(planner.observe(read).ahead for read in more[2:])
 

@@ -37,6 +37,7 @@ _STREAM = 64 * MiB
 _FROM_START = 8 * MiB
 # What the kernel may ask for beyond what a program has asked for, once it reads ahead itself.
 _MORE = 2 * MiB
+_FEW = 64 * KiB  # of what was told
 # Of smaller models the 2 MiB around a page of the header are worth their round trip.
 _MODEL = 64 * MiB
 # What is asked for at once where the kernel holds empty pages (jfs.mount.faults): it does not read
@@ -74,6 +75,7 @@ class _Run:
     warm: bool  # nothing was fetched for it
     used: int  # logical time of the last READ
     told: int = 0  # up to where its reader has said that he reads
+    is_looked_at: bool = False  # by who may know that
     reads: int = 1  # that moved position on
     size: int = 0  # bytes asked for
 
@@ -166,7 +168,6 @@ class ReadaheadPlanner:
         run = self._find(extent)
         if run is None:
             run = self._begin(extent, demand)
-            run.told = min(told, self._size)
         else:
             run.used = self._time
             run.size += extent.size
@@ -175,6 +176,8 @@ class ReadaheadPlanner:
                 return nothing
             run.position = extent.stop
             run.reads += 1
+        run.told = max(run.told, min(told, self._size))
+        run.is_looked_at |= extent.size >= MiB
         stop = Extent(0, self._reach(run, extent)).aligned(self._block_size, self._size).stop
         stop = min(stop, self._size)
         wanted = stop - run.position
@@ -206,9 +209,20 @@ class ReadaheadPlanner:
             return self._head and self.layout is None and not self._whole
         return self._find(extent) is None
 
-    def begins(self, extent: Extent) -> bool:
-        """Whether a READ of *extent* begins a run."""
-        return self._find(extent) is None
+    def is_to_be_looked_at(self, extent: Extent) -> bool:
+        """Whether it matters who makes a READ, and why.
+
+        It does if it begins a run; where much is first asked for; and at the end of what was told.
+        """
+        run = self._find(extent)
+        if run is None or (extent.size >= MiB and not run.is_looked_at):
+            return True
+        return self._is_beyond(run, extent)
+
+    def is_spare(self, extent: Extent) -> bool:
+        """Whether a READ need not be answered, as far as is known here: who made it decides."""
+        run = self._find(extent)
+        return self.is_astray(extent) if run is None else self._is_beyond(run, extent)
 
     def goes_on_to(self, extent: Extent) -> int:
         """Return up to where a run will be read for certain, or as good as, after this READ."""
@@ -243,10 +257,14 @@ class ReadaheadPlanner:
             return None
         return any(run.position >= self._size for run in from_start)
 
+    def _is_beyond(self, run: _Run, extent: Extent) -> bool:
+        start, stop = extent
+        return 0 < run.told < stop and run.told - _FEW <= start < run.told + _MORE
+
     def _reach(self, run: _Run, extent: Extent) -> int:
         """Return up to where to plan: at most the window beyond the run."""
         limit = run.position + self._window
-        if extent.start < run.told + _MORE:
+        if run.told and extent.start < run.told + _MORE:
             return max(run.position, min(run.told, limit))
         part = self._part(extent)
         share = self._known.share(part) if part is not None else None

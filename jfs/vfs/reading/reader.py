@@ -110,11 +110,11 @@ class ContentReader(SegmentOwner):
             resident = self.cached.resident(extent)
         is_here = is_fetched or resident is not None
         told = 0
-        if not (is_here or self._is_small) and self._planner.begins(extent):
+        if not (is_here or self._is_small) and self._planner.is_to_be_looked_at(extent):
             async with self._looking:  # its second READ comes while we look at the first
-                if self._planner.begins(extent):
-                    is_astray = self._planner.is_astray(extent)
-                    told = await self._plane.scattered.look(extent, is_astray=is_astray)
+                if self._planner.is_to_be_looked_at(extent):
+                    is_spare = self._planner.is_spare(extent)
+                    told = await self._plane.scattered.look(extent, is_spare=is_spare)
         plan = self._planner.observe(extent, told)
         if self._plane.scattered.is_any:
             self._plane.scattered.asked(extent, self._planner.goes_on_to(extent))

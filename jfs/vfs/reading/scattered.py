@@ -37,7 +37,8 @@ class Asker(Protocol):
     async def wanted(self, extent: Extent) -> int | None:
         """Return up to where the call reads that it is for; 0: nobody knows.
 
-        None: it is for a page fault, of one page; nobody sees an error that it is answered.
+        None: it is for a page fault, of one page, or lies beyond the end of the call; nobody sees
+        an error that it is answered.
         """
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
@@ -76,11 +77,11 @@ class Scattered:
         """Whether ``asked`` must be called: something was refused."""
         return bool(self._of)
 
-    async def look(self, extent: Extent, *, is_astray: bool) -> int:
-        """Look at a READ that begins a run.
+    async def look(self, extent: Extent, *, is_spare: bool) -> int:
+        """Look at a READ; see ``ReadaheadPlanner.is_to_be_looked_at``.
 
         Args:
-            is_astray: it is refused if it is for a page fault.
+            is_spare: it is refused if nobody waits for all of it.
         Returns:
             Up to where it will be read, 0: nobody knows.
         Raises:
@@ -88,14 +89,14 @@ class Scattered:
         """
         asker = self._asker
         # Who reads more by one call is asked for a MiB first.
-        if asker is None or extent.size < (PAGESIZE + 1 if is_astray else MiB):
+        if asker is None or extent.size < (PAGESIZE + 1 if is_spare else MiB):
             return 0
         inode = asker.inode
         wanted = await asker.wanted(extent)
         if wanted is not None:
             return wanted
         refused = self._of.get(inode)
-        if not is_astray or (refused is not None and refused.is_dense):
+        if not is_spare or (refused is not None and refused.is_dense):
             return 0
         refused = self._of.setdefault(inode, _Refused())
         refused.empty.add(extent)
@@ -104,7 +105,7 @@ class Scattered:
         if len(self._of) > _INODES_KEPT:
             oldest, old = self._of.popitem(last=False)
             asker.ask_again(oldest, list(old.empty))
-        raise Unasked("read ahead around a page fault")
+        raise Unasked("read ahead that nobody waits for")
 
     def asked(self, extent: Extent, reach: int) -> None:
         """Note a READ that is answered, and whose run will go on to *reach*."""
