@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.filesize import decimal
@@ -33,6 +34,12 @@ def mount(server: EmbeddedServer, mounter: Mounter, *options: str) -> Mounted:
 
 def figures(mounted: Mounted) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = json.loads((mounted.root / ".jfs/stats.json").read_text())
+    return found
+
+
+def fetches(mounted: Mounted) -> list[dict[str, Any]]:
+    found = figures(mounted)["fetches"]["files"]
+    assert isinstance(found, list)
     return found
 
 
@@ -69,18 +76,19 @@ def test_status_shows_what_is_fetched_and_who_waits_is_interrupted(
     mounted = mount(server, mounter)
     stall = server.faults.add(Fault.stall(f"/{REPO}/f", after_bytes=100))
     opener = subprocess.Popen([sys.executable, "-c", f"open({str(mounted.root / 'f')!r})"])
-    stall.wait_hit()
+    while not sum(fetch["bytes"] for fetch in fetches(mounted)):
+        assert opener.poll() is None
     told = json.loads(run_jfs("status", "--json", str(mounted.root)).stdout)
     (fetch,) = told[0]["fetches"]
     assert fetch["path"] == f"{REPO}/f"
-    assert fetch["bytes"] < fetch["total"] == len(DATA)
+    assert 0 < fetch["bytes"] < fetch["total"] == len(DATA)
     assert fetch["waiting"] == 1
     said = run_jfs("status", str(mounted.root)).stdout
     amount = f"{decimal(fetch['bytes'])} of {decimal(fetch['total'])}"
     assert f"fetching {REPO}/f: {amount}" in said
     opener.send_signal(signal.SIGKILL)
     opener.wait(30)
-    while figures(mounted)["fetches"]["files"]:
+    while fetches(mounted):
         assert mounted.process.poll() is None
     stall.release()
     server.faults.clear()

@@ -47,7 +47,8 @@ class _Fetch:
 
     Attributes:
         waiting: who waits for it.
-        reached: every byte before it is here.
+        reached: every byte before it is here, and digested.
+        segment: what comes next.
         is_whole: how it ended, unless with an *error*.
     """
 
@@ -57,9 +58,15 @@ class _Fetch:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.reached = 0
+        self.segment: Segment | None = None
         self.since = time.monotonic()
         self.is_whole = False
         self.error: JfsError | None = None
+
+    @property
+    def received(self) -> int:
+        """How much of it is here, from its start on."""
+        return max(self.reached, self.segment.filled if self.segment is not None else 0)
 
 
 class Fetching:
@@ -74,9 +81,9 @@ class Fetching:
         fetches = [
             {
                 "path": str(fetch.version.path),
-                "bytes": fetch.reached,
+                "bytes": fetch.received,
                 "total": fetch.version.size,
-                "rate": round(fetch.reached / max(time.monotonic() - fetch.since, 1e-3)),
+                "rate": round(fetch.received / max(time.monotonic() - fetch.since, 1e-3)),
                 "waiting": fetch.waiting,
             }
             for fetch in self._under_way.values()
@@ -204,12 +211,14 @@ class Fetching:
             if segment is None:
                 await memory_for(given, plane, reader)
                 continue
+            fetch.segment = segment
             try:
                 await arrived(segment, plane, reader)
                 start = fetch.reached - segment.extent.start
                 await threads.hashing(digest.update, segment.view[start:])
                 fetch.reached = segment.extent.stop
             finally:
+                fetch.segment = None
                 reader.give_back(segment)
             if cached.is_full:
                 return None
