@@ -31,6 +31,15 @@ def default_log_file(name: str) -> Path:
     return base / "jfs" / f"{name}.log"
 
 
+def make_log(log_file: Path) -> None:
+    """Make the file of a daemon's log, unless it is there. Raises ConfigError."""
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.touch(0o600)
+    except OSError as error:
+        raise ConfigError(f"--log-file {log_file}: {error.strerror}") from None
+
+
 def start(service: Callable[[Callable[[], None]], None], log_file: Path, level: int) -> None:
     """Run *service* in a child that outlives us; return when it calls its argument.
 
@@ -39,11 +48,6 @@ def start(service: Callable[[Callable[[], None]], None], log_file: Path, level: 
     Raises:
         ConfigError: the child's own error, or that it died without a word.
     """
-    try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        log_file.touch(0o600)
-    except OSError as error:
-        raise ConfigError(f"--log-file {log_file}: {error.strerror}") from None
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:

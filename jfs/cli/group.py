@@ -86,6 +86,11 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def is_mount(arguments: list[str]) -> bool:
+    """Whether the command is ``jfs mount``, also as mount(8) says it."""
+    return _as_mount(arguments)[0][:1] == ["mount"]
+
+
 def _as_mount(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Understand ``jfs SOURCE MOUNTPOINT -o …``, as mount(8) calls us for ``-t fuse.jfs``.
 

@@ -23,14 +23,16 @@ def main() -> None:
 
 def _run() -> int:
     from jfs import descriptors, logs
-    from jfs.cli import output
-    from jfs.cli.group import run
+    from jfs.cli import output, standstill
+    from jfs.cli.group import is_mount, run
     from jfs.errors import AccessDenied, JfsError
 
     descriptors.raise_limit()
     logs.no_gaps()
     output.open_all()
     try:
+        if is_mount(sys.argv[1:]):
+            standstill.watch()
         code = run(sys.argv[1:])
         sys.stdout.flush()
         return code
@@ -44,3 +46,5 @@ def _run() -> int:
         output.complain(told)
         output.give_up()
         return getattr(error, "exit_code", 1)
+    finally:
+        standstill.over()

@@ -13,7 +13,7 @@ import click
 import jfs
 from jfs import logs
 from jfs.artifactory import trust
-from jfs.cli import daemon, output
+from jfs.cli import daemon, output, standstill
 from jfs.cli.connection import FILES, client_certificate
 from jfs.cli.options import (
     Command,
@@ -373,10 +373,13 @@ def command(
 
     refuse_inside(settings.mountpoint, _own_places(settings, target, token_file))
     if target is not None and background:
+        daemon.make_log(target)
+        standstill.over()  # before it forks
         daemon.start(lambda ready: serving.serve(settings, ready, reload=reload), target, level)
         output.announce(f"jfs: {source} mounted at {settings.mountpoint}")
         return
     logs.set_up(level, file=target)
+    standstill.over()
     serving.serve(settings, _announce(settings), reload=reload)
 
 

@@ -20,6 +20,7 @@ from tests.component.server_requests import Requests
 from tests.conftest import REPO
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import JFS, Mounted, clean_environ, run_jfs
+from tests.weather.disks import Disk
 
 STARTS = "starting with what was known at"
 DOWN = "cannot be asked, serving what was known before|is down"
@@ -273,3 +274,43 @@ def test_a_mistake_is_not_waited_for(server: EmbeddedServer, tmp_path: Path, sou
     _, log = process.communicate(timeout=30)
     assert process.returncode == 2
     assert "no such" in log
+
+
+# A start that stands still is given up soon.
+_SOON = """
+import jfs.cli.standstill
+jfs.cli.standstill.LIMIT_S = 0.5
+"""
+
+
+def test_a_start_on_a_disk_that_hangs_ends_and_says_which(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "sitecustomize.py").write_text(_SOON)
+    disk = Disk(tmp_path)
+    try:
+        (disk.backing / "cache").mkdir(0o700)
+        disk.fail(all="hang")
+        command = [*JFS, "mount", f"{server.url}/{REPO}", str(tmp_path / "mnt")]
+        start = subprocess.Popen(
+            [*command, "--cache-dir", str(disk.place / "cache")],
+            env={
+                **clean_environ(),
+                "JF_ACCESS_TOKEN": server.token,
+                "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert start.stderr
+        with start.stderr:
+            said = start.stderr.readline()
+            assert said.startswith(f"jfs: {disk.place / 'cache'}: has not answered")
+            disk.fail()  # until then its thread waits in the kernel
+            assert start.stderr.readlines() == []
+        assert start.wait(30) == 2
+    finally:
+        disk.fail()
+        disk.end()
+    assert not os.path.ismount(tmp_path / "mnt")
