@@ -52,6 +52,26 @@ def faults(count: str, path: str) -> None:
             pages[choose.randrange(len(pages))]
 
 
+def rows(size: str, count: str, path: str) -> None:
+    """Map a file as an array and copy rows of it, from random places."""
+    import numpy as np
+
+    row = int(size)
+    array = np.memmap(path, dtype="u1", mode="r")
+    array = array[: len(array) // row * row].reshape(-1, row)
+    for number in np.random.default_rng(7).choice(len(array), int(count), replace=False):
+        array[number].tobytes()
+
+
+def shuffled(size: str, count: str, path: str) -> None:
+    """Map a file and copy slices that lie one beside the other, in any order."""
+    order = list(range(int(count)))
+    random.Random(7).shuffle(order)
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        for number in order:
+            pages[number * int(size) : (number + 1) * int(size)]
+
+
 def piece(start: str, size: str, path: str) -> None:
     """Read one piece, with one call."""
     with Path(path).open("rb", buffering=0) as file:
@@ -124,6 +144,8 @@ if __name__ == "__main__":
         "others": others,
         "faults": faults,
         "piece": piece,
+        "rows": rows,
+        "shuffled": shuffled,
         "header": header,
         "at": at,
         "random": random_reads,

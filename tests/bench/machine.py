@@ -169,3 +169,7 @@ def compete(amount: int, rounds: int, contenders: dict[str, Contender]) -> list[
         for one in series:
             one.samples.append(contenders[one.name]())
     return series
+
+
+def race(title: str, amount: int, rounds: int, run: dict[str, Contender]) -> None:
+    report(title, compete(amount, rounds, run), next(iter(run)))

@@ -34,15 +34,15 @@ from tests.bench import loads
 from tests.bench.machine import (
     Contender,
     Sample,
-    compete,
     cpu_of,
     cpu_of_children,
     forget_pages,
     peak_rss_of,
-    report,
+    race,
     timed,
     touch_memory,
 )
+from tests.bench.pieces import SHARDS, SMALL_FILES, pieces
 from tests.bench.server import nginx, serving
 from tests.component.composed import block_store
 from tests.mount.mounting import Mounted
@@ -50,8 +50,6 @@ from tests.mount.mounting import Mounted
 KiB, MiB, GiB = 1024, 1024**2, 1024**3
 _REPO = "bench"
 _HUGE = 10 * GiB
-_SMALL_FILES = 1000
-_SHARDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +240,10 @@ def seed(work: Path, plain: Path, mib: int) -> None:
             server.deploy(_REPO, path.name, path)
         server.deploy(_REPO, huge.name, huge, sha256="1" * 64)  # nobody reads all of it
         shard = work / "shard"
-        for number in range(1, _SHARDS + 1):
+        for number in range(1, SHARDS + 1):
             save_file({f"layer{number}.{i}": rng.random(4 * MiB) for i in range(4)}, shard)
-            server.deploy(_REPO, f"shards/m-{number:05}-of-{_SHARDS:05}.safetensors", shard)
-        for number in range(_SMALL_FILES):
+            server.deploy(_REPO, f"shards/m-{number:05}-of-{SHARDS:05}.safetensors", shard)
+        for number in range(SMALL_FILES):
             server.deploy(_REPO, f"many/{number:04}.bin", number.to_bytes(8, "big"))
 
 
@@ -254,10 +252,6 @@ def served(data: Path, work: Path, *, tls: bool) -> Iterator[Served]:
     options = ("--tls-cert", str(work / "cert.pem"), "--tls-key", str(work / "key.pem"))
     with serving(data, *(options if tls else ())) as (url, token, _):
         yield Served(url.replace("127.0.0.1", "localhost"), token, data / "filestore")
-
-
-def race(title: str, amount: int, rounds: int, run: dict[str, Contender]) -> None:
-    report(title, compete(amount, rounds, run), next(iter(run)))
 
 
 def sequential(bench: Bench, work: Path, url: str, mib: int, rounds: int, peers: bool) -> None:
@@ -350,80 +344,6 @@ def warm(bench: Bench, work: Path, mib: int, rounds: int) -> None:
                         ),
                     },
                 )
-
-
-def pieces(bench: Bench, mib: int, rounds: int) -> None:
-    reads = 100
-    first = ("-o", "/dev/null", "-r", f"0-{64 * KiB + 7}")
-    race(
-        "safetensors header of 10 GiB (64 KiB)",
-        64 * KiB,
-        rounds,
-        {
-            "curl": lambda: bench.curl("huge.safetensors", *first, quiet=False),
-            "jfs, by dd": lambda: bench.cold("huge.safetensors", "dd", str(64 * KiB + 8)),
-            "jfs, by Python and safe_open": lambda: bench.cold("huge.safetensors", "header"),
-        },
-    )
-    race(
-        f"{_SHARDS} shards of 128 MiB, whose reader does something else for 0.5 s after each",
-        _SHARDS * 128 * MiB,
-        rounds,
-        {
-            "jfs": lambda: bench.cold("shards", "shards"),
-            "jfs --no-prefetch-shards": lambda: bench.cold(
-                "shards", "shards", options=["--no-prefetch-shards"]
-            ),
-        },
-    )
-    for where, place in (("head", 0), ("tail", mib * MiB - 1)):
-        span = ("-o", "/dev/null", "-r", f"{place}-{place}")
-        race(
-            f"first byte at the {where} (both with the start of their process)",
-            1,
-            rounds,
-            {
-                "curl": lambda span=span: bench.curl("big.bin", *span, quiet=False),
-                "jfs": lambda place=place: bench.cold("big.bin", "at", str(place)),
-            },
-        )
-    for size in (4 * KiB, MiB):
-        race(
-            f"{reads} random reads of {size // KiB} KiB ({reads * size / 1e6:.1f} MB)",
-            reads * size,
-            rounds,
-            {"jfs": lambda size=size: bench.cold("big.bin", "random", str(size), str(reads))},
-        )
-    for size in (4 * MiB, 16 * MiB, 64 * MiB):
-        if size < mib * MiB // 2:
-            race(
-                f"one piece of {size // MiB} MiB ({size / 1e6:.1f} MB)",
-                size,
-                rounds,
-                {
-                    "jfs": lambda size=size: bench.cold(
-                        "big.bin", "piece", str(mib * MiB // 3), str(size)
-                    )
-                },
-            )
-    tensors = max(1, mib // 32) * 32 * MiB
-    for what, load, amount in (
-        ("the first quarter of every tensor", "quarters", tensors // 4),
-        ("every second tensor", "others", tensors // 2),
-    ):
-        race(
-            f"{what} ({amount / 1e6:.1f} MB)",
-            amount,
-            rounds,
-            {"jfs": lambda load=load: bench.cold("model.safetensors", load)},
-        )
-    race(
-        "1000 page faults at random places (4.1 MB)",
-        1000 * 4 * KiB,
-        rounds,
-        {"jfs": lambda: bench.cold("big.bin", "faults", "1000")},
-    )
-    race(f"ls -l of {_SMALL_FILES} files", _SMALL_FILES, rounds, {"jfs": bench.listing})
 
 
 @click.command()
