@@ -254,6 +254,12 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(_UNASKED) from None
         return data  # type: ignore[return-value]  # any buffer will do: handlers.pxi, fuse_read
 
+    def read_at_once(self, fh: int, off: int, size: int) -> memoryview | None:
+        """As ``read``, of bytes that are in memory; None: ``read`` is to be asked."""
+        if self.ended:
+            return None
+        return self._filesystem.read_at_once(fh, Extent(off, off + size))
+
     @_boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return await self._filesystem.write(fh, off, buf)

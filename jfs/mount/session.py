@@ -19,7 +19,7 @@ from jfs import fusectl, threads
 from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
-from jfs.mount import requests
+from jfs.mount import atonce, requests
 from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
 from jfs.mount.mountpoint import is_dead, unmount
@@ -167,7 +167,11 @@ async def mounted(
     session = Session(operations, settings.mountpoint, passthrough)
     requests.prepare()
     pyfuse3.trio = requests.Trio(operations.answers)  # type: ignore[attr-defined]  # as .asyncio
-    changes = (session.withdrawals.change, handled_by(session.fallocate))
+    changes = (
+        session.withdrawals.change,
+        handled_by(session.fallocate),
+        atonce.answered_by(operations.read_at_once),
+    )
     if passthrough is not None:
         passthrough.prepare(operations.backing_of)
     try:

@@ -327,6 +327,10 @@ class Filesystem:
             return self._reports.read(handle, extent.start, extent.stop)
         return await self._files.read(handle, extent)
 
+    def read_at_once(self, handle: int, extent: Extent) -> memoryview | None:
+        """As ``read``, of bytes that are in memory; None: ``read`` has more to do."""
+        return None if self.boundary.expects else self._files.read_at_once(handle, extent)
+
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of *data* to the staged copy; the first write fetches what was there.
 

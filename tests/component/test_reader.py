@@ -146,6 +146,39 @@ async def test_a_failed_read_ahead_does_not_fail_the_reader() -> None:
             assert data == source.content[start : start + MiB]
 
 
+async def test_what_is_in_memory_is_read_at_once_and_nothing_else() -> None:
+    source = MemorySource(content(4 * MiB + 5))
+    first, tail = Extent(0, 64 * KiB), Extent(4 * MiB, 5 * MiB)
+    async with reading(source) as reader:
+        assert reader.read_at_once(first) is None
+        assert source.fetched == []
+        for extent in (first, tail):
+            assert await reader.read(extent) == source.content[extent.start : extent.stop]
+            assert reader.read_at_once(extent) == source.content[extent.start : extent.stop]
+        assert reader.read_at_once(Extent(5 * MiB, 6 * MiB)) is None
+
+        def replaced(_: Extent) -> None:
+            raise Stale("other content")
+
+        source.before = replaced
+        with pytest.raises(Stale):
+            await reader.read(Extent(2 * MiB, 2 * MiB + 10))
+        assert reader.read_at_once(first) is None
+
+
+async def test_a_stream_that_is_read_at_once_is_read_ahead_of() -> None:
+    source = MemorySource(content(24 * MiB))
+    async with reading(source) as reader:
+        for start in range(0, 24 * MiB, 256 * KiB):
+            extent = Extent(start, start + 256 * KiB)
+            data = reader.read_at_once(extent)
+            if data is None:
+                data = memoryview(await reader.read(extent))
+            assert data == source.content[extent.start : extent.stop]
+            await trio.lowlevel.checkpoint()
+    assert len(source.fetched) < 60  # of 96 READs
+
+
 async def test_once_stale_always_stale() -> None:
     source = MemorySource(content(2 * MiB))
     async with reading(source) as reader:

@@ -119,6 +119,27 @@ async def test_what_was_uploaded_is_read_from_the_cache(
     store.close()
 
 
+async def test_what_was_in_memory_is_not_read_once_it_is_written(
+    ask: Requests, staging: Path
+) -> None:
+    data = random.Random(5).randbytes(3_000_000)
+    ask.server.deploy(REPO, "f", data)
+    async with writing(ask, staging) as fs:
+        ino = await find(fs, "/f")
+        reader = (await fs.open(ino, os.O_RDONLY)).handle
+        extent = Extent(0, 1000)
+        assert await fs.read(reader, extent) == data[:1000]
+        assert fs.read_at_once(reader, extent) == data[:1000]
+        assert fs.read_at_once(reader + 1, extent) is None
+        writer = (await fs.open(ino, os.O_RDWR)).handle
+        await fs.write(writer, 0, b"new")
+        assert fs.read_at_once(reader, extent) is None
+        assert await fs.read(reader, extent) == b"new" + data[3:1000]
+        await fs.flush(writer)
+        for handle in (writer, reader):
+            await fs.release(handle)
+
+
 async def test_known_content_is_deployed_by_checksum(ask: Requests, staging: Path) -> None:
     ask.server.deploy(REPO, "known", DATA)
     async with writing(ask, staging) as fs:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -55,6 +56,22 @@ def test_a_daemon_killed_while_it_fills_its_cache(
         successor = mount(server, mounter)
         assert digest(successor.root / "f") == hashlib.sha256(data).hexdigest()
         successor.stop()
+
+
+def test_what_is_in_memory_is_answered_at_once(server: EmbeddedServer, mounter: Mounter) -> None:
+    """A stream, and what the kernel has dropped again: READs that need no task."""
+    data = random.Random(13).randbytes(8 * MiB + 77)
+    server.deploy(REPO, "f", data)
+    mounted = mount(server, mounter)
+    with (mounted.root / "f").open("rb", buffering=0) as file:
+        for _ in range(2):
+            read = b"".join(os.pread(file.fileno(), MiB, at * MiB) for at in range(9))
+            assert read == data
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    stats = (mounted.root / ".jfs" / "stats").read_text()
+    (count,) = re.findall(r"counters\.reads_at_once (\d+)", stats)
+    assert int(count) >= 1
+    mounted.stop()
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ async def test_what_was_read_gives_its_buffer_before_fresh_memory_is_taken(size:
         assert segment is not None
         pool.keep(segment, owner)
         segment.is_read = True
-        pool.unused(segment)
+        pool.unused(segment, is_kept=True)
     assert budget.most == 2 * held
     assert unread not in owner.discarded
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import trio
 
 from jfs.errors import ProtocolViolation, Stale
+from jfs.extents import Extent
 from jfs.model import ArtifactVersion, ContentKey, FileInfo
 from jfs.vfs.files.passing import Backing
 from jfs.vfs.namespace.inodes import Inode
@@ -144,10 +145,24 @@ class OpenFile:
         if kept is not None:
             kept.close()
 
+    def read_at_once(self, extent: Extent) -> memoryview | None:
+        """Return bytes of what the server has, if they are in memory and it is what is shown."""
+        if self.replaced or self.staged is not None or self.reader is None:
+            return None
+        return self.reader.read_at_once(extent)
+
     def require_current(self) -> None:
         """Raises Stale: see *replaced*."""
         if self.replaced:
             raise Stale(f"{self.inode.path}: what was opened is not there any more: open it again")
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    file: OpenFile
+    writes: bool
+    direct: bool
+    pid: int
 
 
 def content_of(info: FileInfo) -> ContentKey:

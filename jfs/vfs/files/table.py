@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from jfs import threads, waiting
 from jfs.errors import (
@@ -26,7 +25,7 @@ from jfs.errors import (
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.descriptors import has_copy
-from jfs.vfs.files.openfile import Opened, OpenFile
+from jfs.vfs.files.openfile import Handle, Opened, OpenFile
 from jfs.vfs.files.opening import Opening
 from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
@@ -44,14 +43,6 @@ from jfs.vfs.writing.staging import StagingFile, forgotten
 log = logging.getLogger(__name__)
 
 _READS_BESIDE_WRITES = 100  # tries of one READ to see no write pass by
-
-
-@dataclass(frozen=True, slots=True)
-class _Handle:
-    file: OpenFile
-    writes: bool
-    direct: bool
-    pid: int
 
 
 class OpenFiles:
@@ -98,7 +89,7 @@ class OpenFiles:
         self.renaming = Renaming(
             self._registry, locks, self._writer, self.queue, self._opening.let_go
         )
-        self._handles: dict[int, _Handle] = {}
+        self._handles: dict[int, Handle] = {}
         self._refusals = refusals
         self.device: str | None = None
 
@@ -301,6 +292,14 @@ class OpenFiles:
             self._kernel.filled(opened.file.inode.ino)
         return data
 
+    def read_at_once(self, handle: int, extent: Extent) -> memoryview | None:
+        """As ``read``, of bytes that are in memory; None: ``read`` has more to do."""
+        opened = self._handles.get(handle)
+        data = opened.file.read_at_once(extent) if opened is not None else None
+        if opened is not None and data is not None and not opened.direct:
+            self._kernel.filled(opened.file.inode.ino)
+        return data
+
     async def _read(self, file: OpenFile, extent: Extent) -> bytes | bytearray | memoryview:
         file.require_current()
         if file.staged is None:
@@ -370,7 +369,7 @@ class OpenFiles:
 
     # inside
 
-    def _handle(self, handle: int) -> _Handle:
+    def _handle(self, handle: int) -> Handle:
         try:
             return self._handles[handle]
         except KeyError:
@@ -398,7 +397,7 @@ class OpenFiles:
         file.handles += 1
         file.writers += writes
         handle = next(self._numbers)
-        self._handles[handle] = _Handle(file, writes, direct, pid)
+        self._handles[handle] = Handle(file, writes, direct, pid)
         self._passing.opened(file.inode, file.backing)
         file.inode.written |= writes
         return Opened(handle, self._opening.keep_cache(file, shared=shared), direct)

@@ -115,15 +115,7 @@ class ContentReader(SegmentOwner):
                 if self._planner.is_to_be_looked_at(extent):
                     is_spare = self._planner.is_spare(extent)
                     told = await self._plane.scattered.look(extent, is_spare=is_spare)
-        plan = self._planner.observe(extent, told)
-        if self._plane.scattered.is_any:
-            self._plane.scattered.asked(extent, self._planner.goes_on_to(extent))
-        self._plane.streaming.note(self._planner.streams)
-        if self._is_small:
-            plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
-        self.coverage.note(extent)
-        if self._planner.layout is None and self._description.is_seen(extent):
-            self._begin(self._learn)
+        plan = self._observed(extent, told)
         if resident is not None:
             self._start_ahead(plan)
             return resident
@@ -139,6 +131,22 @@ class ContentReader(SegmentOwner):
             raise DeadlineExceeded(
                 f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
             ) from None
+
+    def read_at_once(self, extent: Extent) -> memoryview | None:
+        """As ``read``, if one segment has all of *extent*. None: it has not, nothing is noted."""
+        extent = extent.clipped(self.version.size)
+        segment = self._segments.covering(extent) if extent else None
+        if segment is None or segment.filled < extent.stop or self._is_small:
+            return None
+        if self._stale is not None or self._plane.rejections(self.version) != self.rejections:
+            return None
+        segment.users += 1  # its memory is not to be had for what is started now
+        try:
+            self._start_ahead(self._observed(extent))
+            self._plane.metrics.count("reads_at_once")
+            return segment.taken(extent)
+        finally:
+            self.give_back(segment)
 
     @property
     def streams(self) -> bool:
@@ -197,7 +205,7 @@ class ContentReader(SegmentOwner):
         if segment.users:
             return
         if segment in self._segments:
-            self._plane.pool.unused(segment)
+            self._plane.pool.unused(segment, is_kept=self.cached is not None)
         else:
             self._plane.pool.free(segment)
 
@@ -228,11 +236,22 @@ class ContentReader(SegmentOwner):
         try:
             await segment.wait(extent.stop)
             # no checkpoint from here to the reply
-            if extent.stop == segment.extent.stop:
-                segment.is_read = self.cached is not None
-            return segment.slice(extent)
+            return segment.taken(extent)
         finally:
             self.give_back(segment)
+
+    def _observed(self, extent: Extent, told: int = 0) -> ReadPlan:
+        """Note a READ; return what to fetch."""
+        plan = self._planner.observe(extent, told)
+        if self._plane.scattered.is_any:
+            self._plane.scattered.asked(extent, self._planner.goes_on_to(extent))
+        self._plane.streaming.note(self._planner.streams)
+        if self._is_small:
+            plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
+        self.coverage.note(extent)
+        if self._planner.layout is None and self._description.is_seen(extent):
+            self._begin(self._learn)
+        return plan
 
     def _start_ahead(self, plan: ReadPlan) -> None:
         if plan.warm and self.cached is not None and plan.ahead:

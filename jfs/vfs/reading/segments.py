@@ -33,7 +33,7 @@ class Segment:
         done: nothing more will arrive: ``filled`` is the end, or ``error`` says why not.
         group: see ``SegmentPool.allocate``.
         users: READs that wait for it; its buffer is not reused before they are answered.
-        is_read: its last byte was answered, and it is on disk or about to be.
+        is_read: its last byte was answered.
     """
 
     __slots__ = (
@@ -69,6 +69,11 @@ class Segment:
         """Return the bytes of *extent*, which must have arrived."""
         start = self.extent.start
         return self.view[extent.start - start : extent.stop - start]
+
+    def taken(self, extent: Extent) -> memoryview:
+        """As ``slice``, for a READ."""
+        self.is_read |= extent.stop == self.extent.stop
+        return self.slice(extent)
 
     def replace_buffer(self) -> None:
         """Go on in another buffer: a thread that nobody waits for may still write to this one.
@@ -280,9 +285,13 @@ class SegmentPool:
             self._budget.give(len(buffer))
         self._wake()
 
-    def unused(self, segment: Segment) -> None:
-        """Note that a segment has no more users: if it is kept, its memory can be had."""
-        if segment.is_read and segment in self._idle:
+    def unused(self, segment: Segment, *, is_kept: bool) -> None:
+        """Note that a segment has no more users: its memory can be had.
+
+        Args:
+            is_kept: its bytes are on disk, or about to be.
+        """
+        if is_kept and segment.is_read and segment in self._idle:
             self._read[len(segment.buffer)][segment] = self._idle[segment]
         self._wake()
 
