@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 # any place touches 257 pages, and a read larger than the read-ahead is taken for the start of a
 # sequential one and asked for twice over (measured: 5.5 times the bytes of random MiBs). A power of
 # two: 1280 to 1920 KiB were a quarter to a half slower. No more, because a page fault reads that
-# much around itself: opening a header costs these 2 MiB.
+# much around itself; most of which is refused, since this cannot be less for some files or readers
+# (jfs.mount.faults).
 _READ_AHEAD_KB = 2048
 # Asynchronous READs in flight; the default of 12 lets one slow file hold up all others.
 _MAX_BACKGROUND = 64

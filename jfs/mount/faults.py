@@ -57,7 +57,7 @@ class Faults:
         answer = self._answers.here()
         return answer.file[0] if answer is not None else 0
 
-    async def wanted(self, extent: Extent) -> int | None:
+    async def wanted(self, extent: Extent, told: int) -> int | None:
         answer = self._answers.here()
         if answer is None or not answer.request or answer.file[1] & os.O_DIRECT:
             return 0
@@ -73,12 +73,14 @@ class Faults:
                     if self._waits_for_one_page(thread):
                         return None
                 case Wait.CALL:
-                    if waits.start is None:  # where read(2) begins within the page is not known
-                        return extent.start + mmap.PAGESIZE + waits.size
-                    stop = waits.start + waits.size
+                    start = waits.start
+                    if start is not None:
+                        stop = start + waits.size
+                    else:  # where read(2) begins within the page is not known
+                        stop = told or extent.start + mmap.PAGESIZE + waits.size
                     if waits.at_lock and _is_hardly_wanted(extent, stop):
                         return None
-                    return stop if waits.start < extent.stop else 0
+                    return stop if start is None or start < extent.stop else 0
                 case Wait.UNKNOWN:
                     return 0
             await trio.sleep(_BETWEEN_S)

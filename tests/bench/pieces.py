@@ -58,7 +58,7 @@ def pieces(bench: "Bench", mib: int, rounds: int) -> None:
         for where, place in (("the start", 0), ("the middle", mib * MiB // 3)):
             if size < mib * MiB // 2:
                 race(
-                    f"one piece of {size / 1e6:.1f} MB, from {where}",
+                    f"one piece of {size / 1e6:.2f} MB, from {where}",
                     size,
                     rounds,
                     {

@@ -104,7 +104,7 @@ class Mapping:
         self.singles = 0
         self.read: Callable[[Extent], Awaitable[None]] | None = None
 
-    async def wanted(self, extent: Extent) -> int | None:
+    async def wanted(self, extent: Extent, told: int) -> int | None:
         return None if self.read is not None else 0  # before it is mapped, it is read
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
@@ -326,7 +326,7 @@ class Call:
     def __init__(self, extent: Extent) -> None:
         self._extent = extent
 
-    async def wanted(self, extent: Extent) -> int | None:
+    async def wanted(self, extent: Extent, told: int) -> int | None:
         return self._extent.stop if self._extent.stop - extent.start > 64 * KiB else None
 
     def ask_again(self, inode: int, extents: list[Extent]) -> None:

@@ -14,6 +14,9 @@ says how far a run will go, and what was fetched beyond its end was fetched for 
   one is fetched to that length at once, and no further. Two tensors of which the same share was
   read (a quarter each, or all of it): the same of the next one. The last file of this folder was
   read whole: the window opens at the third READ.
+- What a call of the program asks for is known where it can be seen (``jfs.mount.faults``): that is
+  fetched at once, and no more. Pages that a mapping asks for one by one bring half as much again as
+  was read, since each request takes longer than what it brings.
 - A run does not go on into the next tensor, until its reader does.
 - A run over bytes that are all here already fetches nothing: it has been here before.
 - A run with holes in it (every other row) is no run.
@@ -218,6 +221,11 @@ class ReadaheadPlanner:
         if run is None or (extent.size >= MiB and not run.is_looked_at):
             return True
         return self._is_beyond(run, extent)
+
+    def told(self, extent: Extent) -> int:
+        """Return up to where will be read, as was told of the run that a READ goes on with."""
+        run = self._find(extent)
+        return run.told if run is not None else 0
 
     def is_spare(self, extent: Extent) -> bool:
         """Whether a READ need not be answered, as far as is known here: who made it decides."""

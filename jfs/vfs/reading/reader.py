@@ -113,8 +113,8 @@ class ContentReader(SegmentOwner):
         if not (is_here or self._is_small) and self._planner.is_to_be_looked_at(extent):
             async with self._looking:  # its second READ comes while we look at the first
                 if self._planner.is_to_be_looked_at(extent):
-                    is_spare = self._planner.is_spare(extent)
-                    told = await self._plane.scattered.look(extent, is_spare=is_spare)
+                    told, is_spare = self._planner.told(extent), self._planner.is_spare(extent)
+                    told = await self._plane.scattered.look(extent, told, is_spare=is_spare)
         plan = self._observed(extent, told)
         if resident is not None:
             self._start_ahead(plan)

@@ -34,8 +34,10 @@ class Asker(Protocol):
     def inode(self) -> int:
         """Which inode it is of; 0: it is not known."""
 
-    async def wanted(self, extent: Extent) -> int | None:
+    async def wanted(self, extent: Extent, told: int) -> int | None:
         """Return up to where the call reads that it is for; 0: nobody knows.
+
+        It goes on to *told*, if that was returned for a READ before this one.
 
         None: it is for a page fault, of one page, or lies beyond the end of the call; nobody sees
         an error that it is answered.
@@ -77,10 +79,11 @@ class Scattered:
         """Whether ``asked`` must be called: something was refused."""
         return bool(self._of)
 
-    async def look(self, extent: Extent, *, is_spare: bool) -> int:
+    async def look(self, extent: Extent, told: int, *, is_spare: bool) -> int:
         """Look at a READ; see ``ReadaheadPlanner.is_to_be_looked_at``.
 
         Args:
+            told: what was returned for a READ of its run; 0: nothing.
             is_spare: it is refused if nobody waits for all of it.
         Returns:
             Up to where it will be read, 0: nobody knows.
@@ -92,7 +95,7 @@ class Scattered:
         if asker is None or extent.size < (PAGESIZE + 1 if is_spare else MiB):
             return 0
         inode = asker.inode
-        wanted = await asker.wanted(extent)
+        wanted = await asker.wanted(extent, told)
         if wanted is not None:
             return wanted
         refused = self._of.get(inode)
