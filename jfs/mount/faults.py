@@ -55,7 +55,8 @@ class Faults:
     @property
     def inode(self) -> int:
         answer = self._answers.here()
-        return answer.file[0] if answer is not None else 0
+        # Without a call it is answered at once (jfs.mount.atonce), and is not what was noted here.
+        return answer.file[0] if answer is not None and answer.call else 0
 
     async def wanted(self, extent: Extent, told: int) -> int | None:
         answer = self._answers.here()
