@@ -314,3 +314,17 @@ def test_runs_that_end_within_one_read_of_each_other_are_of_the_shorter_length()
     first = Extent(300 * MiB, 300 * MiB + 4 * KiB)
     planner.observe(first)
     assert planner.goes_on_to(first) == 303 * MiB
+
+
+def test_who_calls_again_and_again_is_read_ahead_of() -> None:
+    """As ``dd bs=1M``, whose every call says up to where it reads, and no further."""
+    planner = ReadaheadPlanner(1024 * MiB, 32 * KiB, 32 * MiB, piece=8 * MiB)
+    looks = 0
+    ahead = 0
+    for start in range(0, 256 * MiB, MiB):
+        extent = Extent(start, start + MiB)
+        looked_at = planner.is_to_be_looked_at(extent)
+        looks += looked_at
+        ahead = max(ahead, planner.observe(extent, extent.stop if looked_at else 0).ahead.stop)
+    assert looks <= 4
+    assert ahead > 264 * MiB

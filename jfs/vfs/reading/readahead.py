@@ -78,6 +78,7 @@ class _Run:
     warm: bool  # nothing was fetched for it
     used: int  # logical time of the last READ
     told: int = 0  # up to where its reader has said that he reads
+    calls: int = 0  # that have said so: who calls again and again reads on
     is_looked_at: bool = False  # by who may know that
     reads: int = 1  # that moved position on
     size: int = 0  # bytes asked for
@@ -179,6 +180,7 @@ class ReadaheadPlanner:
                 return nothing
             run.position = extent.stop
             run.reads += 1
+        run.calls += told > run.told
         run.told = max(run.told, min(told, self._size))
         run.is_looked_at |= extent.size >= MiB
         stop = Extent(0, self._reach(run, extent)).aligned(self._block_size, self._size).stop
@@ -267,12 +269,14 @@ class ReadaheadPlanner:
 
     def _is_beyond(self, run: _Run, extent: Extent) -> bool:
         start, stop = extent
+        if run.calls >= _READS_OF_A_RUN:
+            return False
         return 0 < run.told < stop and run.told - _FEW <= start < run.told + _MORE
 
     def _reach(self, run: _Run, extent: Extent) -> int:
         """Return up to where to plan: at most the window beyond the run."""
         limit = run.position + self._window
-        if run.told and extent.start < run.told + _MORE:
+        if 0 < run.calls < _READS_OF_A_RUN and extent.start < run.told + _MORE:
             return max(run.position, min(run.told, limit))
         part = self._part(extent)
         share = self._known.share(part) if part is not None else None
