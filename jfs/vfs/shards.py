@@ -12,6 +12,7 @@ only.
 """
 
 import itertools
+import logging
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.reading.background import bring
 from jfs.vfs.reading.intent import Listener
 from jfs.vfs.reading.reader import DataPlane
+
+log = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,5})(-of-)([0-9]{1,5})([^0-9/].*)?")
 _SHARDS_AT_MOST = 4096
@@ -113,6 +116,8 @@ class Shards(Listener):
                 version = await self._version(model.shards[number])
                 if version is None:
                     return
+                if model.reached >= number:  # its readers were faster
+                    continue
                 ahead = sum(sizes[each] for each in range(first, number)) + version.size
                 most = 2 if self._goes_on(model) else 1
                 if number >= first + most and ahead > self._plane.settings.shards_bytes:
@@ -121,15 +126,17 @@ class Shards(Listener):
                     if not await bring(self._plane, version):
                         return
                 sizes[number] = version.size
+        except Exception:  # of a guess, which ends no mount
+            log.exception("%s: its model is not fetched ahead", model.shards[0])
         finally:
             model.runs = False
 
     def _goes_on(self, model: _Model) -> bool:
         """Whether the shard after the one that is read was opened since, or is not the second."""
-        opened, following = (
-            self._opened.get(path, 0) for path in model.shards[model.reached :][:2]
-        )
-        return model.reached > 0 or following > opened
+        if model.reached > 0:
+            return True
+        opened, following = (self._opened.get(path, 0) for path in model.shards[:2])
+        return following > opened
 
     async def _version(self, path: RepoPath) -> ArtifactVersion | None:
         """Return what is at a path; None: nothing that can be fetched."""

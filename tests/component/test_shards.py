@@ -21,7 +21,7 @@ from jfs.model import ContentKey
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.reading.intent import Coverage, Foreground
-from tests.component.composed import block_store, composed, find
+from tests.component.composed import TREE, block_store, composed, find
 from tests.component.server_requests import REPO
 
 SIZE = 2 * MiB
@@ -171,6 +171,27 @@ async def test_nothing_is_evicted_for_what_nobody_has_asked_for(
         whole = Extent(0, 9 * MiB)
         reads = [("other.bin", whole), (NAMES[0], ALL)]
         assert await model.read(*reads, settings=ReadSettings()) == [NAMES[0], "other.bin"]
+
+
+async def test_a_reader_that_is_at_the_last_shard_while_we_look_for_the_next_one(
+    server: EmbeddedServer, model: Model
+) -> None:
+    """Several threads read a shard each: the last one is done before the second is looked up."""
+    tree = replace(TREE, entry_ttl_s=0, attr_ttl_s=0)
+    async with composed(server, REPO, store=model.store, tree=tree) as filesystem:
+        inodes = [await find(filesystem, f"m/{name}") for name in NAMES]
+        handles = [(await filesystem.open(inode, 0)).handle for inode in inodes]
+        held = server.faults.add(Fault.hold(path="/api/*"))
+        for extent in ALL.pieces(256 * KiB):
+            await filesystem.read(handles[0], extent)
+        await trio.to_thread.run_sync(held.wait_hit)
+        for handle in handles[1:]:
+            for extent in ALL.pieces(256 * KiB):
+                await filesystem.read(handle, extent)
+        held.release()
+        for handle in handles:
+            await filesystem.release(handle)
+    assert model.cached() == NAMES
 
 
 async def test_whoever_waits_for_bytes_comes_first(server: EmbeddedServer, model: Model) -> None:
