@@ -64,7 +64,7 @@ class Holdings:
         """
         chosen = await self._oldest(share)
         waiting: list[tuple[int, str]] = []
-        for folder in chosen:
+        for folder, _ in chosen:
             async for names in self._files_held(folder):
                 waiting += names
                 if len(waiting) >= PIECE:
@@ -72,13 +72,16 @@ class Holdings:
                     waiting = []
         await self._kernel.drop(Remembered(waiting, []))
         await trio.sleep(_FORGETS_WITHIN_S)
-        for folder in chosen:
+        for folder, listed in chosen:
             await self._rest(_size(folder))
             if self._tree.inodes.lives(folder) and not self._folders.is_open(folder):
-                self._tree.inodes.give_back(folder)
+                self._tree.inodes.give_back(folder, listed)
 
-    async def _oldest(self, share: float) -> list[Inode]:
-        """Return the folders that were listed longest ago and hold this share of all entries."""
+    async def _oldest(self, share: float) -> list[tuple[Inode, int]]:
+        """Return the folders that were listed longest ago and hold this share of all entries.
+
+        Each with the serial of its listing.
+        """
         folders = []
         async for folder in self._folders_known():
             assert folder.below is not None
@@ -86,10 +89,10 @@ class Holdings:
         folders.sort(key=itemgetter(0))
         left = share * sum(size for _, size, _ in folders)
         chosen = []
-        for _, size, folder in folders:
+        for listed, size, folder in folders:
             if left <= 0:
                 break
-            chosen.append(folder)
+            chosen.append((folder, listed))
             left -= size
         return chosen
 

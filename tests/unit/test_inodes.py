@@ -68,6 +68,45 @@ def test_a_folder_that_took_the_name_of_a_file_goes_with_all_when_the_file_is_ba
     assert list(table) == [table.root, file]
 
 
+def folder_with(table: InodeTable, *names: str) -> Inode:
+    """A folder that is held, whose listing is known, and its files."""
+    path = RepoPath("repo", "a")
+    folder = table.link(table.root, "a", FolderInfo(path, 0), NEVER)
+    table.remember(folder)
+    for name in names:
+        table.link(folder, name, file_info(path.child(name)), NEVER)
+    assert folder.below is not None
+    folder.below.listing.put(True, NEVER._replace(serial=1))
+    return folder
+
+
+def test_a_folder_that_lost_its_entries_while_it_was_packed_stays_empty() -> None:
+    table = InodeTable(ROOT_INFO)
+    assert table.root.below is not None
+    table.root.below.listing.put(True, NEVER)  # keeps the dentry of the folder
+    folder = folder_with(table, "b", "c")
+    names = list(folder.dentries)
+    table.forget(folder.ino, 1)
+    while table.tidy():
+        pass
+    assert table.lives(folder)
+    table.pack(folder, names)
+    assert folder.dentries == {}
+    assert folder.child("b") is None
+
+
+def test_a_listing_that_came_since_is_not_given_back() -> None:
+    table = InodeTable(ROOT_INFO)
+    folder = folder_with(table, "b")
+    assert folder.below is not None
+    chosen = folder.below.listing.asked.serial
+    folder.below.listing.put(True, NEVER._replace(serial=chosen + 1))
+    table.give_back(folder, chosen)
+    assert list(folder.dentries) == ["b"]
+    table.give_back(folder, chosen + 1)
+    assert folder.dentries == {}
+
+
 class Lookups(RuleBasedStateMachine):
     """The kernel's side: it looks names up, remembers how often, and forgets."""
 

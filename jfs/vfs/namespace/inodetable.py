@@ -273,6 +273,8 @@ class InodeTable:
             asked = [below.children[name].stat.asked for name in names if name in below.children]
             if below.listing.is_known:
                 asked.append(below.listing.asked)
+            if not asked:  # the kernel has forgotten the folder meanwhile, and all went with it
+                return
             self.gather(folder, Packed(folder.path), min(asked))
         assert below.crowd is not None
         below.crowd.fold(names)
@@ -348,13 +350,17 @@ class InodeTable:
                 self._drop(child)
         return bool(self._forgotten)
 
-    def give_back(self, folder: Inode) -> None:
+    def give_back(self, folder: Inode, listed: int) -> None:
         """Drop what is known of a folder but nobody holds, its listing with it: memory is short.
 
         Nobody may be reading a snapshot of it.
+
+        Args:
+            listed: serial of its listing when it was chosen. One that has come since is not given
+                back: who asked for it may not have had his turn yet, and would find nothing.
         """
         below = folder.below
-        if below is None or below.being_taken:
+        if below is None or below.being_taken or below.listing.asked.serial != listed:
             return
         below.forget()
         if below.crowd is not None and not below.crowd.held:
