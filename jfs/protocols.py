@@ -5,7 +5,7 @@
 server or of the disk; ``jfs.mount.serving`` decides what stands behind each.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,9 @@ from jfs.model import (
     Repository,
 )
 from jfs.packed import Packed
+
+# Told the digests that the server says it has stored of ours, which are not what it was sent.
+Still = Callable[[Collection[str]], Awaitable[None]]
 
 
 class ArtifactStore(Protocol):
@@ -89,7 +92,7 @@ class ArtifactStore(Protocol):
         file: int,
         *,
         patient: bool = True,
-        still: Callable[[], Awaitable[None]] | None = None,
+        still: Still | None = None,
     ) -> FileInfo:
         """Make content the artifact at a path: by its checksum if the server has it, else whole.
 
@@ -98,8 +101,8 @@ class ArtifactStore(Protocol):
         Args:
             file: descriptor of the content; it is read by position and must not change meanwhile.
             patient: whether an outage is waited for: not by who comes again by himself.
-            still: asked before every try but the first, which may be minutes later: raises when
-                the path is not any more what it was.
+            still: asked before a try that is not made at once, be it the first: it may be minutes
+                later. Raises when the path is not any more what it was.
         Raises:
             QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
             OSError: *file* cannot be read.

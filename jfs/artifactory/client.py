@@ -1,7 +1,7 @@
 """The control plane: names, sizes and checksums, over httpx. Trio thread only."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -45,6 +45,7 @@ from jfs.model import (
     same_content,
 )
 from jfs.packed import Packed
+from jfs.protocols import Still
 
 _T = TypeVar("_T")
 _NOWHERE = RepoPath("")
@@ -255,7 +256,7 @@ class ArtifactoryClient:
         file: int,
         *,
         patient: bool = True,
-        still: Callable[[], Awaitable[None]] | None = None,
+        still: Still | None = None,
     ) -> FileInfo:
         info = await self._uploads.deploy(deployment, file, patient=patient, still=still)
         late = uploads.set_afterwards(deployment.properties)

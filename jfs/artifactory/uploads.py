@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import quote
 
@@ -41,6 +41,7 @@ from jfs.extents import KiB, MiB
 from jfs.folding import fold_as
 from jfs.metrics import Metrics
 from jfs.model import Deployment, FileInfo, Properties
+from jfs.protocols import Still
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ _SETTLING_RATE = 20 * MiB
 _BODIES, _SMALL = 4, 8 * MiB
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
+# Who has waited for his turn for so long looks again whether somebody else has written there.
+_LATE_S = 1.0
 # An upload that stands still for so long waits for the server, or for a disk that hangs.
 _LOOK_S = 1.0
 # What is uploaded behind is tried again later: meanwhile it keeps its name from a rename.
@@ -89,12 +92,14 @@ class Uploads:
         file: int,
         *,
         patient: bool = True,
-        still: Callable[[], Awaitable[None]] | None = None,
+        still: Still | None = None,
     ) -> FileInfo:
         """See ``ArtifactStore.deploy``; the caller sets what ``set_afterwards`` returns."""
         settings = self._session.settings
         hurried_s = min(_HURRIED_S, settings.jobs_retries_s)
         tries = bodies = refusals = 0
+        late = trio.current_time() + _LATE_S
+        stored: set[str] = set()
         call = self._session.breakers.call(
             deployment.path.repo,
             Plane.CHANGES,
@@ -107,11 +112,15 @@ class Uploads:
                     await trio.sleep(held)
                     continue
                 attempt = _Attempt(deployment, file, settings.idle_timeout_s)
+                turn = threads.asking("uploads", deployment.path.repo, settings.connections)
                 try:
-                    if tries and still is not None:
-                        await still()
-                    tries += 1
-                    found = await self._once(attempt)
+                    async with turn:
+                        if still is not None and (tries or trio.current_time() > late):
+                            await still(stored)
+                        tries += 1
+                        found = await self._once(attempt)
+                    stored.update(filter(None, [found.checksums.sha256]))
+                    _compare(found, deployment)
                     call.succeeded()
                     return found
                 except (ChangedElsewhere, AlreadyExists):
@@ -138,27 +147,25 @@ class Uploads:
             call.end()
 
     async def _once(self, attempt: "_Attempt") -> FileInfo:
-        """Make one attempt in a worker thread; cancelling cuts its connection."""
+        """Make one attempt in a worker thread, in its turn; cancelling cuts its connection."""
         deployment = attempt.deployment
         repo, tokens = deployment.path.repo, self._session.settings.connections
         workers = threads.asking("upload threads", repo, tokens)
-        async with threads.asking("uploads", repo, tokens):
-            failure: JfsError | OSError | None = None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cut_when_cancelled, attempt)
-                with trio.CancelScope(shield=True) as reading:  # the thread reads the caller's file
-                    hung = await nursery.start(_give_up_a_disk_that_hangs, attempt, reading)
-                    try:
-                        call = partial(self._attempt, attempt)
-                        found = await threads.abandoning(workers, call)
-                    except (JfsError, OSError) as error:  # raised here it would leave as a group
-                        failure = error
-                nursery.cancel_scope.cancel()
-            if reading.cancelled_caught:
-                failure = hung[0]
-            if failure is not None:
-                raise failure
-        _compare(found, deployment)
+        failure: JfsError | OSError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cut_when_cancelled, attempt)
+            with trio.CancelScope(shield=True) as reading:  # the thread reads the caller's file
+                hung = await nursery.start(_give_up_a_disk_that_hangs, attempt, reading)
+                try:
+                    call = partial(self._attempt, attempt)
+                    found = await threads.abandoning(workers, call)
+                except (JfsError, OSError) as error:  # raised here it would leave as a group
+                    failure = error
+            nursery.cancel_scope.cancel()
+        if reading.cancelled_caught:
+            failure = hung[0]
+        if failure is not None:
+            raise failure
         return found
 
     def _attempt(self, attempt: "_Attempt") -> FileInfo:

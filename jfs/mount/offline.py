@@ -1,6 +1,6 @@
 """A server that is never asked: for ``--offline``."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from jfs.errors import Offline
 from jfs.extents import Extent
@@ -16,7 +16,7 @@ from jfs.model import (
     Repository,
 )
 from jfs.packed import Packed
-from jfs.protocols import Sink
+from jfs.protocols import Sink, Still
 
 
 class OfflineStore:
@@ -63,7 +63,7 @@ class OfflineStore:
         file: int,
         *,
         patient: bool = True,
-        still: Callable[[], Awaitable[None]] | None = None,
+        still: Still | None = None,
     ) -> FileInfo:
         raise _offline()
 

@@ -92,6 +92,17 @@ async def test_what_came_meanwhile_is_not_replaced(journal: Journal) -> None:
     assert journal.survey() == []
 
 
+async def test_what_the_server_states_no_digest_of_is_not_replaced(journal: Journal) -> None:
+    """Old artifacts have none, as long as nobody has computed it."""
+    there = FileInfo(PATH, 1, Checksums(sha1="00" * 20), 0)
+    with closing(left(journal, State.DEPLOYING)) as entry:
+        store = Store(there=there)
+        assert await upload(entry, store) is Outcome.CHANGED
+        assert store.deployed == []
+        assert await upload(entry, store, force=True) is Outcome.UPLOADED
+    assert store.deployed[0].properties == {"env": ("production",)}
+
+
 async def test_what_was_opened_there_is_replaced(journal: Journal) -> None:
     there = FileInfo(PATH, 1, Checksums(sha256="00" * 32), 0)
     with closing(left(journal, State.FAILED, base="00" * 32)) as entry:

@@ -1,8 +1,9 @@
 """Writes without --write-back while the server is down: told in time, with its errno, kept."""
 
 import errno
+import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ from jfs.artifactory import ArtifactoryClient
 from jfs.config import WriteSettings
 from jfs.errors import ChangedElsewhere, JfsError, NoAttribute, Unavailable, errno_of
 from jfs.metrics import Metrics
-from jfs.model import RepoPath
+from jfs.model import Checksums, Deployment, RepoPath
 from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
@@ -227,6 +228,53 @@ async def test_what_came_while_an_upload_was_refused_is_not_overwritten(
     assert ask.get(f"/{REPO}/f").body == b"by somebody else"
     (seen,) = Journal(writes.staging).survey()
     assert (seen.record.state, seen.size) == (State.FAILED, len(DATA))
+
+
+async def test_what_came_while_the_first_try_had_to_wait_is_not_overwritten(
+    ask: Requests, tmp_path: Path
+) -> None:
+    """The server asks for a pause, of others: the first try of a file may be minutes later, too."""
+    metrics = Metrics()
+    (tmp_path / "data").write_bytes(DATA)
+    sums = Checksums(sha256=hashlib.sha256(DATA).hexdigest())
+    asked: list[str] = []
+
+    async def still(stored: Collection[str]) -> None:
+        asked.extend(stored or ["f"])
+        raise ChangedElsewhere("was changed")
+
+    ask.server.faults.add(Fault.status(429, method="PUT", times=1, headers={"Retry-After": "3"}))
+    with open(tmp_path / "data", "rb") as file:
+        async with (
+            aclosing(ArtifactoryClient(server_settings(ask.server), metrics)) as client,
+            trio.open_nursery() as nursery,
+        ):
+            other = Deployment(RepoPath(REPO, "g"), len(DATA), sums)
+            nursery.start_soon(client.deploy, other, file.fileno())
+            while not metrics.snapshot().get("deploy_errors"):  # noqa: ASYNC110 - of its thread
+                await trio.sleep(0.01)
+            ours = Deployment(RepoPath(REPO, "f"), len(DATA), sums)
+            with pytest.raises(ChangedElsewhere):
+                await client.deploy(ours, file.fileno(), still=still)
+            nursery.cancel_scope.cancel()
+    assert asked == ["f"]
+
+
+async def test_what_the_server_says_it_stored_of_ours_is_replaced(
+    ask: Requests, tmp_path: Path
+) -> None:
+    """Something between us has changed it on its way: that is not somebody else's write."""
+    storage, states = f"/api/storage/{REPO}/f", Fault.wrong_checksums
+    async with composed(ask.server, REPO, writes=WriteSettings(tmp_path / "staging")) as fs:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        await fs.write(opened.handle, 0, DATA)
+        # The first request of a deploy is whether its content is known.
+        stored = ask.server.faults.add(states(f"/{REPO}/f", method="PUT", after=1, times=1))
+        seen = ask.server.faults.add(states(storage, method="GET", after=1, times=1))
+        await fs.flush(opened.handle)
+        await fs.release(opened.handle)
+        assert (stored.hits, seen.hits) == (1, 1)
+    assert ask.get(f"/{REPO}/f").body == DATA
 
 
 async def test_what_goes_on_with_an_upload_and_who_writes_there_take_turns(

@@ -95,12 +95,12 @@ class Deployer:
             )
             ours = {sha256, *staged.sent}
 
-            async def still() -> None:
+            async def still(stored: Collection[str] = ()) -> None:
                 """There is no condition on the wire for it: right before each try has to do."""
                 if base is None and settings.no_overwrite:
-                    await self._require_absent(path, ours)
+                    await self._require_absent(path, {*ours, *stored})
                 if not settings.last_writer_wins:
-                    await self._require_unchanged(path, base, ours)
+                    await self._require_unchanged(path, base, {*ours, *stored})
 
             if not settings.last_writer_wins:
                 await still()

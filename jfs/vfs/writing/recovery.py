@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -110,8 +110,8 @@ async def upload(
     if not force and there not in expected:
         return Outcome.CHANGED
 
-    async def still() -> None:
-        if await _sha256_at(store, path) not in {sha256, *expected}:
+    async def still(stored: Collection[str]) -> None:
+        if await _sha256_at(store, path) not in {sha256, *expected, *stored}:
             raise ChangedElsewhere(f"{path}: was changed on the server meanwhile")
 
     properties = record.properties
@@ -224,11 +224,15 @@ def _copy_data(file: int, out: int) -> None:
 
 
 async def _sha256_at(store: ArtifactStore, path: RepoPath) -> str | None:
+    """Return what is at a path; None: no file; "": one of which the server does not say it.
+
+    That is not what it was, as far as we know: it is no hole to write into.
+    """
     try:
         info = await store.stat(path)
     except NotFound:
         return None
-    return info.checksums.sha256 if isinstance(info, FileInfo) else None
+    return (info.checksums.sha256 or "") if isinstance(info, FileInfo) else None
 
 
 def _digest(file: int) -> str:
