@@ -74,7 +74,8 @@ def test_status_shows_what_is_fetched_and_who_waits_is_interrupted(
 ) -> None:
     server.deploy(REPO, "f", DATA)
     mounted = mount(server, mounter)
-    stall = server.faults.add(Fault.stall(f"/{REPO}/f", after_bytes=100))
+    # Bytes count by the MiB that a receive waits for.
+    stall = server.faults.add(Fault.stall(f"/{REPO}/f", after_bytes=2 * MiB))
     opener = subprocess.Popen([sys.executable, "-c", f"open({str(mounted.root / 'f')!r})"])
     while not sum(fetch["bytes"] for fetch in fetches(mounted)):
         assert opener.poll() is None
