@@ -117,7 +117,7 @@ def parse_json(body: bytes, what: str) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        if is_cut_off(error) and body.strip():
+        if is_cut_off(error) and body.lstrip()[:1] in (b"{", b"["):
             raise cut_off(what) from None
         raise ProtocolViolation(f"{what}: the answer is not JSON") from None
 
