@@ -143,9 +143,11 @@ async def _compose(
         )
         stack.push_async_callback(keeper.close)
 
+        reloading = trio.CapacityLimiter(1)
+
         async def reloaded() -> None:
-            try:
-                credentials = await threads.on_disk(reload)
+            try:  # left to itself at the end: the disk of the log may hang
+                credentials = await threads.abandoning(reloading, reload)
             except JfsError as error:
                 log.warning("credentials stay as they were: %s", error)
                 return

@@ -93,11 +93,23 @@ async def listen(
 ) -> None:
     """Do what signals ask for, until cancelled."""
     had_terminal = _has_terminal()
-    async for number in numbers:
-        if number == signal.SIGHUP and _has_terminal() == had_terminal:
-            await reload()
-            continue
-        ending.ask(number)
+    # A disk that hangs holds up what is read again, but not the end. One more waits at most.
+    wanted, wants = trio.open_memory_channel[None](1)
+    async with wanted, wants, trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, wants, reload)
+        async for number in numbers:
+            if number == signal.SIGHUP and _has_terminal() == had_terminal:
+                with contextlib.suppress(trio.WouldBlock):
+                    wanted.send_nowait(None)
+                continue
+            ending.ask(number)
+
+
+async def _reload(
+    wants: trio.MemoryReceiveChannel[None], reload: Callable[[], Awaitable[None]]
+) -> None:
+    async for _ in wants:
+        await reload()
 
 
 def _has_terminal() -> bool:

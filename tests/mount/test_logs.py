@@ -262,6 +262,26 @@ def test_sighup_opens_the_log_again_and_reads_credentials_again(
     assert "SIGHUP" not in (tmp_path / "log.1").read_text()
 
 
+def test_a_log_that_cannot_be_opened_again_in_time_does_not_keep_the_mount(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """Who opens a FIFO waits for its reader, as who opens a file on a disk that hangs."""
+    root, log = tmp_path / "mnt", tmp_path / "log"
+    root.mkdir()
+    mount = Mounted(
+        f"{server.url}/ml-models-local",
+        root,
+        environ={"JF_ACCESS_TOKEN": server.token},
+        cache=tmp_path / "cache",
+        options=["--log-file", str(log)],
+    )
+    log.rename(tmp_path / "log.1")
+    os.mkfifo(log)
+    mount.process.send_signal(signal.SIGHUP)
+    mount.stop()
+    assert "ending: SIGTERM" in (tmp_path / "log.1").read_text()
+
+
 def test_what_nobody_reads_is_no_traceback() -> None:
     """`jfs ls | head`, and a disk that is full."""
     gone, pipe = os.pipe()
