@@ -351,8 +351,9 @@ class Mutations:
             return None
         if any(child is not source and not child.local for child in parent.dentries.values()):
             return None
-        if parent.below is not None and parent.below.crowd is not None:
-            return None  # one of very many
+        crowd = parent.below.crowd if parent.below is not None else None
+        if crowd is not None and not crowd.is_used_up:
+            return None
         return await self._properties.current(parent)
 
     async def _make_folder(self, path: RepoPath, properties: Properties) -> None:

@@ -160,3 +160,17 @@ async def test_a_rename_without_an_answer_is_looked_at_anew(ask: Requests) -> No
         assert ask.tree() == {"/g": 1}
         assert await _shown(fs, "f") is None
         assert await content(fs, "g") == b"1"
+
+
+async def test_a_folder_whose_last_file_is_a_row_stays_when_that_is_moved_away(
+    ask: Requests,
+) -> None:
+    """Memory was short: then a row is all that is kept of a file, also of an only one."""
+    _last_of_its_folder(ask.server, ask, "top")
+    async with composed(ask.server, f"{REPO}/top") as fs:
+        old, new = await find(fs, "a"), await find(fs, "b")
+        await find(fs, "a/f")
+        await fs.holdings.pack()
+        await fs.rename(old, "f", new, "f", 0)
+    assert ask.properties("top/a") == {"team": ["nlp"]}
+    assert ask.tree("/top") == {"/a": -1, "/b": -1, "/b/f": 1}

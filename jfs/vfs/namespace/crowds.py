@@ -94,6 +94,11 @@ class Crowd:
         """How many of the rows are folders."""
         return self.packed.folders
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether all that the folder has are objects by now."""
+        return all(kind & (DEAD | TAKEN) for kind in self.packed.kinds())
+
     # what the kernel holds
 
     def lookups(self, row: int) -> int:
