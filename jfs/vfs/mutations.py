@@ -36,9 +36,7 @@ from jfs.errors import (
 )
 from jfs.model import (
     PARENT_MAX,
-    SYMLINK_TARGET,
     Checksums,
-    Deployment,
     FileInfo,
     FolderInfo,
     Properties,
@@ -52,6 +50,7 @@ from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.files.openfile import Opened, OpenFile
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
+from jfs.vfs.namespace import links
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
@@ -64,7 +63,6 @@ RENAME_NOREPLACE = 1  # renameat2(2)
 _TRIES = 10  # to open or make a name that others make and remove meanwhile
 _LINK_MAX = 4000  # characters of a property's value (artifactory-rest 2.1)
 Place = tuple[Inode, str]  # a folder and a name in it
-_EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 class Mutations:
@@ -159,13 +157,13 @@ class Mutations:
             path = parent.path.child(name)
             if await self._tree.is_there(parent, name):
                 raise AlreadyExists(f"{path}: is there already")
-            properties = {**writing.area.settings.properties, SYMLINK_TARGET: (target,)}
-            deployment = Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
+            deployment = links.deployment(path, target, writing.area.settings.properties)
             # Nothing of it is read: a disk that fails is no reason not to make a link.
             file = descriptors.opening(lambda: os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             try:
                 with self._tree.doubted((parent, name)):
-                    await self._store.deploy(deployment, file)
+                    still = partial(links.require_no_other, self._store, path, target)
+                    await self._store.deploy(deployment, file, still=still)
             finally:
                 os.close(file)
             now = time.time_ns()
@@ -351,8 +349,7 @@ class Mutations:
             return None
         if any(child is not source and not child.local for child in parent.dentries.values()):
             return None
-        crowd = parent.below.crowd if parent.below is not None else None
-        if crowd is not None and not crowd.is_used_up:
+        if parent.below is not None and parent.below.has_rows:
             return None
         return await self._properties.current(parent)
 

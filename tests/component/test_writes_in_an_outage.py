@@ -13,7 +13,7 @@ import trio
 
 from jfs.artifactory import ArtifactoryClient
 from jfs.config import WriteSettings
-from jfs.errors import ChangedElsewhere, JfsError, NoAttribute, Unavailable, errno_of
+from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NoAttribute, Unavailable, errno_of
 from jfs.metrics import Metrics
 from jfs.model import Checksums, Deployment, RepoPath
 from jfs.server import Fault
@@ -228,6 +228,27 @@ async def test_what_came_while_an_upload_was_refused_is_not_overwritten(
     assert ask.get(f"/{REPO}/f").body == b"by somebody else"
     (seen,) = Journal(writes.staging).survey()
     assert (seen.record.state, seen.size) == (State.FAILED, len(DATA))
+
+
+async def test_a_link_does_not_take_the_name_of_what_came_while_it_was_refused(
+    ask: Requests,
+) -> None:
+    told: list[JfsError] = []
+
+    async def link(fs: Filesystem) -> None:
+        with pytest.raises(AlreadyExists) as refusal:
+            await fs.symlink(ROOT, "link", "f", ME)
+        told.append(refusal.value)
+
+    async with composed(ask.server, REPO, patience_s=_LONGEST_S) as fs:
+        fault = ask.server.faults.add(Fault.status(503, method="PUT", agent="jfs/*"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link, fs)
+            await trio.to_thread.run_sync(fault.wait_hit)
+            ask.server.deploy(REPO, "link", b"by somebody else")
+            ask.server.faults.remove(fault)
+        assert await content(fs, "link") == b"by somebody else"
+    assert told
 
 
 async def test_what_came_while_the_first_try_had_to_wait_is_not_overwritten(

@@ -79,6 +79,11 @@ class Below:
             cell.is_idle and not cell.is_known for cell in cells
         )
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are entries that are no objects."""
+        return self.crowd is not None and not self.crowd.is_used_up
+
     def name(self, name: str) -> Cell[EntryInfo | None]:
         """Return the cell of a name that may be no dentry; made if there is none."""
         cell = self.names.get(name)

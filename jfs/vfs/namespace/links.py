@@ -5,15 +5,34 @@ an empty file costs a question more. No state.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 import trio
 
-from jfs.errors import AccessDenied
-from jfs.model import SYMLINK_TARGET, Criteria, EntryInfo, FileInfo, RepoPath, as_link
+from jfs.errors import AccessDenied, AlreadyExists, NotFound
+from jfs.model import (
+    SYMLINK_TARGET,
+    Checksums,
+    Criteria,
+    Deployment,
+    EntryInfo,
+    FileInfo,
+    Properties,
+    RepoPath,
+    as_link,
+)
 from jfs.packed import Packed
 from jfs.protocols import ArtifactStore
 from jfs.vfs.freshness import PIECE, pieces
+
+_EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def deployment(path: RepoPath, target: str, properties: Properties) -> Deployment:
+    """Return what makes a link, with more properties."""
+    properties = {**properties, SYMLINK_TARGET: (target,)}
+    return Deployment(path, 0, Checksums(sha256=_EMPTY_SHA256), properties)
 
 
 async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
@@ -22,6 +41,19 @@ async def described(store: ArtifactStore, path: RepoPath) -> EntryInfo:
     if is_empty_file(info):
         return as_link(info, await store.properties(path))
     return info
+
+
+async def require_no_other(
+    store: ArtifactStore, path: RepoPath, target: str, _: Collection[str] = ()
+) -> None:
+    """Raise AlreadyExists if something else than the link that we make has its name by now.
+
+    That one may be there: the answer to an earlier try was lost. See ``protocols.Still``.
+    """
+    with suppress(NotFound):
+        there = await described(store, path)
+        if not isinstance(there, FileInfo) or there.link_target != target:
+            raise AlreadyExists(f"{path}: was made on the server meanwhile")
 
 
 async def listed(
