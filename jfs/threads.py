@@ -12,7 +12,9 @@ limiter                 what its threads wait for
 ``notifying``           the kernel, which may wait for an answer of the event loop. No answer may
                         therefore wait for it; it is abandoned when its caller is cancelled.
 ``own_mount``           the kernel too: looks at our own mount or at processes that use it.
-``at_processes``        nothing: files of ``/proc`` that the kernel makes up at once.
+``at_processes``        files of ``/proc`` that the kernel makes up at once, unless the process is
+                        in execve(2), which may wait for an answer of the event loop. None may
+                        therefore wait for it for long; abandoned when its caller is cancelled.
 ``on_disk``             the local disk, for as long as the disk takes; never the network.
 ``waiting.Disk``        a disk that may hang: given up in time, and left to itself.
 ``keeping``             the disk below kept metadata. Abandoned: a disk that hangs holds no answer.
@@ -179,8 +181,8 @@ async def looking(call: Callable[..., _T], *args: object) -> _T:
 
 
 async def at_processes(call: Callable[..., _T], *args: object) -> _T:
-    """Look at other processes in ``/proc``, at what never waits for them."""
-    return await trio.to_thread.run_sync(call, *args, limiter=_limiter("processes", 1))
+    """Look at other processes in ``/proc``. Abandoned on cancellation: see ``mount.waiters``."""
+    return await _run(_limiter("processes", 32), call, *args, abandons=True)
 
 
 def asking(what: str, repo: str, tokens: int) -> trio.CapacityLimiter:

@@ -40,6 +40,7 @@ from jfs.mount.withdrawals import Withdrawals
 
 # A thread goes to sleep as soon as it has sent its READs, unless it has to wait for a core.
 _LOOKS, _BETWEEN_S = 20, 0.0005
+_PATIENCE_S = 1.0  # the thread may be in execve(2)
 # It takes longer to ask for so much page by page than to receive so much too much.
 _FEW, _MANY = 64 * KiB, 256 * KiB
 
@@ -65,6 +66,11 @@ class Faults:
         thread = self._withdrawals.thread_of(answer.request)
         if not thread:  # of another PID namespace
             return 0
+        with trio.move_on_after(_PATIENCE_S):
+            return await self._wanted(extent, told, thread)
+        return 0
+
+    async def _wanted(self, extent: Extent, told: int, thread: int) -> int | None:
         for _ in range(_LOOKS):
             waits = await threads.at_processes(waiting, thread)
             match waits.what:

@@ -10,13 +10,18 @@ disturb a call, and neither do we: programs take EINTR for an error. What counts
 - it was killed already, and waits for the FLUSH of a file that it had open; or it is gone, and
   left a read ahead behind, which keeps an unmounted file system alive.
 
-Any thread; reads files of ``/proc`` that never wait for the thread.
+Any thread. What ``/proc`` says of a thread's call waits while that is in execve(2), on Linux 6.18
+its ``stat``, too: there files are closed which are to be closed on exec, and what was written to
+one may be uploaded for minutes. So whoever asks must not wait for long, and only one thread of ours
+ever waits for one of others.
 """
 
+import contextlib
 import os
 import re
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -31,6 +36,9 @@ _HARMLESS = (
 _PF_EXITING = 0x4  # include/linux/sched.h
 # Places in /proc/PID/stat after the name, which may hold spaces (proc_pid_stat(5)).
 _FLAGS, _EXIT_CODE = 6, 49
+
+_asked: set[int] = set()  # whose call somebody looks at
+_asking = threading.Lock()
 
 
 def _mask(signals: Sequence[signal.Signals]) -> int:
@@ -66,12 +74,12 @@ def _told(thread: int) -> Told:
             int(masks[name], 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt")
         )
         heard = (pending | shared) & ~blocked & ~ignored
-        if heard & _ENDING & ~caught or _was_killed(place):
+        if heard & _ENDING & ~caught or _was_killed(thread):
             return Told.TO_END
     except (OSError, KeyError, ValueError, IndexError):
         return Told.GONE if _is_gone(thread) else Told.UNKNOWN
     if heard & _STOPPING:
-        return Told.TO_STOP_LATER if _in_page_fault(place) else Told.TO_END
+        return Told.TO_STOP_LATER if _in_page_fault(thread) else Told.TO_END
     return Told.NOTHING
 
 
@@ -86,8 +94,12 @@ def _is_gone(thread: int) -> bool:
     return False
 
 
-def _was_killed(place: Path) -> bool:
-    fields = (place / "stat").read_bytes().rpartition(b")")[2].split()
+def _was_killed(thread: int) -> bool:
+    try:
+        with _looked_at(thread) as place:
+            fields = (place / "stat").read_bytes().rpartition(b")")[2].split()
+    except BlockingIOError:
+        return False
     # The signal, not the exit code: who ends by itself waits for its files as long as close(2).
     return bool(int(fields[_FLAGS]) & _PF_EXITING and int(fields[_EXIT_CODE]) & 0x7F)
 
@@ -119,13 +131,13 @@ class Waiting:
 
 def waiting(thread: int) -> Waiting:
     """Say what a thread waits for."""
-    place = Path("/proc") / str(thread)
     try:
-        said = (place / "syscall").read_bytes().split()
-        if said[0] == b"running":
-            return Waiting(Wait.NOTHING)
-        call = int(said[0])
-        where = _WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN)
+        with _looked_at(thread) as place:
+            said = (place / "syscall").read_bytes().split()
+            if said[0] == b"running":
+                return Waiting(Wait.NOTHING)
+            call = int(said[0])
+            where = _WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN)
         if call == -1:
             return Waiting(where, at_lock=where is Wait.LOCK)
         if call in _READS:  # descriptor, address, size, place in the file
@@ -136,11 +148,28 @@ def waiting(thread: int) -> Waiting:
     return Waiting(Wait.UNKNOWN)
 
 
-def _in_page_fault(place: Path) -> bool:
+def _in_page_fault(thread: int) -> bool:
     try:
-        return (place / "syscall").read_bytes().startswith(b"-1")
+        with _looked_at(thread) as place:
+            return (place / "syscall").read_bytes().startswith(b"-1")
+    except BlockingIOError:
+        return True  # nobody knows
     except OSError:  # not ours to see
         return False
+
+
+@contextlib.contextmanager
+def _looked_at(thread: int) -> Iterator[Path]:
+    """Look at a thread's call; see the module. Raises BlockingIOError: another thread does."""
+    with _asking:
+        if thread in _asked:
+            raise BlockingIOError
+        _asked.add(thread)
+    try:
+        yield Path("/proc") / str(thread)
+    finally:
+        with _asking:
+            _asked.remove(thread)
 
 
 # By where in the kernel it waits; before Linux 5.16 the second.

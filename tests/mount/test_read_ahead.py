@@ -1,12 +1,16 @@
 """What the kernel asks of a mount beyond what its programs read."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from jfs.mount.waiters import Wait, waiting
+from jfs.server import Fault
 from tests.mount.conftest import MountedServer
 
 pytestmark = pytest.mark.fuse
@@ -114,3 +118,37 @@ def test_what_was_refused_around_page_faults_is_there_when_it_is_wanted(
 def test_a_file_that_becomes_o_direct_is_read_without_an_error(mounted: MountedServer) -> None:
     mounted.server.deploy(REPO, "direct", bytes(48 * MiB))
     subprocess.run([sys.executable, "-c", _DIRECT, str(mounted.root / "direct")], check=True)
+
+
+# Closes what it has written in execve(2).
+_EXEC = """
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(file, b"x")
+os.execv("/bin/true", ["true"])
+"""
+
+
+def test_who_waits_for_an_upload_in_execve_holds_up_nobody_else(mounted: MountedServer) -> None:
+    """What /proc says of its call waits until that ends. Ctrl-C ends it."""
+    mounted.server.deploy(REPO, "piece", bytes(48 * MiB))
+    upload = mounted.server.faults.add(Fault.hold(method="PUT"))
+    written = str(mounted.root / "written")
+    with subprocess.Popen([sys.executable, "-c", _EXEC, written]) as process:
+        upload.wait_hit()
+        looking = threading.Thread(target=waiting, args=[process.pid])
+        looking.start()
+        while waiting_in_kernel(looking) not in (b"proc_pid_syscall", b"lock_trace"):
+            assert looking.is_alive()
+            os.sched_yield()
+        assert waiting(process.pid).what is Wait.UNKNOWN  # one of us waits for it at a time
+        for start in (3, 30, 17):
+            pread(mounted.root / "piece", start * MiB, 3 * MiB)
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        looking.join()
+        upload.release()
+
+
+def waiting_in_kernel(thread: threading.Thread) -> bytes:
+    return Path(f"/proc/self/task/{thread.native_id}/wchan").read_bytes()
