@@ -107,6 +107,27 @@ def test_a_listing_that_came_since_is_not_given_back() -> None:
     assert folder.dentries == {}
 
 
+def test_a_number_is_of_one_row_where_a_folder_takes_the_name_of_one_that_has_moved() -> None:
+    """As whoever rotates checkpoints does it, while memory is short."""
+    table = InodeTable(ROOT_INFO)
+    first = folder_with(table, "b", "c")
+    table.pack(first, ["b", "c"])
+    table.move(first, table.root, "old")
+    second = folder_with(table, "b")
+    number = second.dentries["b"].ino
+    table.remember(second.dentries["b"])
+    table.pack(second, ["b"])
+    assert table.get(number).path == RepoPath("repo", "a/b")
+    assert second.below is not None
+    crowd = second.below.crowd
+    assert crowd is not None
+    crowd.put("c", file_info(RepoPath("repo", "a/c")))  # by a listing
+    row = crowd.packed.find("c")
+    table.remember_number(crowd.packed.number(row))
+    assert crowd.lookups(row) == 1
+    assert table.get(crowd.packed.number(row)).path == RepoPath("repo", "a/c")
+
+
 class Lookups(RuleBasedStateMachine):
     """The kernel's side: it looks names up, remembers how often, and forgets."""
 

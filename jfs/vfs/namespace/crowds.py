@@ -28,6 +28,12 @@ class Table(Protocol):
     def free_number(self, number: int) -> int:
         """Return the next number that nothing has."""
 
+    def unused_number(self, number: int) -> int:
+        """Return the next number for a row: no other row may have it."""
+
+    def has_row(self, number: int) -> bool:
+        """Whether a number is that of a row: by it alone the kernel asks for one."""
+
     def is_held(self, inode: Inode) -> bool:
         """Whether somebody needs the object as it is."""
 
@@ -191,7 +197,7 @@ class Crowd:
             if not packed.is_like(row, inode.info):
                 packed.put(row, inode.info)
             packed.mark(row, 0)
-        elif row < 0 and self.at(inode.ino) < 0 and prefix_of(inode.ino) == self.prefix:
+        elif row < 0 and not table.has_row(inode.ino) and prefix_of(inode.ino) == self.prefix:
             row = packed.add(inode.name, inode.info, inode.ino)
         else:
             return
@@ -226,8 +232,7 @@ class Crowd:
         if row >= 0:
             packed.put(row, info)
         else:
-            usual = packed.usual_number(name)
-            packed.add(name, info, usual if self.at(usual) < 0 else self._table.free_number(usual))
+            packed.add(name, info, self._table.unused_number(packed.usual_number(name)))
 
     def gone(self, row: int) -> None:
         """Note that the server does not list an entry any more. The kernel may have it still."""

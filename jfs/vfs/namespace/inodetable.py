@@ -430,6 +430,19 @@ class InodeTable:
             number = (number + 1) & _MASK
         return number
 
+    def unused_number(self, number: int) -> int:
+        """Return the next number that is free, and no row's: also of one that nobody holds.
+
+        The folder that a number is made of may have moved, and another may be there now.
+        """
+        while not self._is_free(number) or self.has_row(number):
+            number = (number + 1) & _MASK
+        return number
+
+    def has_row(self, number: int) -> bool:
+        """Whether a row has this number."""
+        return self._row(number)[0] is not None
+
     def _is_free(self, number: int) -> bool:
         if number <= ROOT or number in self.living:
             return False
