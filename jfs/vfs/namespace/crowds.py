@@ -15,9 +15,23 @@ from jfs.packed import DEAD, FOLDER, HOLDS_MOST, TAKEN, Packed, prefix_of
 from jfs.vfs.freshness import Asked, Cell
 from jfs.vfs.namespace.inodes import Below, Inode, shows
 
-# References to an object that nobody has: of its folder, of the table, of `_fold` and of the call
-# that counts them.
-_OURS = 4
+
+def _references(thing: object) -> int:
+    return sys.getrefcount(thing)
+
+
+def _references_of_ours() -> int:
+    """Count the references to an object that nobody has, as ``_fold`` does.
+
+    Those of its folder, of the table, of the function that counts them and of its call. The last
+    two are not references in every version of Python: one that somebody has must not pass for them.
+    """
+    folder = {"": object()}
+    table = dict(folder)
+    return _references(table[""])
+
+
+_OURS = _references_of_ours()
 
 
 class Table(Protocol):
