@@ -109,6 +109,19 @@ async def test_what_was_opened_there_is_replaced(journal: Journal) -> None:
         assert await upload(entry, Store(there=there)) is Outcome.UPLOADED
 
 
+@pytest.mark.parametrize(
+    ("target", "outcome"), [(PATH, Outcome.UPLOADED), (RepoPath("models", "b"), Outcome.CHANGED)]
+)
+async def test_what_was_sent_to_the_place_itself_is_replaced_there(
+    journal: Journal, target: RepoPath, outcome: Outcome
+) -> None:
+    """`jfs recover retry` names the place, also where it is its own."""
+    store = Store(there=FileInfo(target, 1, Checksums(sha256="00" * 32), 0))
+    with closing(left(journal, State.FAILED, sent=("00" * 32,))) as entry:
+        asked = cast("ArtifactStore", store)
+        assert await recovery.upload(entry, asked, force=False, target=target) is outcome
+
+
 def test_a_survey_holds_nothing(journal: Journal) -> None:
     entry = journal.create(Record("s", PATH))
     (seen,) = journal.survey()

@@ -92,17 +92,17 @@ async def upload(
 
     Args:
         force: also over content that came there since the file was opened.
-        target: another place than its own; what is there counts as having come since.
+        target: the place; in another than its own what is there counts as having come since.
     Raises:
         RemoteError, IntegrityError: the server's verdict; the journal keeps the file.
         OSError: the local disk failed.
     """
     record = entry.record
     path = target or record.path
-    base = record.base if path == record.path else None
+    base, sent = (record.base, record.sent) if path == record.path else (None, ())
     size = await waiting.on_disk(lambda: entry.size)
     sha256 = await waiting.hashing(partial(_digest, entry.file), size)
-    expected = {base, *(() if target else record.sent)}
+    expected = {base, *sent}
     there = await _sha256_at(store, path)
     if there == sha256:
         await waiting.on_disk(entry.remove)
