@@ -11,6 +11,8 @@ limiter                 what its threads wait for
 ======================  =======================================================================
 ``notifying``           the kernel, which may wait for an answer of the event loop. No answer may
                         therefore wait for it; it is abandoned when its caller is cancelled.
+``dropping_pages``      the same, and a page of it whose READ waits for the network: apart, so that
+                        a server that hangs keeps no other notification waiting.
 ``own_mount``           the kernel too: looks at our own mount or at processes that use it.
 ``at_processes``        files of ``/proc`` that the kernel makes up at once, unless the process is
                         in execve(2), which may wait for an answer of the event loop. None may
@@ -161,9 +163,15 @@ async def notifying(call: Callable[..., _T], *args: object) -> _T:
     return await _run(_limiter("notifying", 16), call, *args, abandons=True)
 
 
+async def dropping_pages(call: Callable[..., _T], *args: object) -> _T:
+    """As ``notifying``, of pages that are being read perhaps, and nobody waits for."""
+    return await _run(_limiter("dropping pages", 4), call, *args, abandons=True)
+
+
 def notifications() -> int:
     """Return how many notifications the kernel has not taken yet, abandoned ones included."""
-    return _limiter("notifying", 16).borrowed_tokens
+    limiters = _limiter("notifying", 16), _limiter("dropping pages", 4)
+    return sum(limiter.borrowed_tokens for limiter in limiters)
 
 
 async def own_mount(call: Callable[..., _T], *args: object) -> _T:

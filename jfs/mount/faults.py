@@ -26,6 +26,7 @@ it asks for two MiB at a time, also at the end. Of 4.2 MB that is half as much a
 beyond the end is refused, too.
 """
 
+import contextlib
 import mmap
 import os
 
@@ -33,6 +34,7 @@ import trio
 
 from jfs import notifier, threads
 from jfs.answers import Answers
+from jfs.errors import NoThread
 from jfs.extents import Extent, KiB
 from jfs.mount import requests
 from jfs.mount.waiters import Wait, waiting
@@ -104,9 +106,12 @@ class Faults:
     def ask_again(self, inode: int, extents: list[Extent]) -> None:
         connection = requests.connection()
         if connection is not None:
-            self._nursery.start_soon(
-                threads.notifying, notifier.forget_pages, connection, inode, extents
-            )
+            self._nursery.start_soon(_drop, connection, inode, extents)
+
+
+async def _drop(connection: int, inode: int, extents: list[Extent]) -> None:
+    with contextlib.suppress(NoThread):  # what is wanted of them is read page by page
+        await threads.dropping_pages(notifier.forget_pages, connection, inode, extents)
 
 
 def _is_hardly_wanted(extent: Extent, stop: int) -> bool:

@@ -33,13 +33,15 @@ page lock; GETXATTR holds nothing. Hence the rules:
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from jfs import threads
+from jfs.errors import NoThread
 from jfs.model import ContentKey
 
 log = logging.getLogger(__name__)
@@ -222,7 +224,7 @@ class KernelView:
             if (known := self._pages.get(ino)) is not None:
                 known.filled = False  # what is filled from here on may come too late for this one
             try:
-                await threads.notifying(self._notifier.drop_pages, ino)
+                await _until_told(partial(threads.notifying, self._notifier.drop_pages, ino))
             finally:
                 done.set()
         del self._drops[ino]
@@ -260,4 +262,15 @@ class KernelView:
     def drop_soon(self, remembered: Remembered) -> None:
         """As ``drop``, without waiting."""
         if self._notifier is not None:
-            self._nursery.start_soon(self.drop, remembered)
+            self._nursery.start_soon(_until_told, partial(self.drop, remembered))
+
+
+async def _until_told(tell: Callable[[], Awaitable[object]]) -> None:
+    """Tell the kernel what it must hear, also where no thread can be started for long."""
+    while True:
+        try:
+            await tell()
+        except NoThread as error:
+            log.warning("the kernel believes what is not so any more: %s", error)
+        else:
+            return

@@ -1,9 +1,11 @@
 """Whoever waits in a thread says for what: trio's default limiter is one pool for everything."""
 
 import ast
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ import trio.testing
 import jfs
 from jfs import threads
 from jfs.errors import ConfigError, NoThread
+from jfs.vfs.kernel import KernelView, Remembered
 
 SOURCE = Path(jfs.__file__).parent
 
@@ -43,6 +46,11 @@ async def test_a_kernel_that_does_not_answer_holds_up_no_disk() -> None:
         trio.from_thread.run(release.wait, trio_token=token)
 
     async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(threads.dropping_pages, hang)
+        await trio.testing.wait_all_tasks_blocked()
+        assert threads.notifications()
+        assert await threads.notifying(lambda: "done") == "done"
         for _ in range(100):
             nursery.start_soon(threads.notifying, hang)
         await trio.testing.wait_all_tasks_blocked()
@@ -117,6 +125,50 @@ async def test_where_none_can_be_started_for_long_that_is_said(
         await said.wait()
         held.set()
     assert "raise the limit of processes" in str(failed[0])
+
+
+async def test_what_nobody_waits_for_is_told_once_there_is_a_thread(
+    no_thread_starts: None, autojump_clock: trio.testing.MockClock, expected_logs: list[str]
+) -> None:
+    """It ends no mount, whose tasks these are."""
+    expected_logs.append("believes what is not so any more: no thread can be started")
+    held = threading.Event()
+    count = threading.active_count() + 9
+
+    class Kernel:
+        told: ClassVar[set[str]] = set()
+
+        def drop_entry(self, parent: int, name: str) -> bool:
+            return self._note(name)
+
+        def drop_attributes(self, ino: int) -> bool:
+            return self._note("attributes")
+
+        def drop_pages(self, ino: int) -> bool:
+            return self._note("pages")
+
+        def _note(self, what: str) -> bool:
+            self.told.add(what)
+            return True
+
+    async def work() -> None:
+        with contextlib.suppress(NoThread):
+            await threads.in_turn(threads.asking("x", "r", count), held.wait)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):  # also those that earlier tests have left idle
+            nursery.start_soon(work)
+        await trio.sleep(40)
+        view = KernelView(nursery, Kernel())
+        try:
+            view.drop_pages(7)
+            view.drop_soon(Remembered([(1, "name")], []))
+            await trio.sleep(70)
+            assert Kernel.told == set()
+            threading.stack_size(0)
+        finally:
+            held.set()
+    assert Kernel.told == {"pages", "name"}
 
 
 def test_threads_that_are_started_at_once_and_those_that_cannot_be() -> None:
