@@ -27,6 +27,7 @@ from jfs.artifactory.filebody import FileBody, Unreadable
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
 from jfs.artifactory.transport import BulkTransport
+from jfs.clocks import boot_time
 from jfs.errors import (
     AlreadyExists,
     ChangedElsewhere,
@@ -98,7 +99,7 @@ class Uploads:
         settings = self._session.settings
         hurried_s = min(_HURRIED_S, settings.jobs_retries_s)
         tries = bodies = refusals = 0
-        late = trio.current_time() + _LATE_S
+        late = boot_time() + _LATE_S
         stored: set[str] = set()
         call = self._session.breakers.call(
             deployment.path.repo,
@@ -115,7 +116,7 @@ class Uploads:
                 turn = threads.asking("uploads", deployment.path.repo, settings.connections)
                 try:
                     async with turn:
-                        if still is not None and (tries or trio.current_time() > late):
+                        if still is not None and (tries or boot_time() > late):
                             await still(stored)
                         tries += 1
                         found = await self._once(attempt)
