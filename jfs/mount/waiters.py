@@ -140,9 +140,10 @@ def waiting(thread: int) -> Waiting:
             where = _WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN)
         if call == -1:
             return Waiting(where, at_lock=where is Wait.LOCK)
-        if call in _READS:  # descriptor, address, size, place in the file
+        size = int(said[3], 16)  # after descriptor and address
+        if call in _READS and size:  # 0: a thread of the kernel has zeros there (loop, nfsd)
             start = int(said[4], 16) if call == _READS[-1] else None
-            return Waiting(Wait.CALL, int(said[3], 16), start, where is Wait.LOCK)
+            return Waiting(Wait.CALL, size, start, where is Wait.LOCK)
     except (OSError, ValueError, IndexError):  # not ours to see
         pass
     return Waiting(Wait.UNKNOWN)
