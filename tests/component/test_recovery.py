@@ -1,7 +1,9 @@
 """The journal between processes, and uploads of what was left: states, verdicts, copies."""
 
+import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -26,6 +28,7 @@ class Store:
         self.refusal = refusal
         self.there = there
         self.deployed: list[Deployment] = []
+        self.tagged: dict[str, tuple[str, ...] | None] = {}
 
     async def stat(self, path: RepoPath) -> FileInfo:
         if self.there is None or self.there.path != path:
@@ -34,6 +37,12 @@ class Store:
 
     async def properties(self, path: RepoPath) -> Properties:
         return {"env": ("production",)}
+
+    async def set_properties(
+        self, path: RepoPath, change: Mapping[str, tuple[str, ...] | None]
+    ) -> None:
+        assert path == PATH
+        self.tagged.update(change)
 
     async def deploy(
         self, deployment: Deployment, file: int, *, patient: bool = True, still: object = None
@@ -107,6 +116,17 @@ async def test_what_was_opened_there_is_replaced(journal: Journal) -> None:
     there = FileInfo(PATH, 1, Checksums(sha256="00" * 32), 0)
     with closing(left(journal, State.FAILED, base="00" * 32)) as entry:
         assert await upload(entry, Store(there=there)) is Outcome.UPLOADED
+
+
+async def test_what_is_there_has_its_properties_too(journal: Journal) -> None:
+    """An upload that was interrupted before it had set them; what others set since stays."""
+    sums = Checksums(sha256=hashlib.sha256(DATA).hexdigest())
+    store = Store(there=FileInfo(PATH, len(DATA), sums, 0))
+    given = {"env": ("staging",), "note": ("a;b",)}
+    with closing(left(journal, State.DEPLOYING, properties=given)) as entry:
+        assert await upload(entry, store) is Outcome.WAS_THERE
+    assert store.tagged == {"note": ("a;b",)}
+    assert journal.survey() == []
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,10 @@ async def upload(
     expected = {base, *sent}
     there = await _sha256_at(store, path)
     if there == sha256:
+        # Our own upload may have ended before it had set those that a deploy does not carry.
+        found = await store.properties(path)
+        if lacks := {key: record.properties[key] for key in record.properties.keys() - found}:
+            await store.set_properties(path, lacks)
         await waiting.on_disk(entry.remove)
         return Outcome.WAS_THERE
     if not force and there not in expected:
