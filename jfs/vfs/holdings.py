@@ -68,9 +68,9 @@ class Holdings:
             async for names in self._files_held(folder):
                 waiting += names
                 if len(waiting) >= PIECE:
-                    await self._kernel.drop(Remembered(waiting, []))
+                    await self._kernel.drop_surely(Remembered(waiting, []))
                     waiting = []
-        await self._kernel.drop(Remembered(waiting, []))
+        await self._kernel.drop_surely(Remembered(waiting, []))
         await trio.sleep(_FORGETS_WITHIN_S)
         for folder, listed in chosen:
             await self._rest(_size(folder))

@@ -259,10 +259,14 @@ class KernelView:
         finally:
             ended = True
 
+    async def drop_surely(self, remembered: Remembered) -> None:
+        """As ``drop``; where no thread can be started it is tried until one can."""
+        await _until_told(partial(self.drop, remembered))
+
     def drop_soon(self, remembered: Remembered) -> None:
-        """As ``drop``, without waiting."""
+        """As ``drop_surely``, without waiting."""
         if self._notifier is not None:
-            self._nursery.start_soon(_until_told, partial(self.drop, remembered))
+            self._nursery.start_soon(self.drop_surely, remembered)
 
 
 async def _until_told(tell: Callable[[], Awaitable[object]]) -> None:

@@ -52,4 +52,4 @@ class Sleeps:
                 self._woken()
                 top = self._tree.inodes.root
                 async for entries, inodes in self._tree.remembered_below(top):
-                    await self._kernel.drop(Remembered(entries, inodes))
+                    await self._kernel.drop_surely(Remembered(entries, inodes))

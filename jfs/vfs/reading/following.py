@@ -27,8 +27,9 @@ from jfs.vfs.reading.recall import Recall
 
 log = logging.getLogger(__name__)
 
-# While somebody streams read-ahead does this, and has its bytes in memory when they are wanted.
-_LOOK_AGAIN_S = 0.1
+# While somebody streams read-ahead does this, and has its bytes in memory when they are wanted. A
+# handle whose last run was a stream may stay open for days: it is looked at ever more seldom.
+_LOOK_AGAIN_S, _SELDOM_S = 0.1, 2.0
 
 
 class Following(Listener):
@@ -65,13 +66,16 @@ class Following(Listener):
     async def _bring(self, reader: ContentReader) -> None:
         """Raises JfsError, DiskHangs."""
         plane, size, position = self._plane, reader.version.size, 0
+        pause_s = _LOOK_AGAIN_S
         while position < size and not reader.is_closed:
             cached = reader.cached
             if cached is None or cached.is_full:
                 return
             if reader.streams:
-                await trio.sleep(_LOOK_AGAIN_S)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _SELDOM_S)
                 continue
+            pause_s = _LOOK_AGAIN_S
             ahead = Extent(position, min(size, position + plane.settings.window_bytes))
             missing = await cached.run(partial(_missing, ahead))
             if not missing:
