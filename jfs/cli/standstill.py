@@ -4,6 +4,7 @@ Until a mount serves, everything that it does is quick and local: options, crede
 disk that hangs (NFS without its server) holds such a call for ever, and no signal may reach it.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -55,9 +56,11 @@ def _silent(places: list[str]) -> list[str]:
     """Return the places that a look does not return from."""
     looks = {place: threading.Thread(target=_look, args=(place,), daemon=True) for place in places}
     for look in looks.values():
-        look.start()
+        with contextlib.suppress(RuntimeError):  # no thread can be started: others are to blame
+            look.start()
     for look in looks.values():
-        look.join(_LOOK_S)
+        if look.ident is not None:
+            look.join(_LOOK_S)
     return [place for place, look in looks.items() if look.is_alive()]
 
 

@@ -57,12 +57,13 @@ def _request(
     handle = ctypes.c_uint64.from_address(info + _FH_OFFSET).value
     try:
         data = read(handle, offset, size)
+        place = None if data is None else ctypes.addressof(ctypes.c_char.from_buffer(data))
     except Exception as error:
         log.debug("READ is answered by its handler: %r", error)
-        data = None
-    if data is None:
+        data = place = None
+    if data is None or place is None:
         proceed(request, ino, size, offset, info)
         return
-    failure = reply(request, ctypes.addressof(ctypes.c_char.from_buffer(data)), len(data))
+    failure = reply(request, place, len(data))
     if failure:  # the mount is gone, or whoever asked
         log.debug("READ was not answered: %d", failure)
