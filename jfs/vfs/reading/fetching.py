@@ -206,7 +206,7 @@ class Fetching:
         fetch.reached = 0
         while fetch.reached < size:
             given = plane.pool.given()
-            ahead = min(size, fetch.reached + plane.settings.window_bytes)
+            ahead = min(size, fetch.reached + plane.ahead_bytes)
             segment = reader.bring(Extent(fetch.reached, ahead), demand=True)
             if segment is None:
                 await memory_for(given, plane, reader)

@@ -76,7 +76,7 @@ class Following(Listener):
                 pause_s = min(2 * pause_s, _SELDOM_S)
                 continue
             pause_s = _LOOK_AGAIN_S
-            ahead = Extent(position, min(size, position + plane.settings.window_bytes))
+            ahead = Extent(position, min(size, position + plane.ahead_bytes))
             missing = await cached.run(partial(_missing, ahead))
             if not missing:
                 position = ahead.stop

@@ -6,6 +6,7 @@ from dataclasses import replace
 import trio
 
 from jfs.config import ReadSettings
+from jfs.extents import KiB
 from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
@@ -19,6 +20,7 @@ from jfs.vfs.reading.segments import SegmentPool
 from jfs.waiting import Disk
 
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
+_BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 _DISK_THREADS = 32
 
 
@@ -31,6 +33,10 @@ class Plane:
         several: whether there may be several repositories.
         fetches: worker threads that receive at a time, from each repository.
         locate: ``ArtifactStore.locate``; None: what is not at its place is not looked for.
+
+    Attributes:
+        block_size: bytes of the blocks that everything is fetched in.
+        ahead_bytes: that who fetches a whole content asks for at a time; whole segments, mostly.
     """
 
     def __init__(
@@ -49,8 +55,14 @@ class Plane:
         self.source = source
         self.store = store
         budget = budget or Budget(settings.memory_bytes)
-        # A segment must fit, or the READ that wants it would wait for ever.
+        self.block_size = store.block_size if store is not None else _BLOCK_SIZE_WITHOUT_CACHE
+        # A segment must fit, or the READ that wants it would wait for ever. Its blocks must be
+        # whole, and limits of memory are not (500M of a container): a part of one would be
+        # published as the block, and what lacks of it asked for beyond the segment.
         segment_bytes = min(settings.segment_bytes, budget.bound // _SEGMENTS_AT_LEAST)
+        segment_bytes = max(self.block_size, segment_bytes - segment_bytes % self.block_size)
+        window_bytes = settings.window_bytes
+        self.ahead_bytes = max(segment_bytes, window_bytes - window_bytes % self.block_size)
         self.settings = replace(settings, segment_bytes=segment_bytes)
         self.metrics = metrics
         self.budget = budget

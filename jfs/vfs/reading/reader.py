@@ -27,7 +27,7 @@ from jfs.errors import (
     Stale,
     Unavailable,
 )
-from jfs.extents import Extent, KiB
+from jfs.extents import Extent
 from jfs.formats import describes_itself
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.vfs.reading import cached
@@ -43,9 +43,6 @@ from jfs.vfs.reading.whole import REFETCHES, SMALL, receive_whole
 log = logging.getLogger(__name__)
 
 
-_BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
-
-
 class ContentReader(SegmentOwner):
     """See the module; made by ``DataPlane.open``. *cached*: its blocks on disk, None: nowhere."""
 
@@ -53,11 +50,10 @@ class ContentReader(SegmentOwner):
         self.version = version
         self._plane = plane
         self.cached = content
-        block_size = plane.store.block_size if plane.store else _BLOCK_SIZE_WITHOUT_CACHE
-        self._block_size = block_size
+        self._block_size = plane.block_size
         self._planner = ReadaheadPlanner(
             version.size,
-            block_size,
+            plane.block_size,
             plane.settings.window_bytes,
             piece=plane.settings.segment_bytes,
             whole=plane.habits.are_read_whole(version.path),
