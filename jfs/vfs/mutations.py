@@ -316,10 +316,11 @@ class Mutations:
         there = await self._unasked.there(source, target, path)
         if file is None:
             return
+        if file.replaces is not None:
+            self._require_deletable(source)
         await self._unasked.remove_traces(source)
         if file.replaces is not None:
-            # It is still on the server, and was gone for everybody here.
-            await self._store.delete(source.path)
+            await self._unasked.remove_replaced(source, file.replaces)
         replaces = there if isinstance(there, FileInfo) else None
         await self._renaming.note_move(file, self._over(target), path, replaces)
         file.replaces = replaces

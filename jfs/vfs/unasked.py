@@ -9,7 +9,7 @@ only.
 from contextlib import suppress
 
 from jfs.errors import NotFound
-from jfs.model import EntryInfo, FileInfo, Properties, RepoPath
+from jfs.model import EntryInfo, FileInfo, Properties, RepoPath, same_content
 from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.files.table import OpenFiles
@@ -92,4 +92,15 @@ class Unasked:
         with suppress(NotFound):
             there = await self._store.stat(inode.path)
             if isinstance(there, FileInfo) and there.checksums.sha256 in staged.sent:
+                await self._store.delete(inode.path)
+
+    async def remove_replaced(self, inode: Inode, replaced: FileInfo) -> None:
+        """Remove from the server what a file took the place of, which is here alone and moves away.
+
+        It is gone for everybody here. What somebody else has put there since stays. Raises
+        RemoteError.
+        """
+        with suppress(NotFound):
+            there = await self._store.stat(inode.path)
+            if isinstance(there, FileInfo) and same_content(there, replaced):
                 await self._store.delete(inode.path)

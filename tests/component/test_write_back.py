@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoEntry, ServerDown, Stale, Unavailable
+from jfs.errors import JfsError, NoEntry, NotPermitted, ServerDown, Stale, Unavailable
 from jfs.extents import Extent
 from jfs.model import RepoPath
 from jfs.server import Fault
@@ -19,6 +20,7 @@ from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.files.queue import may_pass
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing import recovery
 from jfs.vfs.writing.journal import Entry, Journal, Record, State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
 from tests.component.composed import composed, content, find, names
@@ -685,3 +687,133 @@ async def test_what_nobody_wants_is_not_taken_over(ask: Requests, staging: Path)
     assert ask.get(f"/{REPO}/f").status == 404
     assert journal(staging) == []
     assert not files(staging, "*.drop")
+
+
+async def test_what_was_queued_after_a_wish_to_drop_is_not_dropped(
+    ask: Requests, staging: Path
+) -> None:
+    """``jfs recover drop`` means what it was told of, not what was saved over it meanwhile."""
+    async with behind(ask, staging, **NEVER) as fs:
+        ino = await put(fs, "f", ONE)
+        file = fs._files.find(fs._tree.find(ino))
+        assert file is not None
+        assert file.staged is not None
+        older = file.staged.entry
+        assert older is not None
+        await put(fs, "f", TWO)
+        await fs._files.discard(file, older)
+        assert await state(fs, ino) == "pending"
+        assert await content(fs, "f") == TWO
+    assert [(record.state, data) for record, data in journal(staging)] == [(State.PENDING, TWO)]
+
+
+@pytest.mark.parametrize("offset", [0, 5000])
+async def test_a_file_that_is_emptied_after_a_write_that_failed_is_whole_again(
+    ask: Requests, staging: Path, offset: int
+) -> None:
+    """What a program does on a disk that is full: it makes room, empties the file, begins anew."""
+    async with behind(ask, staging) as fs:
+        opened, attributes = await fs.create(ROOT, "f", 0o644, os.O_WRONLY | os.O_CREAT, ME)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # the disk takes no byte
+        try:
+            with pytest.raises(OSError, match="too large"):
+                await fs.write(opened.handle, offset, ONE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (await fs.getattr(attributes.ino)).size == 0
+        await fs.setattr(attributes.ino, Change(size=0), opened.handle)
+        await fs.write(opened.handle, 0, TWO)
+        await fs.flush(opened.handle)
+        await fs.release(opened.handle)
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/f").body == TWO
+
+
+async def test_properties_that_a_deploy_does_not_carry_outlive_a_try_that_failed(
+    ask: Requests, staging: Path
+) -> None:
+    """The first try put the bytes there, which drops them; the next has to know them still."""
+    ask.server.deploy(REPO, "f", OLD, {"note": ["a;b"], "env": ["production"]})
+    fails = ask.server.faults.add(Fault.status(503, f"*/{REPO}/f*", method="PATCH"))
+    async with behind(ask, staging) as fs:
+        await names(fs, "")
+        await put(fs, "f", ONE)
+        await until(lambda: bool(fs.behind.state.error))
+        assert ask.get(f"/{REPO}/f").body == ONE
+        ask.server.faults.remove(fails)
+        fs.behind.wake()
+        await uploaded(fs)
+    assert ask.properties("f") == {"note": ["a;b"], "env": ["production"]}
+
+
+async def test_a_property_that_goes_between_two_uploads_of_one_handle_stays_gone(
+    ask: Requests, staging: Path
+) -> None:
+    ask.server.deploy(REPO, "f", OLD, {"env": ["production"]})
+    async with behind(ask, staging) as fs:
+        handle = (await fs.open(await find(fs, "f"), os.O_WRONLY)).handle
+        await fs.write(handle, 0, ONE)
+        await fs.fsync(handle)
+        assert ask.patch(f"/api/metadata/{REPO}/f", {"props": {"env": None}}).status == 204
+        await fs.write(handle, 0, TWO)
+        await fs.fsync(handle)
+        await fs.release(handle)
+    assert ask.properties("f") == {}
+
+
+@pytest.mark.parametrize("there", [None, b"somebody else's"])
+async def test_a_rename_away_from_a_place_leaves_what_somebody_put_there(
+    ask: Requests, staging: Path, there: bytes | None
+) -> None:
+    """It waits in the place of what the server had: that goes, and nothing that came since."""
+    ask.server.deploy(REPO, "f", OLD)
+    async with behind(ask, staging, **NEVER) as fs:
+        await names(fs, "")
+        await put(fs, "f.tmp", ONE)
+        await fs.rename(ROOT, "f.tmp", ROOT, "f", 0)
+        if there is None:
+            assert ask.delete(f"/{REPO}/f").status == 204
+        else:
+            ask.server.deploy(REPO, "f", there)
+        await fs.rename(ROOT, "f", ROOT, "g", 0)
+        fs.behind.wake()
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/g").body == ONE
+    found = ask.get(f"/{REPO}/f")
+    assert (found.status, found.body) == (200, there) if there else found.status == 404
+
+
+async def test_a_rename_of_what_waits_deletes_nothing_where_nothing_is_to_be_deleted(
+    ask: Requests, staging: Path
+) -> None:
+    ask.server.deploy(REPO, "f", OLD)
+    async with behind(ask, staging, no_delete=True, **NEVER) as fs:
+        await names(fs, "")
+        await put(fs, "f.tmp", ONE)
+        await fs.rename(ROOT, "f.tmp", ROOT, "f", 0)
+        with pytest.raises(NotPermitted):
+            await fs.rename(ROOT, "f", ROOT, "g", 0)
+        assert await content(fs, "f") == ONE
+    assert ask.get(f"/{REPO}/f").body == OLD
+
+
+async def test_what_was_closed_over_something_queued_waits_for_a_mount_of_its_place(
+    ask: Requests, staging: Path
+) -> None:
+    """Uploaded alone, it would leave what it replaces in the queue, to go up over it later."""
+    async with behind(ask, staging, source=f"{REPO}/a", **NEVER) as fs:
+        ino = await put(fs, "f", ONE)
+        handle = (await fs.open(ino, os.O_WRONLY | os.O_TRUNC)).handle
+        await fs.write(handle, 0, TWO)
+    (newer,) = Journal(staging).left_behind([State.WRITING])
+    newer.update(state=State.DEPLOYING)  # as far as its upload came
+    newer.close()
+    async with composed(ask.server, f"{REPO}/b", writes=WriteSettings(staging)) as other:
+        writing = other._writing
+        assert writing is not None
+        await recovery.resume(writing.area, other._store, other.claims.held)
+    async with behind(ask, staging, source=f"{REPO}/a", last_writer_wins=True) as fs:
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/a/f").body == TWO
+    assert journal(staging) == []

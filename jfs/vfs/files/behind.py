@@ -104,9 +104,9 @@ class Behind:
         ours = {}
         for file in self._files.queue.files():
             if file.staged is not None and file.staged.entry is not None:
-                ours[file.staged.entry.name] = file
+                ours[file.staged.entry.name] = file, file.staged.entry
         for name in await waiting.on_disk(journal.unwanted, ours.keys()):
-            await self._files.discard(ours[name])
+            await self._files.discard(*ours[name])  # newer may have taken its place meanwhile
         await self._take_over(self._writing)
         self.wake()
         return self.state.pending

@@ -161,6 +161,7 @@ class Renaming:
         await waiting.on_disk(partial(entry.update, **changes))
         staged.sent.clear()
         staged.sent.update(sent)
+        staged.properties = {}
 
     async def note_times(self, inode: Inode) -> None:
         """Let the journal know the time that was set on a file that waits for its upload."""

@@ -38,6 +38,7 @@ from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
+from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.staging import StagingFile, forgotten
 
 log = logging.getLogger(__name__)
@@ -191,16 +192,14 @@ class OpenFiles:
                 found.append(promised)
         return found
 
-    async def discard(self, file: OpenFile) -> None:
-        """Drop what a file has waiting, as ``jfs recover drop`` wants. Never raises."""
+    async def discard(self, file: OpenFile, entry: Entry) -> None:
+        """Drop what waits of a file, as ``jfs recover drop`` wants: *entry* alone. Never raises."""
         assert self._writer is not None
         assert self.queue is not None
         try:
-            await self._writer.discard(file)
+            await self._writer.discard(file, entry)
         except OSError as error:
             log.warning("%s: cannot be dropped: %s", file.inode.path, error)
-        else:
-            log.info("%s: what waited for its upload was dropped", file.inode.path)
         await self.queue.drop(file)
 
     def resumed(self, file: OpenFile) -> None:

@@ -118,7 +118,7 @@ class Writer:
 
     async def truncate(self, file: OpenFile, size: int) -> None:
         """Cut or extend; only what stays is fetched. Raises JfsError, OSError."""
-        if file.size == size:
+        if file.size == size and (size or file.broken is None):
             now = time.time_ns()  # nothing to upload, but the call sets the times (POSIX)
             self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=file.tag)
             return
@@ -198,13 +198,14 @@ class Writer:
                 await waiting.on_disk(keep, file.staged.entry, reason, size=size)
                 self._abandon(file)
 
-    async def discard(self, file: OpenFile) -> None:
-        """Drop what is queued. Claims the path, then takes the lock. Raises OSError."""
+    async def discard(self, file: OpenFile, entry: Entry) -> None:
+        """Drop what is queued, if it is *entry* still. Locks as ``refuse``. Raises OSError."""
         self.cut(file)
         async with self._placed(file):
-            if file.is_pending and file.staged is not None:
+            if file.is_pending and file.staged is not None and file.staged.entry is entry:
                 await waiting.on_disk(file.staged.forget)
                 self._abandon(file)
+                log.info("%s: what waited for its upload was dropped", file.inode.path)
 
     def cut(self, file: OpenFile) -> None:
         """Cut an upload behind: somebody wants to change the file, and shall not wait for it."""

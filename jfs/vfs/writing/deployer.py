@@ -86,6 +86,11 @@ class Deployer:
             there = {} if base is None else await self._store.properties(path)
             # It may have been a symbolic link, whose place a file takes.
             kept = {key: values for key, values in there.items() if key != SYMLINK_TARGET}
+            if staged.sent and base is not None:
+                # A try may have put the bytes there, and failed before it had set those properties
+                # that a deploy does not carry.
+                kept = {**staged.properties, **kept}
+            staged.properties = kept
             properties = {**(properties or kept), **settings.properties}
             sha256 = await waiting.hashing(
                 partial(_seal, staged, entry, path, properties, modified_ns), staged.size
@@ -120,6 +125,7 @@ class Deployer:
             if gone := there.keys() - properties.keys():
                 # Where the bytes are the same the server keeps what is not named.
                 await self._store.set_properties(path, dict.fromkeys(gone))
+            staged.properties = {}
         self._metrics.count("deploys")
         # The answer to a deploy names no time of modification.
         return replace(info, modified_ns=modified_ns or time.time_ns())

@@ -55,6 +55,8 @@ async def resume(area: StagingArea, store: ArtifactStore, claimed: Claim) -> Non
         try:
             if entry.record.server != area.server or entry.record.state is State.PENDING:
                 continue  # what is pending waits for a mount that shows its place
+            if entry.record.state is State.DEPLOYING and entry.record.supersedes:
+                continue  # so does what is newer: alone, it would leave the older one queued
             if entry.record.state is not State.DEPLOYING:
                 kept += 1
                 continue

@@ -22,7 +22,7 @@ from jfs.disk import read_at
 from jfs.errors import DiskHangs, FileTooLarge, disk_words
 from jfs.extents import Extent, MiB
 from jfs.memory import Budget
-from jfs.model import FileInfo, RepoPath
+from jfs.model import FileInfo, Properties, RepoPath
 from jfs.vfs.writing.journal import Entry, Journal, Record, State
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class StagingArea:
         )
         entry = self.journal.create(record)
         newer = self._made(entry.file, entry)
-        newer.sent = set(staged.sent)
+        newer.sent, newer.properties = set(staged.sent), staged.properties
         try:
             for piece in Extent(0, size).pieces(_PIECE):
                 data = read_at(staged.file, piece.size, piece.start)
@@ -129,6 +129,7 @@ class StagingFile:
     Attributes:
         entry: in the journal; None for content that shall never be uploaded.
         sent: digests of what was deployed from it, whether the server has said yes or not.
+        properties: which the server had at the place, as of a try that failed.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class StagingFile:
         self.file = file
         self.entry = entry
         self.sent: set[str] = set()
+        self.properties: Properties = {}
         self.size = size
         self._hash = running_hash
         self._largest = largest
@@ -183,7 +185,8 @@ class StagingFile:
             self._hash.rewind(offset)
             raise
         finally:
-            self.size = max(self.size, position)
+            if position > offset:  # a write of which nothing came to the disk extends nothing
+                self.size = max(self.size, position)
         self._hash.wrote(offset, data)
 
     def truncate(self, size: int) -> None:
