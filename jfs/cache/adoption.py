@@ -10,7 +10,7 @@ from array import array
 from contextlib import closing
 from pathlib import Path
 
-from jfs.cache.blockmap import BlockMap, checksum
+from jfs.cache.blockmap import BlockMap, checksum, stamp_of
 from jfs.cache.content import DiskContent
 from jfs.errors import CacheError
 from jfs.extents import Extent, MiB
@@ -41,7 +41,8 @@ def install(paths: tuple[Path, Path], content: ContentKey, block_size: int, stag
         os.rename(staged, data_path)
         blocks.set(0, words)
         # Its digest was computed from these bytes, and nobody writes to the file any more.
-        blocks.set_verified(os.stat(data_path).st_ctime_ns)
+        with data_path.open("rb", buffering=0) as data:
+            blocks.set_verified(stamp_of(data.fileno()))
         return True
     except BlockingIOError:
         return False

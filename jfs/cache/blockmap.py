@@ -18,6 +18,7 @@ Any thread.
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import struct
 import tempfile
@@ -47,6 +48,7 @@ _WORDS_AT = 4096  # the header has a page of its own
 _WORD = 8
 _ABSENT = bytes(_WORD)
 _A_LOOK = 1 << 15
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Words that are looked through at a time: the first page, then more and more, at most 1 MiB.
 _FIRST_STEP, _LARGEST_STEP = 512, 1 << 17
 
@@ -321,12 +323,26 @@ def lock_blocks(file: int, blocks: range) -> bool:
     return True
 
 
-def stamp_of(data: int) -> int:
+def stamp_of(data: int, boot: bytes | None = None) -> int:
     """Return what changes with every change of a data file, whoever makes it. Raises OSError.
 
-    Its time of change (ns), which unlike the one of modification no program can set back.
+    Its time of change (ns), which unlike the one of modification no program can set back; and the
+    start of the machine. Nothing here is synced: a loss of power leaves the time, and the words of
+    the map, of bytes that had not reached the disk yet.
+
+    Args:
+        boot: which start; None: the last one.
     """
-    return os.fstat(data).st_ctime_ns
+    started = _boot() if boot is None else boot
+    return os.fstat(data).st_ctime_ns ^ xxhash.xxh3_64_intdigest(started)
+
+
+@functools.cache
+def _boot() -> bytes:
+    try:
+        return _BOOT.read_bytes()
+    except OSError:
+        return b""  # a sandbox that has none
 
 
 def read_key(path: Path) -> tuple[ContentKey, int]:

@@ -136,7 +136,9 @@ def _remove_unused(entry: Entry, *, even_pinned: bool = False) -> bool:
         # Who opens the entry now finds no map and makes a new one; who opened it before we had the
         # lock sees that the map it holds is no longer the one at the path. The map goes last: were
         # it first, a new one could be in use already when the data that belongs to it goes.
-        blocks.clear(range(blocks.count))  # in case we are killed between the two
+        # In case we are killed between the two:
+        blocks.set_unverified()
+        blocks.clear(range(blocks.count))
         entry.data_path.unlink(missing_ok=True)
         entry.map_path.unlink(missing_ok=True)
         return True

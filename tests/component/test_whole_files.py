@@ -6,8 +6,11 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 from jfs import descriptors
 from jfs.cache import DiskBlockStore, check, inventory, remove
+from jfs.cache.blockmap import stamp_of
 from jfs.extents import Extent, MiB
 from jfs.model import ContentKey
 from tests.component.composed import block_store
@@ -93,6 +96,41 @@ def test_a_file_that_was_changed_is_verified_again_first(
     assert verify(tmp_path / "cache")
     assert whole.is_right()  # it is the same file
     whole.close()
+    opened.close()
+
+
+def test_what_was_verified_before_the_machine_started_is_verified_again_first(
+    tmp_path: Path, expected_logs: list[str]
+) -> None:
+    """A loss of power keeps the time of change of a file whose bytes had not reached the disk."""
+    expected_logs.append("block 0 does not match its checksum: fetching it again")
+    store = store_with(tmp_path / "cache")
+    assert verify(tmp_path / "cache")
+    opened = store.open(KEY)
+    with opened.map_path.with_suffix(".data").open("r+b", buffering=0) as data:
+        data.write(bytes(BLOCK))
+        opened.note_verified(stamp_of(data.fileno(), b"an earlier start"))
+    assert opened.whole() is None
+    assert not opened.verified
+    assert not verify(tmp_path / "cache")
+    assert opened.missing(Extent(0, KEY.size)) == [Extent(0, BLOCK)]
+    opened.close()
+
+
+def test_an_eviction_that_ends_in_the_middle_leaves_nothing_verified(tmp_path: Path) -> None:
+    """What is fetched into the same map again is held against its digest again."""
+    store = store_with(tmp_path / "cache")
+    assert verify(tmp_path / "cache")
+    (entry,) = inventory(tmp_path / "cache")
+    data = entry.files.data_path
+    data.unlink()
+    data.mkdir()  # what cannot be removed as a file is
+    with pytest.raises(OSError, match=data.name):
+        remove(entry)
+    data.rmdir()
+    opened = store.open(KEY)
+    assert opened.missing(Extent(0, KEY.size)) == [Extent(0, KEY.size)]
+    assert not opened.verified
     opened.close()
 
 
