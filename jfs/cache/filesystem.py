@@ -66,8 +66,8 @@ def probe(directory: Path) -> Abilities:
     try:
         return Abilities(
             nowait=_works(lambda: os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)),
-            locks=_works(lambda: _lock(directory)),
-            claims=_works(lambda: lock_blocks(file, range(1))),
+            locks=_works(lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)),
+            claims=_works(lambda: _claim(name)),  # while *file* is locked
             direct=_works(lambda: _write_direct(name)),
             sparse=_works(lambda: _make_hole(file)),
         )
@@ -96,6 +96,20 @@ def _lock(directory: Path) -> None:
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(file)
+
+
+def _claim(name: str) -> None:
+    """Claim a block of a file that is locked as an open entry is.
+
+    To NFS both are locks of bytes (flock(2)): there whoever has the entry open refuses every claim,
+    its own too, and each would be waited for in vain.
+    """
+    file = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not lock_blocks(file, range(1)):
+            raise OSError("who has the file locked refuses it")
     finally:
         os.close(file)
 

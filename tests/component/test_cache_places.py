@@ -114,7 +114,10 @@ def use(store: DiskBlockStore, other: DiskBlockStore, number: int = 1) -> None:
 
 @pytest.mark.fuse  # root, like every mount
 def test_every_file_system_takes_a_cache(open_store: Opener, place: Path) -> None:
-    use(open_store(place / "cache"), open_store(place / "cache"))
+    first = open_store(place / "cache")
+    assert first.abilities.locks
+    assert first.abilities.claims
+    use(first, open_store(place / "cache"))
     # What its probe did not find is noticed when it is used.
     everything = open_store(place / "cache", abilities=Abilities())
     use(everything, everything, 2)
