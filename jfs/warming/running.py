@@ -3,6 +3,7 @@
 import logging
 import mmap
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import trio
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 _PIECE = 4 * MiB  # one range request and one write to disk, at most
 _SMALLEST = 256 * KiB
 _CLAIM_POLL_S = 0.05
-# A mount gives up on a claim without progress after 10 s. Nobody waits for us: it goes first.
+# A mount gives up on a claim without progress after 10 s, and fetches itself. So do we; but nobody
+# waits for us: it goes first.
 _CLAIM_PATIENCE_S = 15.0
 
 
@@ -182,14 +184,18 @@ class Run:
             raise failures[0]
 
     async def _piece(self, version: ArtifactVersion, cached: CachedContent, piece: Extent) -> None:
-        waiting_since = trio.current_time()
+        waiting_since, known_missing = trio.current_time(), None
         while missing := cached.missing(piece):
+            if missing != known_missing:
+                waiting_since, known_missing = trio.current_time(), missing
             claim = cached.claim(Extent(missing[0].start, missing[-1].stop))
             if claim is None:
-                if trio.current_time() - waiting_since > _CLAIM_PATIENCE_S:
-                    raise CacheFull("another process holds its blocks and stands still: try again")
-                await trio.sleep(_CLAIM_POLL_S)
-                continue
+                if trio.current_time() - waiting_since <= _CLAIM_PATIENCE_S:
+                    await trio.sleep(_CLAIM_POLL_S)
+                    continue
+                # It is stopped; or its request is longer than ours, and its line slow.
+                log.info("%s: another process holds its blocks and stands still", version)
+                claim = nullcontext()
             with claim:
                 for run in cached.missing(piece):
                     await threads.in_turn(self._limit, self._fetch, version, cached, run)

@@ -1,19 +1,26 @@
 """Some tensors of a model are brought into the cache, and nothing else of it is touched."""
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
+from jfs.artifactory import HttpRangeSource
 from jfs.config import CacheSettings
-from jfs.extents import KiB, MiB
+from jfs.extents import Extent, KiB, MiB
 from jfs.formats import Selection
-from jfs.model import RepoPath
+from jfs.metrics import Metrics
+from jfs.model import Checksums, ContentKey, FileInfo, RepoPath
 from jfs.server import EmbeddedServer
 from jfs.warming import Warmed, warm
-from tests.component.composed import server_settings
+from jfs.warming.running import Run
+from tests.component.composed import block_store, server_settings
 from tests.component.server_requests import REPO
 from tests.unit.models import onnx_model, safetensors_head
 
@@ -179,3 +186,34 @@ def test_an_index_that_is_wrong_fails_alone(server: EmbeddedServer, tmp_path: Pa
     ((path, text),) = warmed(server, tmp_path, "n", rank=0, ranks=2).failures
     assert path.name == "x.index.json"
     assert text == "1000 files that it names are not there, such as '0.safetensors'"
+
+
+async def test_blocks_that_another_process_holds_and_does_not_bring_are_fetched(
+    server: EmbeddedServer, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may be stopped; or its request is longer than ours, and its line slow."""
+    data = os.urandom(MiB + 5)
+    server.deploy(REPO, "f", data)
+    store = block_store(tmp_path / "cache")
+    source = HttpRangeSource(server_settings(server), Metrics())
+    key = ContentKey(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+    other = store.open(key)
+    result = Warmed()
+    try:
+        with other.claim(Extent(0, BLOCK)) or contextlib.nullcontext():
+            run = Run(
+                store,
+                source,
+                trio.CapacityLimiter(2),
+                result,
+                lambda path, size: None,
+                lambda path, size: None,
+            )
+            path = RepoPath.parse(f"{REPO}/f")
+            await run.file(FileInfo(path, len(data), Checksums(sha256=key.digest[7:]), 0))
+        assert result.failures == []
+        assert other.missing(Extent(0, len(data))) == []
+    finally:
+        other.close()
+        source.close()
+        store.close()
