@@ -212,3 +212,22 @@ def test_a_change_that_the_disk_refuses_is_not_made(journal: Journal) -> None:
         with pytest.raises(IsADirectoryError):
             entry.update(state=State.WRITING)
         assert entry.record.state is State.DEPLOYING
+
+
+async def test_what_power_has_cut_is_not_uploaded(journal: Journal) -> None:
+    """The journal says that it was being uploaded, and its data never came to the disk, or half."""
+    whole, half = hashlib.sha256(DATA + DATA).hexdigest(), hashlib.sha256(DATA).hexdigest()
+    store = Store()
+    with closing(left(journal, State.DEPLOYING, sha256=whole)) as entry:
+        for _ in range(2):
+            with pytest.raises(JfsError, match="is not what was written"):
+                await upload(entry, store)
+        assert store.deployed == []
+        assert entry.record.state is State.FAILED
+        assert await upload(entry, store, force=True) is Outcome.UPLOADED
+    there = FileInfo(PATH, 2 * len(DATA), Checksums(sha256=whole), 0)
+    with closing(left(journal, State.DEPLOYING, sha256=whole)) as entry:
+        assert await upload(entry, Store(there=there)) is Outcome.WAS_THERE
+    with closing(left(journal, State.DEPLOYING, sha256=half)) as entry:
+        assert await upload(entry, store) is Outcome.UPLOADED
+    assert journal.survey() == []

@@ -1,6 +1,7 @@
 """--write-back through the facade: what close promises, what waits, what becomes of it."""
 
 import errno
+import hashlib
 import os
 import random
 import resource
@@ -817,3 +818,29 @@ async def test_what_was_closed_over_something_queued_waits_for_a_mount_of_its_pl
         await uploaded(fs)
     assert ask.get(f"/{REPO}/a/f").body == TWO
     assert journal(staging) == []
+
+
+async def test_what_power_has_cut_does_not_take_the_place_of_what_was_promised(
+    ask: Requests, staging: Path
+) -> None:
+    """What was queued is on this disk; what was being uploaded in its place may not be."""
+    held = ask.server.faults.add(Fault.stall(f"/{REPO}/f", method="PUT"))
+    async with behind(ask, staging, **NEVER) as fs:
+        ino = await put(fs, "f", ONE)
+        handle = (await fs.open(ino, os.O_WRONLY | os.O_TRUNC)).handle
+        await fs.write(handle, 0, TWO)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.fsync, handle)
+            await trio.to_thread.run_sync(held.wait_hit)
+            nursery.cancel_scope.cancel()
+    held.release()
+    ask.server.faults.clear()
+    (cut,) = [seen for seen in Journal(staging).survey() if seen.record.state is State.DEPLOYING]
+    assert cut.record.sha256 == hashlib.sha256(TWO).hexdigest()
+    os.truncate(staging / f"{cut.name}.data", 1000)
+    async with behind(ask, staging) as fs:
+        await uploaded(fs)
+    assert ask.get(f"/{REPO}/f").body == ONE
+    assert [(record.state, len(data)) for record, data in journal(staging)] == [
+        (State.FAILED, 1000)
+    ]

@@ -26,6 +26,7 @@ from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.questions import Questions
 from jfs.vfs.writing.journal import Entry, State
+from jfs.vfs.writing.recovery import NOT_WHOLE, digest, is_whole
 from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,10 @@ class Behind:
             # Closed while it replaced something that is queued: it is whole, and newer.
             closed = record.state is State.DEPLOYING and bool(record.supersedes)
             ours = record.server == area.server and bool(below(root, record.path))
-            if ours and (closed or record.state is State.PENDING):
+            if ours and closed and not is_whole(record, digest(entry.file)):
+                entry.update(state=State.FAILED, error=NOT_WHOLE)  # what it replaces is
+                entry.close()
+            elif ours and (closed or record.state is State.PENDING):
                 found[entry.name] = entry
             else:
                 entry.close()

@@ -368,7 +368,7 @@ class Writer:
             return
         base = file.base
         changes = {"base": _digest_of(base), "base_size": base.size if base is not None else 0}
-        await waiting.on_disk(lambda: entry.update(state=State.WRITING, **changes))
+        await waiting.on_disk(lambda: entry.update(state=State.WRITING, sha256="", **changes))
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode

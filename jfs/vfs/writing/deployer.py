@@ -194,9 +194,13 @@ def _seal(
 ) -> str:
     """Finish the digest, and note in the journal that the file is whole. Blocking.
 
+    Nothing waits for this disk: after a loss of power the note may be there, and the data not, or
+    not all of it. Then the digest tells.
+
     A journal that cannot be written, on a disk that is full or read-only by now, is no reason not
     to upload what can be read: if we are killed meanwhile, the file counts as never closed.
     """
+    sha256 = staged.sha256()
     if entry.record.state is not State.PENDING:  # then the journal has it all
         try:
             entry.update(
@@ -205,10 +209,11 @@ def _seal(
                 properties=properties,
                 modified_ns=modified_ns,
                 error="",
+                sha256=sha256,
             )
         except OSError as error:
             log.warning("%s: uploaded without its journal: %s", path, disk_words(error))
-    return staged.sha256()
+    return sha256
 
 
 def keep(entry: Entry, reason: str) -> None:

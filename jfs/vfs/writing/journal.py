@@ -57,17 +57,16 @@ class Record:
     Attributes:
         server: URL of the service that it belongs to.
         path: where it belongs, as of now: a rename takes it along.
-        base: sha256 of what the server had there when it was opened; None: nothing.
+        base, base_size: of what the server had there when it was opened: its sha256; None: nothing.
         properties: to be set when it is deployed.
         created_ns: since 1970.
         error: what went wrong the last time; once FAILED, why.
-        base_size: of *base*.
         made: the file was made here: its properties are those of the record, not the server's.
         sent: digests of what the server may have got at the path, without our hearing of it.
         supersedes: names of staged files that are of no use once this one is PENDING.
         queued_ns: since when it is PENDING.
-        tries: how often it was tried since.
-        next_ns: when it will be tried again, at the latest.
+        tries, next_ns: how often it was tried since; when it will be again, at the latest.
+        sha256: of the data when its upload began; "": not known, or changed since.
     """
 
     server: str
@@ -85,6 +84,7 @@ class Record:
     queued_ns: int = 0
     tries: int = 0
     next_ns: int = 0
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +434,7 @@ def _later(document: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"base_size": int, "made": bool, "queued_ns": int, "tries": int, "next_ns": int}
     found = {name: kind(document[name]) for name, kind in kinds.items() if name in document}
     lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}
-    return {**found, **lists}
+    return {**found, **lists, "sha256": str(document.get("sha256", ""))}
 
 
 def _properties(document: Mapping[str, list[str]]) -> Properties:

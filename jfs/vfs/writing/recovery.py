@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from jfs import waiting
-from jfs.errors import ChangedElsewhere, JfsError, NotFound, is_local
+from jfs.errors import ChangedElsewhere, IntegrityError, JfsError, NotFound, is_local
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
@@ -30,6 +30,10 @@ from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
+NOT_WHOLE = (
+    "is not what was written: the machine stopped before all of it was on this disk: export and "
+    "look at it; retry --force uploads it as it is"
+)
 Claim = Callable[[RepoPath], AbstractAsyncContextManager[None]]
 
 
@@ -97,15 +101,22 @@ async def upload(
         target: the place; in another than its own what is there counts as having come since.
     Raises:
         RemoteError, IntegrityError: the server's verdict; the journal keeps the file.
+        IntegrityError: without *force*, also if the data is not what was written.
         OSError: the local disk failed.
     """
     record = entry.record
     path = target or record.path
     base, sent = (record.base, record.sent) if path == record.path else (None, ())
     size = await waiting.on_disk(lambda: entry.size)
-    sha256 = await waiting.hashing(partial(_digest, entry.file), size)
+    sha256 = await waiting.hashing(partial(digest, entry.file), size)
     expected = {base, *sent}
     there = await _sha256_at(store, path)
+    if not force and not is_whole(record, sha256):
+        if there == record.sha256:  # the upload had ended
+            await waiting.on_disk(entry.remove)
+            return Outcome.WAS_THERE
+        await waiting.on_disk(partial(entry.update, state=State.FAILED, error=NOT_WHOLE))
+        raise IntegrityError(f"{path}: {NOT_WHOLE}")
     if there == sha256:
         # Our own upload may have ended before it had set those that a deploy does not carry.
         found = await store.properties(path)
@@ -137,6 +148,11 @@ async def upload(
         raise
     await waiting.on_disk(entry.remove)
     return Outcome.UPLOADED
+
+
+def is_whole(record: Record, sha256: str) -> bool:
+    """Whether data is what its upload began with, as far as is known; *sha256*: of the data."""
+    return record.state is State.WRITING or record.sha256 in ("", sha256)
 
 
 def _state_after(error: Exception, state: State) -> State:
@@ -241,7 +257,8 @@ async def _sha256_at(store: ArtifactStore, path: RepoPath) -> str | None:
     return (info.checksums.sha256 or "") if isinstance(info, FileInfo) else None
 
 
-def _digest(file: int) -> str:
+def digest(file: int) -> str:
+    """Return the sha256 of a file. Blocking. Raises OSError."""
     found = hashlib.sha256()
     position = 0
     while data := os.pread(file, MiB, position):

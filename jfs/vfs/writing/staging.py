@@ -85,6 +85,7 @@ class StagingArea:
             state=State.WRITING,
             supersedes=(staged.entry.name,),
             error="",
+            sha256="",
             queued_ns=0,
             tries=0,
             next_ns=0,
