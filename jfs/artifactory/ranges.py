@@ -122,8 +122,10 @@ class HttpRangeSource:
 
     def _fetch_once(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
         try:
-            if not self._is_rangeless(version):
-                self._fetch_range(version, extent, progress)
+            comes = not self._is_rangeless(version)
+            while comes and progress.position < extent.stop:
+                rest = Extent(progress.position, extent.stop)
+                comes = self._fetch_range(version, rest, progress)
             if progress.position < extent.stop:
                 with (
                     mapped("GET", self._opener.origin(version)),
@@ -133,21 +135,27 @@ class HttpRangeSource:
         finally:
             self._metrics.count("received_bytes", progress.position - extent.start)
 
-    def _fetch_range(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> None:
-        """Receive a range; no byte if the server turns out to ignore ranges."""
+    def _fetch_range(self, version: ArtifactVersion, extent: Extent, progress: "_Progress") -> bool:
+        """Receive a range, or as much of its beginning as the server sends.
+
+        Returns:
+            Whether any of it came; False: the server turns out to ignore ranges.
+        """
         response = self._opener.open(version, extent)
         offered = False
         try:
-            if not self._check(response, version, extent):
+            stop = self._check(response, version, extent)
+            if not stop:
                 self._note_rangeless(version)
                 if response.status_code == 200:
                     self._whole.offer(WholeBody(response, version))
                     offered = True
-                return
+                return False
             body = response.extensions["body"]
             assert isinstance(body, BodyStream)
             with mapped("GET", response.request.url):
-                progress.receive(body.readinto)
+                progress.receive(body.readinto, stop)
+            return True
         finally:
             if not offered:
                 response.close()
@@ -163,9 +171,12 @@ class HttpRangeSource:
             response.close()
             raise
 
-    def _check(self, response: httpx.Response, version: ArtifactVersion, extent: Extent) -> bool:
-        """Hold the head against what was asked; False: its body is not the range.
+    def _check(self, response: httpx.Response, version: ArtifactVersion, extent: Extent) -> int:
+        """Hold the head against what was asked.
 
+        Returns:
+            Up to where its body has the range: some send less (RFC 9110 section 15.3.7). 0: its
+            body is not the range.
         Raises:
             Stale: the artifact has other content now.
             RemoteError: an error status, or an answer to another question.
@@ -185,21 +196,22 @@ class HttpRangeSource:
         encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
         if status == 206:
             if encoded:
-                return False  # a part of something else: the whole can be decoded
+                return 0  # a part of something else: the whole can be decoded
             got, total = wire.parse_content_range(response.headers.get("Content-Range", ""))
             if total != version.size:
                 raise Stale(f"{total} bytes now", status=status, method="GET", url=_url(response))
-            if got != extent:
+            if got.start != extent.start or not extent.start < got.stop <= extent.stop:
                 raise ProtocolViolation(
                     f"asked for bytes {extent.start}-{extent.stop}, got {got.start}-{got.stop}",
                     method="GET",
                     url=_url(response),
                 )
-            return True
+            return got.stop
         length = response.headers.get("Content-Length", "")
         if length and not encoded and length != str(version.size):
             raise Stale(f"{length} bytes now", status=status, method="GET", url=_url(response))
-        return not encoded and bool(length) and extent == Extent(0, version.size)
+        is_all = not encoded and bool(length) and extent == Extent(0, version.size)
+        return extent.stop if is_all else 0
 
     def _is_rangeless(self, version: ArtifactVersion) -> bool:
         with self._lock:
@@ -235,12 +247,13 @@ class _Progress:
         self._stop = stop
         self._sink = sink
 
-    def receive(self, readinto: Callable[[memoryview], int]) -> None:
-        """Fill what is left of the extent."""
+    def receive(self, readinto: Callable[[memoryview], int], stop: int | None = None) -> None:
+        """Fill what is left of the extent, or of what is before *stop*."""
+        stop = self._stop if stop is None else stop
         # The first piece is small: somebody may wait for no more than its first page.
         piece = _FIRST_PIECE
-        while self.position < self._stop:
-            count = readinto(self._sink.buffer()[:piece])
+        while self.position < stop:
+            count = readinto(self._sink.buffer()[: min(piece, stop - self.position)])
             if not count:
                 raise Unavailable("the body ended too early")
             self._sink.advance(count)

@@ -17,6 +17,7 @@ from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.server import EmbeddedServer, Fault
+from jfs.server.http.faults import Kind
 from tests.conftest import REPO
 
 CONTENT = random.Random(3).randbytes(3 * MiB + 77)
@@ -169,6 +170,18 @@ def test_a_cut_body_is_taken_up_where_it_ended(server: EmbeddedServer, fetch: Fe
     assert fetch(EVERYTHING) == CONTENT
     assert server.stats.requests == 2
     assert server.stats.bytes_sent < len(CONTENT) + 512 * KiB
+
+
+def test_a_server_that_sends_less_than_was_asked_for_is_asked_for_the_rest(
+    server: EmbeddedServer, fetch: Fetch
+) -> None:
+    """RFC 9110, 15.3.7: it may; some proxies answer so much of a range at most."""
+    fault = server.faults.add(Fault(Kind.WRONG_RANGE, path=f"/{REPO}/*", offset=700_000))
+    server.stats.reset()
+    extent = Extent(1_000, 2_000_000)
+    assert fetch(extent) == CONTENT[extent.start : extent.stop]
+    assert fault.hits == 3
+    assert server.stats.bytes_sent < extent.size + 64 * KiB
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,9 @@ async def _spoil(answer: Answer, fault: Fault) -> None:
             if match := _CONTENT_RANGE.match(old):
                 first, last, size = map(int, match.groups())
                 other = f"bytes {first + 1}-{last + 1}/{size}"
+                if fault.offset is not None:  # so many bytes of it, as some proxies answer
+                    answer.parts, _ = split(answer.parts, fault.offset)
+                    other = f"bytes {first}-{min(last, first + fault.offset - 1)}/{size}"
                 answer.headers["Content-Range"] = fault.headers.get("Content-Range", other)
         case Kind.GZIP:
             body = b"".join([await asyncio.to_thread(_read, part) for part in answer.parts])
