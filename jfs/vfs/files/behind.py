@@ -47,6 +47,17 @@ def _give_up(left: list[_Left]) -> None:
         each.entry.close()
 
 
+def _has_all(entry: Entry) -> bool:
+    """Whether what was being uploaded is whole; if not, it is given up. Blocking."""
+    try:
+        if is_whole(entry.record, digest(entry.file)):
+            return True
+        entry.update(state=State.FAILED, error=NOT_WHOLE)
+    except OSError as error:  # nothing else waits for it
+        log.info("%s: cannot be looked at: %s", entry.record.path, disk_words(error))
+    return False
+
+
 class Behind:
     """What is uploaded behind in one mount: see the module. Trio thread only.
 
@@ -157,14 +168,14 @@ class Behind:
             # Closed while it replaced something that is queued: it is whole, and newer.
             closed = record.state is State.DEPLOYING and bool(record.supersedes)
             ours = record.server == area.server and bool(below(root, record.path))
-            if ours and closed and not is_whole(record, digest(entry.file)):
-                entry.update(state=State.FAILED, error=NOT_WHOLE)  # what it replaces is
-                entry.close()
-            elif ours and (closed or record.state is State.PENDING):
+            if ours and (record.state is State.PENDING or (closed and _has_all(entry))):
                 found[entry.name] = entry
             else:
                 entry.close()
         for entry in list(found.values()):
+            if entry.record.state is State.DEPLOYING and entry.name in found:
+                entry.sync_data()  # before what is on this disk goes for it
+                entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)
             for name in entry.record.supersedes:
                 if (older := found.get(name)) is not None:
                     older.remove()
@@ -173,9 +184,6 @@ class Behind:
         for name in area.journal.unwanted(found.keys()):  # told to a mount that has died since
             found[name].remove()
             found.pop(name).close()
-        for entry in found.values():
-            if entry.record.state is State.DEPLOYING:
-                entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)
         entries = sorted(found.values(), key=lambda entry: entry.record.queued_ns)
         seen = [(entry, os.fstat(entry.file)) for entry in entries]
         return [_Left(entry, status.st_mtime_ns, status.st_size) for entry, status in seen]
