@@ -151,7 +151,10 @@ class _Call(Generic[_T]):
         self.begun = False
 
     def __call__(self) -> _T:
-        self.begun = True
+        with self._lock:
+            if self._left:  # whoever waited counts on that it is not called: buffers are reused
+                raise DiskHangs("was given up before it began", asked=False)
+            self.begun = True
         try:
             result = self._call(*self._args)
         except BaseException:
