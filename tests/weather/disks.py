@@ -3,7 +3,9 @@
 Cache, staged files and kept metadata of the mount lie on a disk that fails (``faultydisk``).
 """
 
+import contextlib
 import json
+import select
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tests.component.server_requests import Requests
 from tests.weather.diskwork import FILES, OPERATIONS, PART, half, made, whole
 
 REPO = "ml-models-local"
+_PATIENCE_S = 30
 
 
 class Disk:
@@ -39,13 +42,21 @@ class Disk:
     def fail(self, **faults: str) -> None:
         """Fail from now on as ``faultydisk`` says; without any it is well again."""
         print(json.dumps(faults), file=_pipe(self._process.stdin), flush=True)
-        assert _pipe(self._process.stdout).readline() == "ok\n"
+        said = _pipe(self._process.stdout)
+        if not select.select([said], [], [], _PATIENCE_S)[0]:
+            self._process.kill()  # or whoever tells it next waits for ever
+            raise TimeoutError("the faulty disk does not obey")
+        assert said.readline() == "ok\n"
 
     def end(self) -> None:
         """Take it away."""
-        _pipe(self._process.stdin).close()
-        self._process.wait(30)
-        _pipe(self._process.stdout).close()
+        with contextlib.suppress(BrokenPipeError):
+            _pipe(self._process.stdin).close()
+        try:
+            self._process.wait(_PATIENCE_S)
+        finally:
+            self._process.kill()
+            _pipe(self._process.stdout).close()
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

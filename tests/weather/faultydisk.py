@@ -25,6 +25,9 @@ from typing import Any, cast
 import pyfuse3
 import trio
 
+from jfs.answers import Answers
+from jfs.mount import requests
+
 _CHANGES = (
     *("write", "create", "mkdir", "unlink", "rmdir", "rename", "link", "symlink"),
     *("setattr", "fsync", "open for writing"),
@@ -304,6 +307,9 @@ def _obey(faults: Faults) -> None:
 
 async def _serve(backing: str, mountpoint: str) -> None:
     faults = Faults()
+    # Else the first request that is withdrawn stops us for good: its thread was killed.
+    requests.prepare()
+    pyfuse3.trio = requests.Trio(Answers())  # type: ignore[attr-defined]  # as .asyncio
     pyfuse3.init(
         FaultyDisk(backing, faults), mountpoint, {*pyfuse3.default_options, "fsname=faulty"}
     )
@@ -314,6 +320,7 @@ async def _serve(backing: str, mountpoint: str) -> None:
             await trio.to_thread.run_sync(_obey, faults)
             nursery.cancel_scope.cancel()
     finally:
+        requests.rest()
         pyfuse3.close(unmount=True)
 
 
