@@ -55,7 +55,7 @@ async def bring(plane: DataPlane, version: ArtifactVersion) -> bool:
 async def _bring(plane: DataPlane, version: ArtifactVersion, content: Cached) -> bool:
     """Raises JfsError, OSError."""
     whole = Extent(0, version.size)
-    missing = await content.run(lambda of: of.missing(whole))
+    missing = await content.missing(whole)
     if not missing:
         return True
     if not await _has_room(plane, sum(run.size for run in missing)):
@@ -99,7 +99,7 @@ async def _bring(plane: DataPlane, version: ArtifactVersion, content: Cached) ->
             nursery.start_soon(work)
     if failures:
         raise failures[0]
-    return not await content.run(lambda of: bool(of.missing(whole)))
+    return not await content.missing(whole)
 
 
 async def _has_room(plane: DataPlane, size: int) -> bool:

@@ -123,6 +123,10 @@ class Cached:
             await self._publisher.publish(lambda: stored.append(self._publish(runs, look)), size)
         self.is_full |= stored != [True]
 
+    async def missing(self, extent: Extent) -> list[Extent]:
+        """Return what of *extent* is not there; see ``CachedContent``. Raises DiskHangs."""
+        return await self._disk.run(self._content.missing, extent)
+
     async def run(
         self, call: Callable[[CachedContent], _T], late: Callable[[_T], object] | None = None
     ) -> _T:

@@ -187,7 +187,7 @@ async def learn(
         return
     with contextlib.suppress(DiskHangs):
         whole = Extent(0, version.size)
-        if content is not None and await content.run(lambda of: bool(of.missing(whole))):
+        if content is not None and await content.missing(whole):
             return
         layout = await description.look()
         if layout is not None:

@@ -31,7 +31,6 @@ from jfs.config import Fetch
 from jfs.errors import DeadlineExceeded, DiskHangs, IntegrityError, JfsError, MountEnding, Stale
 from jfs.extents import Extent, MiB
 from jfs.model import ArtifactVersion, ContentKey
-from jfs.protocols import CachedContent
 from jfs.vfs.reading.cached import Cached
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.reading.segments import Segment
@@ -165,18 +164,18 @@ class Fetching:
         """Return whether all of it is in the cache; None: what came was wrong, and is dropped."""
         store, version = self._plane.store, fetch.version
         assert store is not None
+        whole = Extent(0, version.size)
         if await cached.run(lambda content: content.is_verified()):
             return True
         if not await cached.run(lambda _: store.fits(version.content)):
             return self._is_too_large(version)
-        missing = await cached.run(lambda content: _missing(content, version))
+        missing = await cached.missing(whole)
         try:
             digest = await self._digest(fetch, reader, cached)
         except (IntegrityError, Stale):
             raise
         except JfsError as error:
-            left = await cached.run(lambda content: _missing(content, version))
-            if left != missing or missing == version.size:
+            if await cached.missing(whole) != missing or missing == [whole]:
                 raise
             log.info("%s: only what is cached of it can be read: %s", version.path, error)
             return False
@@ -252,7 +251,3 @@ def _deadline(plane: DataPlane, reader: ContentReader) -> Iterator[None]:
             yield
     except trio.TooSlowError:
         raise DeadlineExceeded(f"{reader.version.path}: no bytes for {patience_s:.0f} s") from None
-
-
-def _missing(content: CachedContent, version: ArtifactVersion) -> int:
-    return sum(extent.size for extent in content.missing(Extent(0, version.size)))

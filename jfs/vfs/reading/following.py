@@ -11,7 +11,6 @@ the header begin it, and it ends with the last handle. Trio thread only.
 """
 
 import logging
-from functools import partial
 
 import trio
 
@@ -19,7 +18,6 @@ from jfs.config import Fetch
 from jfs.errors import DiskHangs, JfsError
 from jfs.extents import Extent
 from jfs.model import RepoPath
-from jfs.protocols import CachedContent
 from jfs.vfs.reading.fetching import arrived, memory_for
 from jfs.vfs.reading.intent import Listener
 from jfs.vfs.reading.reader import ContentReader, DataPlane
@@ -77,7 +75,7 @@ class Following(Listener):
                 continue
             pause_s = _LOOK_AGAIN_S
             ahead = Extent(position, min(size, position + plane.ahead_bytes))
-            missing = await cached.run(partial(_missing, ahead))
+            missing = await cached.missing(ahead)
             if not missing:
                 position = ahead.stop
                 continue
@@ -94,7 +92,3 @@ class Following(Listener):
                 position = segment.extent.stop
             finally:
                 reader.give_back(segment)
-
-
-def _missing(extent: Extent, content: CachedContent) -> list[Extent]:
-    return content.missing(extent)

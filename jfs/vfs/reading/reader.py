@@ -258,7 +258,7 @@ class ContentReader(SegmentOwner):
     async def _start_warm(self, ahead: Extent, content: Cached) -> None:
         """Read ahead what is on disk; what is not is not worth it, until somebody asks for it."""
         with contextlib.suppress(DiskHangs):
-            missing = await content.run(lambda of: of.missing(ahead))
+            missing = await content.missing(ahead)
             stop = max(ahead.start, missing[0].start) if missing else ahead.stop
             if not self.is_closed:
                 self._fetch_ahead(Extent(ahead.start, stop), ahead)
