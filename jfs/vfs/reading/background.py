@@ -19,7 +19,7 @@ from jfs.vfs.reading.cached import Cached
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.reading.segments import Segment, SegmentSink
-from jfs.vfs.reading.whole import SMALL, receive_whole
+from jfs.vfs.reading.whole import receive_whole
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ async def _bring(plane: DataPlane, version: ArtifactVersion, content: Cached) ->
     if not await _has_room(plane, sum(run.size for run in missing)):
         return False
     log.debug("%s: fetched ahead, its model is being read", version.path)
-    small = version.size <= min(SMALL, plane.settings.segment_bytes)
     size = plane.settings.segment_bytes
-    pieces = iter([whole]) if small else (piece for run in missing for piece in run.pieces(size))
+    runs = [whole] if plane.is_small(version) else missing
+    pieces = (piece for run in runs for piece in run.pieces(size))
     failures: list[JfsError | OSError] = []
     ended = False
 
@@ -118,7 +118,7 @@ async def _fetch(
         if look.is_read:
             return
         for run in look.missing:
-            if version.size <= min(SMALL, plane.settings.segment_bytes):
+            if plane.is_small(version):
                 await threads.in_turn(
                     limit, receive_whole, plane.source, version, segment, plane.metrics
                 )

@@ -17,28 +17,25 @@ What does not fit into the cache is read as it comes, as with ``--fetch lazy``.
 Trio thread only.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 
 import trio
 
 from jfs import threads
 from jfs.config import Fetch
-from jfs.errors import DeadlineExceeded, DiskHangs, IntegrityError, JfsError, MountEnding, Stale
-from jfs.extents import Extent, MiB
+from jfs.errors import DiskHangs, IntegrityError, JfsError, MountEnding, Stale
+from jfs.extents import Extent
 from jfs.model import ArtifactVersion, ContentKey
+from jfs.vfs.reading.bringing import arrived, begun
 from jfs.vfs.reading.cached import Cached
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.reading.segments import Segment
 from jfs.vfs.reading.whole import REFETCHES
 
 log = logging.getLogger(__name__)
-
-_STEP = 1 * MiB  # a fetch that comes so slowly that this takes a READ's deadline has failed
 
 
 class _Fetch:
@@ -204,11 +201,9 @@ class Fetching:
         digest = hashlib.new(fetch.version.content.digest.partition(":")[0])
         fetch.reached = 0
         while fetch.reached < size:
-            given = plane.pool.given()
-            ahead = min(size, fetch.reached + plane.ahead_bytes)
-            segment = reader.bring(Extent(fetch.reached, ahead), demand=True)
+            ahead = Extent(fetch.reached, min(size, fetch.reached + plane.ahead_bytes))
+            segment = await begun(plane, reader, ahead, demand=True)
             if segment is None:
-                await memory_for(given, plane, reader)
                 continue
             fetch.segment = segment
             try:
@@ -223,31 +218,3 @@ class Fetching:
                 return None
         await reader.rest(plane.settings.disk_patience_s)  # else it is not complete
         return digest.hexdigest()
-
-
-async def arrived(segment: Segment, plane: DataPlane, reader: ContentReader) -> None:
-    """Return once all of a segment is here. Raises DeadlineExceeded, and what ended it."""
-    reached = segment.extent.start
-    while reached < segment.extent.stop:
-        reached = min(segment.extent.stop, max(segment.filled, reached) + _STEP)
-        with _deadline(plane, reader):
-            await segment.wait(reached)
-
-
-async def memory_for(given: trio.Event, plane: DataPlane, reader: ContentReader) -> None:
-    """Wait for memory, and for a slow disk that has it, so that nothing is dropped."""
-    with trio.move_on_after(plane.settings.disk_patience_s) as scope:
-        await given.wait()
-    if scope.cancelled_caught:
-        with _deadline(plane, reader):
-            await plane.publisher.wait(given)  # who may find that the disk hangs
-
-
-@contextlib.contextmanager
-def _deadline(plane: DataPlane, reader: ContentReader) -> Iterator[None]:
-    patience_s = plane.settings.deadline_s
-    try:
-        with trio.fail_after(patience_s):
-            yield
-    except trio.TooSlowError:
-        raise DeadlineExceeded(f"{reader.version.path}: no bytes for {patience_s:.0f} s") from None

@@ -18,7 +18,7 @@ from jfs.config import Fetch
 from jfs.errors import DiskHangs, JfsError
 from jfs.extents import Extent
 from jfs.model import RepoPath
-from jfs.vfs.reading.fetching import arrived, memory_for
+from jfs.vfs.reading.bringing import arrived, begun
 from jfs.vfs.reading.intent import Listener
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.reading.recall import Recall
@@ -81,10 +81,8 @@ class Following(Listener):
                 continue
             if reader.is_closed:
                 return
-            given = plane.pool.given()
-            segment = reader.bring(missing[0], demand=False)
+            segment = await begun(plane, reader, missing[0], demand=False)
             if segment is None:
-                await memory_for(given, plane, reader)
                 continue
             try:
                 await arrived(segment, plane, reader)

@@ -1,11 +1,13 @@
 """What all readers of one mount share."""
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import trio
 
 from jfs.config import ReadSettings
+from jfs.errors import DeadlineExceeded
 from jfs.extents import KiB
 from jfs.memory import Budget
 from jfs.metrics import Metrics
@@ -17,6 +19,7 @@ from jfs.vfs.reading.learning import Habits, Streaming
 from jfs.vfs.reading.publisher import Publisher
 from jfs.vfs.reading.scattered import Scattered
 from jfs.vfs.reading.segments import SegmentPool
+from jfs.vfs.reading.whole import SMALL
 from jfs.waiting import Disk
 
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
@@ -78,6 +81,20 @@ class Plane:
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
+
+    def is_small(self, version: ArtifactVersion) -> bool:
+        """Whether it is fetched whole, in one segment; see ``whole``."""
+        return version.size <= min(SMALL, self.settings.segment_bytes)
+
+    @contextlib.contextmanager
+    def deadline(self, version: ArtifactVersion) -> Iterator[None]:
+        """Wait within for bytes of *version* as long as a READ may. Raises DeadlineExceeded."""
+        patience_s = self.settings.deadline_s
+        try:
+            with trio.fail_after(patience_s):
+                yield
+        except trio.TooSlowError:
+            raise DeadlineExceeded(f"{version.path}: no bytes for {patience_s:.0f} s") from None
 
     def rejections(self, version: ArtifactVersion) -> int:
         """How often what was read of *version* turned out to be wrong."""

@@ -18,15 +18,7 @@ from dataclasses import replace
 import trio
 
 from jfs import threads
-from jfs.errors import (
-    DeadlineExceeded,
-    DiskHangs,
-    IntegrityError,
-    JfsError,
-    NotFound,
-    Stale,
-    Unavailable,
-)
+from jfs.errors import DiskHangs, IntegrityError, JfsError, NotFound, Stale, Unavailable
 from jfs.extents import Extent
 from jfs.formats import describes_itself
 from jfs.model import ArtifactVersion, RepoPath
@@ -38,7 +30,7 @@ from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.plane import Plane
 from jfs.vfs.reading.readahead import ReadaheadPlanner, ReadPlan
 from jfs.vfs.reading.segments import Placed, Segment, SegmentOwner, SegmentSink
-from jfs.vfs.reading.whole import REFETCHES, SMALL, receive_whole
+from jfs.vfs.reading.whole import REFETCHES, receive_whole
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +61,7 @@ class ContentReader(SegmentOwner):
         )
         self.was_cold = False  # something of it came from the server
         self._whole = Extent(0, version.size)
-        self._is_small = version.size <= min(SMALL, plane.settings.segment_bytes)
+        self._is_small = plane.is_small(version)
         self._segments = Placed()
         self._looking = trio.StrictFIFOLock()
         self._working = 0  # tasks that still use our segments
@@ -120,13 +112,8 @@ class ContentReader(SegmentOwner):
             self._start_ahead(plan)
         else:  # not while there is no memory for what is asked for
             self._planner.retract(plan.ahead, plan.demand.stop)
-        try:
-            with trio.fail_after(self._plane.settings.deadline_s):
-                return await self._serve(extent)
-        except trio.TooSlowError:
-            raise DeadlineExceeded(
-                f"{self.version.path}: no bytes for {self._plane.settings.deadline_s:.0f} s"
-            ) from None
+        with self._plane.deadline(self.version):
+            return await self._serve(extent)
 
     def read_at_once(self, extent: Extent) -> memoryview | None:
         """As ``read``, if one segment has all of *extent*. None: it has not, nothing is noted."""
