@@ -37,10 +37,11 @@ class Model:
         self.server = server
         self.store = store
         self.keys: dict[str, ContentKey] = {}
+        self.contents: dict[str, bytes] = {}
 
     def deploy(self, *names: str, size: int = SIZE) -> None:
         for name in names:
-            content = os.urandom(size)
+            content = self.contents[name] = os.urandom(size)
             digest = hashlib.sha256(content).hexdigest()
             self.server.deploy(REPO, f"m/{name}", content)
             self.keys[name] = ContentKey(f"sha256:{digest}", size)
@@ -108,6 +109,19 @@ async def test_who_waits_for_the_whole_first_shard_has_the_next_one_fetched(mode
 
 async def test_small_shards_are_all_fetched(model: Model) -> None:
     assert await model.read((NAMES[0], ALL), settings=ReadSettings()) == NAMES
+
+
+async def test_a_small_shard_with_a_part_in_the_cache_is_asked_for_once(model: Model) -> None:
+    """It is fetched whole, to be held against its digest: not once for each hole."""
+    model.deploy(*NAMES, size=MiB)
+    second, block = NAMES[1], model.store.block_size
+    with closing(model.store.open(model.keys[second])) as content:
+        assert content.publish(block, memoryview(model.contents[second])[block : 2 * block])
+        assert len(content.missing(Extent(0, MiB))) == 2
+    before = model.server.stats.bytes_sent
+    first = NAMES[0], Extent(0, MiB)
+    assert await model.read(first, settings=ONE_BY_ONE) == NAMES[:2]
+    assert model.server.stats.bytes_sent - before < 3 * MiB
 
 
 async def test_nothing_is_fetched_ahead_if_that_is_not_wanted(model: Model) -> None:

@@ -117,8 +117,10 @@ async def _fetch(
     async with content.claimed(segment) as look:
         if look.is_read:
             return
-        for run in look.missing:
-            if plane.is_small(version):
+        is_small = plane.is_small(version)
+        missing = [segment.extent] if is_small else look.missing  # all of it has one digest
+        for run in missing:
+            if is_small:
                 await threads.in_turn(
                     limit, receive_whole, plane.source, version, segment, plane.metrics
                 )
@@ -126,4 +128,4 @@ async def _fetch(
                 sink = SegmentSink(segment, run)
                 await threads.in_turn(limit, plane.source.fetch, version, run, sink)
             plane.metrics.count("shard_bytes", run.size)
-        await content.publish([(run.start, segment.slice(run)) for run in look.missing], look)
+        await content.publish([(run.start, segment.slice(run)) for run in missing], look)
