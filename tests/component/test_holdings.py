@@ -25,11 +25,13 @@ class Kernel:
     """Forgets a file whose name it is told to drop, a moment later, as the kernel does."""
 
     def __init__(self) -> None:
-        self.held: dict[str, int] = {}
-        self.dropped: set[str] = set()
+        self.held: dict[int, dict[str, int]] = {}  # numbers, by folder and name
+        self.dropped: set[tuple[int, str]] = set()
+        self._told: list[tuple[int, str]] = []
 
     def drop_entry(self, parent: int, name: str) -> bool:
-        self.dropped.add(name)
+        self.dropped.add((parent, name))
+        self._told.append((parent, name))
         return True
 
     def drop_attributes(self, ino: int) -> bool:
@@ -41,35 +43,11 @@ class Kernel:
     async def forget(self, filesystem: Filesystem) -> None:
         """Send FORGETs, until cancelled."""
         while True:
-            for name in self.dropped & self.held.keys():
-                filesystem.forget(self.held.pop(name), 1)
-            await trio.sleep(0.1)
-
-
-class TreeKernel:
-    """As ``Kernel``, with the same names in many folders, of which it tells the numbers."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, dict[str, int]] = {}
-        self.dropped: set[int] = set()
-        self._told: list[tuple[int, str]] = []
-
-    def drop_entry(self, parent: int, name: str) -> bool:
-        self.dropped.add(parent)
-        self._told.append((parent, name))
-        return True
-
-    def drop_attributes(self, ino: int) -> bool:
-        return True
-
-    def drop_pages(self, ino: int) -> bool:
-        return True
-
-    async def forget(self, filesystem: Filesystem) -> None:
-        while True:
             told, self._told = self._told, []
             for parent, name in told:
-                filesystem.forget(self.held[parent].pop(name), 1)
+                number = self.held[parent].pop(name, None)
+                if number is not None:  # it may be told twice
+                    filesystem.forget(number, 1)
             await trio.sleep(0.1)
 
 
@@ -86,17 +64,19 @@ async def test_names_are_given_back_when_memory_is_tight(
         nursery.start_soon(kernel.forget, fs)
         big = (await fs.lookup(ROOT, "big")).ino
         handle = await fs.opendir(big)
-        kernel.held = dict(zip(server.names, await entries(fs, handle), strict=True))
+        held = dict(zip(server.names, await entries(fs, handle), strict=True))
+        kernel.held[big] = held
         fs.releasedir(handle)
-        opened = await fs.open(kernel.held[server.names[0]], os.O_RDONLY)
+        opened = await fs.open(held[server.names[0]], os.O_RDONLY)
         nursery.start_soon(fs.holdings.watch)
         await trio.sleep(10)
         assert kernel.dropped == set()  # there is room
         memory.follow(memory.resident())
         await until(lambda: fs.holdings.figures()["inodes"] < 10)
-        assert kernel.dropped == set(server.names[1:])  # not what is open, nor its folder
+        # Not what is open, nor its folder.
+        assert kernel.dropped == {(big, name) for name in server.names[1:]}
         assert (await fs.getattr(big)).ino == big
-        assert (await fs.lookup(big, server.names[0])).ino == kernel.held[server.names[0]]
+        assert (await fs.lookup(big, server.names[0])).ino == held[server.names[0]]
         assert (await fs.lookup(big, server.names[1])).size == 1
         await fs.release(opened.handle)
         nursery.cancel_scope.cancel()
@@ -136,7 +116,7 @@ async def test_a_small_folder_is_packed_when_memory_is_tight() -> None:
 async def test_what_was_listed_longest_ago_is_given_back_first(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    server, kernel = TreeServer(), TreeKernel()
+    server, kernel = TreeServer(), Kernel()
     tree = replace(TREE, entry_ttl_s=1e9, attr_ttl_s=1e9)  # the clock runs on while a thread works
     async with filesystem(server, tree, notifier=kernel) as fs, trio.open_nursery() as nursery:
         nursery.start_soon(kernel.forget, fs)
@@ -154,7 +134,7 @@ async def test_what_was_listed_longest_ago_is_given_back_first(
         asked = server.asked["list"]
         half = server.folders // 2
         await fs.holdings.shed(0.5)
-        assert kernel.dropped == set(folders[:half])
+        assert {parent for parent, _ in kernel.dropped} == set(folders[:half])
         await fs.holdings.pack()
         # The kernel holds every folder still, and those in which nothing is known are rows.
         assert len(fs._tree.inodes) <= half + 3

@@ -270,12 +270,16 @@ async def test_a_disk_that_stands_still_holds_up_no_read(expected_logs: list[str
         plane = DataPlane(source, disk, settings, Metrics(), nursery, fetches=4)
         reader = await plane.open(version_of(source.content))
         try:
-            for start in range(0, 40 * MiB, MiB):
-                data = await reader.read(Extent(start, start + MiB))
-                assert data == source.content[start : start + MiB]
+            await _read_to_the_end(reader, source)
         finally:
             disk.go.set()
         await reader.close()
+
+
+async def _read_to_the_end(reader: ContentReader, source: MemorySource) -> None:
+    for start in range(0, len(source.content), MiB):
+        data = await reader.read(Extent(start, start + MiB))
+        assert data == source.content[start : start + MiB]
 
 
 async def test_a_disk_that_is_slower_than_the_network_slows_no_reader() -> None:
@@ -287,9 +291,7 @@ async def test_a_disk_that_is_slower_than_the_network_slows_no_reader() -> None:
         plane = DataPlane(source, disk, settings, metrics, nursery, fetches=4, budget=budget)
         reader = await plane.open(version_of(source.content))
         try:
-            for start in range(0, 40 * MiB, MiB):
-                data = await reader.read(Extent(start, start + MiB))
-                assert data == source.content[start : start + MiB]
+            await _read_to_the_end(reader, source)
         finally:
             disk.go.set()
         await reader.close()
@@ -306,8 +308,7 @@ async def test_a_disk_that_is_as_fast_as_the_network_takes_everything(
     async with trio.open_nursery() as nursery:
         plane = DataPlane(source, disk, SETTINGS, metrics, nursery, fetches=4)
         reader = await plane.open(version_of(source.content))
-        for start in range(0, 40 * MiB, MiB):
-            await reader.read(Extent(start, start + MiB))
+        await _read_to_the_end(reader, source)
         await reader.close()
     assert "cache_dropped_bytes" not in metrics.snapshot()
     assert disk.took >= 40 * MiB

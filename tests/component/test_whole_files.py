@@ -11,6 +11,7 @@ import pytest
 from jfs import descriptors
 from jfs.cache import DiskBlockStore, check, inventory, remove
 from jfs.cache.blockmap import stamp_of
+from jfs.cache.content import DiskContent
 from jfs.extents import Extent, MiB
 from jfs.model import ContentKey
 from tests.component.composed import block_store
@@ -88,10 +89,7 @@ def test_a_file_that_was_changed_is_verified_again_first(
         os.pwrite(whole.file, b"damaged", 0)
     os.utime(whole.file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not whole.is_right()
-    assert opened.whole() is None
-    assert not opened.verified
-    assert not verify(tmp_path / "cache")  # and its first block is missing now
-    assert opened.missing(Extent(0, KEY.size)) == [Extent(0, BLOCK)]
+    _is_found_out(opened, tmp_path / "cache")
     assert opened.publish(0, memoryview(DATA)[:BLOCK])
     assert verify(tmp_path / "cache")
     assert whole.is_right()  # it is the same file
@@ -110,11 +108,16 @@ def test_what_was_verified_before_the_machine_started_is_verified_again_first(
     with opened.map_path.with_suffix(".data").open("r+b", buffering=0) as data:
         data.write(bytes(BLOCK))
         opened.note_verified(stamp_of(data.fileno(), b"an earlier start"))
+    _is_found_out(opened, tmp_path / "cache")
+    opened.close()
+
+
+def _is_found_out(opened: DiskContent, directory: Path) -> None:
+    """It is lent to nobody, is verified again, and its first block is missing then."""
     assert opened.whole() is None
     assert not opened.verified
-    assert not verify(tmp_path / "cache")
+    assert not verify(directory)
     assert opened.missing(Extent(0, KEY.size)) == [Extent(0, BLOCK)]
-    opened.close()
 
 
 def test_an_eviction_that_ends_in_the_middle_leaves_nothing_verified(tmp_path: Path) -> None:

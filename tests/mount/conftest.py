@@ -10,6 +10,7 @@ import pytest
 
 from jfs.server import EmbeddedServer
 from tests.mount.mounting import Mounted
+from tests.weather.disks import Disk
 
 
 @dataclass
@@ -57,3 +58,11 @@ def mounted(server: EmbeddedServer, mounter: Mounter) -> MountedServer:
     """``ml-models-local`` of a fresh server, mounted."""
     mount = mounter(f"{server.url}/ml-models-local", JF_ACCESS_TOKEN=server.token)
     return MountedServer(mount.root, server, mount)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that fails when it is told to."""
+    made = Disk(tmp_path)
+    yield made
+    made.end()

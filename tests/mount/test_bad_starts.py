@@ -20,6 +20,7 @@ from tests.component.server_requests import Requests
 from tests.conftest import REPO
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import JFS, Mounted, clean_environ, run_jfs
+from tests.processes import killed
 from tests.weather.disks import Disk
 
 STARTS = "starting with what was known at"
@@ -114,9 +115,8 @@ def test_an_interrupted_upload_is_taken_up_once_the_server_is_back(
     first = remount(mounter, server)
     fault = server.faults.add(Fault.hold(f"/{REPO}/m.bin", method="PUT"))
     write = "import sys; open(sys.argv[1], 'wb').write(b'x' * 9)"
-    with subprocess.Popen(
-        [sys.executable, "-c", write, first.root / "m.bin"], stderr=subprocess.DEVNULL
-    ):
+    command = [sys.executable, "-c", write, first.root / "m.bin"]
+    with killed(subprocess.Popen(command, stderr=subprocess.DEVNULL)):
         fault.wait_hit()
         metadata = tmp_path / "cache/metadata"
         until(lambda: _holds(metadata, REPO.encode()), "nothing is kept while the mount runs")
@@ -284,33 +284,30 @@ jfs.cli.standstill.LIMIT_S = 0.5
 
 
 def test_a_start_on_a_disk_that_hangs_ends_and_says_which(
-    server: EmbeddedServer, tmp_path: Path
+    server: EmbeddedServer, disk: Disk, tmp_path: Path
 ) -> None:
     (tmp_path / "mnt").mkdir()
     (tmp_path / "sitecustomize.py").write_text(_SOON)
-    disk = Disk(tmp_path)
-    try:
-        (disk.backing / "cache").mkdir(0o700)
-        disk.fail(all="hang")
-        command = [*JFS, "mount", f"{server.url}/{REPO}", str(tmp_path / "mnt")]
-        start = subprocess.Popen(
-            [*command, "--cache-dir", str(disk.place / "cache")],
-            env={
-                **clean_environ(),
-                "JF_ACCESS_TOKEN": server.token,
-                "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    (disk.backing / "cache").mkdir(0o700)
+    disk.fail(all="hang")
+    command = [*JFS, "mount", f"{server.url}/{REPO}", str(tmp_path / "mnt")]
+    started = subprocess.Popen(
+        [*command, "--cache-dir", str(disk.place / "cache")],
+        env={
+            **clean_environ(),
+            "JF_ACCESS_TOKEN": server.token,
+            "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with killed(started) as start:
         assert start.stderr
-        with start.stderr:
+        try:
             said = start.stderr.readline()
-            assert said.startswith(f"jfs: {disk.place / 'cache'}: has not answered")
+        finally:
             disk.fail()  # until then its thread waits in the kernel
-            assert start.stderr.readlines() == []
+        assert said.startswith(f"jfs: {disk.place / 'cache'}: has not answered")
+        assert start.stderr.readlines() == []
         assert start.wait(30) == 2
-    finally:
-        disk.fail()
-        disk.end()
     assert not os.path.ismount(tmp_path / "mnt")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from jfs.server import EmbeddedServer
 from jfs.server.http.faults import Fault
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import JFS, clean_environ, is_zombie
+from tests.processes import killed
 from tests.weather.disks import Disk
 
 pytestmark = pytest.mark.fuse
@@ -199,13 +200,6 @@ jfs.mount.serving.END_S = 1.0
 """
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path)
-    yield made
-    made.end()
-
-
 def test_an_end_that_hangs_says_where_it_hangs_and_is_over(
     server: EmbeddedServer,
     mounter: Mounter,
@@ -248,7 +242,7 @@ def test_an_end_that_hangs_is_over_also_if_the_log_hangs(
     root = tmp_path / "mnt"
     root.mkdir()
     with (disk.place / "log").open("w") as log:
-        mount = subprocess.Popen(
+        started = subprocess.Popen(
             [
                 *(*JFS, "mount", f"{server.url}/ml-models-local", str(root)),
                 *("-v", "--cache-dir", str(tmp_path / "cache")),
@@ -261,13 +255,15 @@ def test_an_end_that_hangs_is_over_also_if_the_log_hangs(
                 "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
             },
         )
-        assert mount.stdout
-        with mount.stdout:
+        with killed(started) as mount:
+            assert mount.stdout
             assert b"mounted at" in mount.stdout.readline()
-        disk.fail(all="hang")
-        mount.send_signal(signal.SIGTERM)
-        while mount.poll() is None and not is_zombie(mount.pid):
-            threading.Event().wait(0.02)
-        disk.fail()
-    assert mount.wait(_DEADLINE_S) == 1
+            try:
+                disk.fail(all="hang")
+                mount.send_signal(signal.SIGTERM)
+                while mount.poll() is None and not is_zombie(mount.pid):
+                    threading.Event().wait(0.02)
+            finally:
+                disk.fail()  # before the log is closed, which the disk has to answer, too
+            assert mount.wait(_DEADLINE_S) == 1
     assert not os.path.ismount(root)

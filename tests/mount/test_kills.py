@@ -25,6 +25,7 @@ from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import Mounted, clean_environ
 from tests.mount.writer import whole
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -91,11 +92,12 @@ def _write_until(
     """Kill the daemon at *point* of a write; return the bytes taken, and whether it was closed."""
     what, when = point
     command = [sys.executable, "-m", "tests.mount.writer", str(mounted.root / "f")]
-    with subprocess.Popen(
+    started = subprocess.Popen(
         [*command, str(size), str(piece), kind],
         stdout=subprocess.PIPE,
         env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as writer:
+    )
+    with killed(started) as writer:
         assert writer.stdout is not None
         accepted, closed = 0, False
         lines = iter(writer.stdout.readline, b"")

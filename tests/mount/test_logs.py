@@ -87,13 +87,6 @@ def test_a_reader_that_stands_still_keeps_nobody_waiting() -> None:
     os.close(reader)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path)
-    yield made
-    made.end()
-
-
 def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_told_what_it_has_cost(disk: Disk) -> None:
     output = logs.Output(disk.place / "log")
     output.emit(record("before"))

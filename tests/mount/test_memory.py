@@ -37,13 +37,6 @@ def group(tmp_path: Path) -> Iterator[Group | None]:
         yield made
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    made = Disk(tmp_path)
-    yield made
-    made.end()
-
-
 def under(group: Group | None) -> tuple[str, ...]:
     return () if group is None else group.under
 

@@ -10,6 +10,7 @@ from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.suites.running import check
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -67,7 +68,7 @@ def test_a_mount_ends_while_space_is_being_reserved(mounted: MountedServer) -> N
         "import os, sys; f = os.open(sys.argv[1], os.O_RDWR); os.posix_fallocate(f, 0, 200000)"
     )
     command = [sys.executable, "-c", program, str(mounted.root / "f")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with killed(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
         hanging.wait_hit(_DEADLINE_S)
         mounted.mount.stop(expected=["fallocate"])
         mounted.server.faults.release_all()

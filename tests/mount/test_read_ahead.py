@@ -12,6 +12,7 @@ import pytest
 from jfs.mount.waiters import Wait, waiting
 from jfs.server import Fault
 from tests.mount.conftest import MountedServer
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -134,7 +135,7 @@ def test_who_waits_for_an_upload_in_execve_holds_up_nobody_else(mounted: Mounted
     mounted.server.deploy(REPO, "piece", bytes(48 * MiB))
     upload = mounted.server.faults.add(Fault.hold(method="PUT"))
     written = str(mounted.root / "written")
-    with subprocess.Popen([sys.executable, "-c", _EXEC, written]) as process:
+    with killed(subprocess.Popen([sys.executable, "-c", _EXEC, written])) as process:
         upload.wait_hit()
         looking = threading.Thread(target=waiting, args=[process.pid])
         looking.start()
@@ -145,9 +146,9 @@ def test_who_waits_for_an_upload_in_execve_holds_up_nobody_else(mounted: Mounted
         for start in (3, 30, 17):
             pread(mounted.root / "piece", start * MiB, 3 * MiB)
         process.send_signal(signal.SIGINT)
-        process.wait()
+        process.wait(30)
         looking.join()
-        upload.release()
+    upload.release()
 
 
 def waiting_in_kernel(thread: threading.Thread) -> bytes:

@@ -18,6 +18,7 @@ from jfs.vfs.writing.journal import Journal, Record, State
 from tests.mount.commands import Content, run_here
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import clean_environ, run_jfs
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -94,19 +95,18 @@ def fail_to_write(mounted: MountedServer, name: str, data: bytes = ONE) -> None:
 @pytest.fixture
 def writer(mounted: MountedServer) -> Iterator[MountedServer]:
     """A mount in which another process has written to new.bin, and not closed it."""
-    with subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(mounted.root / "new.bin")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=clean_environ(),
-    ) as process:
+    )
+    with killed(started) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
         yield mounted
         if mounted.mount.process.poll() is None:
-            process.communicate()
-        else:
-            process.kill()
+            process.communicate(timeout=30)
 
 
 def test_nothing_waits(desk: Desk, mounted: MountedServer) -> None:
@@ -239,15 +239,9 @@ def test_an_interrupted_upload_is_taken_by_the_next_mount(
 ) -> None:
     first = mounter(f"{server.url}/{REPO}", JF_ACCESS_TOKEN=server.token)
     fault = server.faults.add(Fault.hold(f"/{REPO}/m.bin", method="PUT"))
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; open(sys.argv[1], 'wb').write(b'x' * 9)",
-            first.root / "m.bin",
-        ],
-        stderr=subprocess.DEVNULL,
-    ):
+    write = "import sys; open(sys.argv[1], 'wb').write(b'x' * 9)"
+    command = [sys.executable, "-c", write, first.root / "m.bin"]
+    with killed(subprocess.Popen(command, stderr=subprocess.DEVNULL)):
         fault.wait_hit()
         (row,) = desk.ls()
         assert row["why"] == "a running mount sees to its upload"

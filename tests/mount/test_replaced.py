@@ -11,6 +11,7 @@ from jfs.server import EmbeddedServer
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import Mounted, run_jfs
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 OLD = b"".join(b"old %011d\n" % number for number in range(40_000))
@@ -77,11 +78,12 @@ def test_a_new_open_leaves_old_handles_and_mappings_alone(
     mounted: MountedServer, ask: Requests
 ) -> None:
     path = mounted.root / "d/f"
-    with subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-c", _READER, str(path), str(len(OLD))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    ) as reader:
+    )
+    with killed(started) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == b"open\n"
         ask.server.deploy(REPO, "d/copy", OLD)

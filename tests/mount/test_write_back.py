@@ -20,6 +20,7 @@ from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import Mounted, clean_environ
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -226,12 +227,13 @@ def test_no_version_is_lost_by_a_mount_that_is_killed(
         if choose.random() < 0.5:
             server.faults.add(Fault.status(503, f"/{REPO}/f*", method="PUT", after=last % 3))
         mounted = behind(server, mounter, name=f"mnt{turn}")
-        with subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(mounted.root), str(last)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # ENOTCONN, in the end
             env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
-        ) as writer:
+        )
+        with killed(started) as writer:
             assert writer.stdout is not None
             for _ in range(choose.randrange(1, 30)):
                 last = int(writer.stdout.readline())

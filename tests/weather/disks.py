@@ -37,16 +37,20 @@ class Disk:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert _pipe(self._process.stdout).readline() == "mounted\n"
+        assert self._said() == "mounted\n"
 
     def fail(self, **faults: str) -> None:
         """Fail from now on as ``faultydisk`` says; without any it is well again."""
         print(json.dumps(faults), file=_pipe(self._process.stdin), flush=True)
+        assert self._said() == "ok\n"
+
+    def _said(self) -> str:
+        """Return its next line. Raises TimeoutError."""
         said = _pipe(self._process.stdout)
         if not select.select([said], [], [], _PATIENCE_S)[0]:
             self._process.kill()  # or whoever tells it next waits for ever
             raise TimeoutError("the faulty disk does not obey")
-        assert said.readline() == "ok\n"
+        return said.readline()
 
     def end(self) -> None:
         """Take it away."""
