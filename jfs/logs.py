@@ -184,15 +184,15 @@ class Output(logging.Handler):
         _close(sink.file)
 
     def _write(self, sink: _Sink, message: _Message) -> None:
-        text, lost = message.text, self._lost
-        if lost:
-            text = f"{_lost(lost, self._reason)}\n{text}"
+        text = message.text
+        with self._changed:
+            lost, self._lost = self._lost, 0  # the thread of another file shall not say it, too
+            if lost:
+                text = f"{_lost(lost, self._reason)}\n{text}"
         failure = sink.write(text)
         with self._changed:
             if failure is not None:
-                self._lost, self._reason = self._lost + 1, failure
-            else:
-                self._lost -= lost
+                self._lost, self._reason = self._lost + lost + 1, failure
             message.written, sink.writes = True, None
             if not self._backlog:
                 self._behind = False

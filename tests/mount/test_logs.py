@@ -121,6 +121,33 @@ def test_a_log_on_a_disk_that_hangs_can_be_had_elsewhere(disk: Disk, tmp_path: P
     disk.fail()
 
 
+def test_what_was_lost_is_said_once_though_two_files_are_written_to(tmp_path: Path) -> None:
+    """The old file by a thread that stands still in it, and the one that took its place."""
+    place, pipe = tmp_path / "log", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as reader:
+        place.symlink_to("/dev/full")
+        output = logs.Output(place)
+        output.emit(record("lost"))
+        output.flush()
+        place.unlink()
+        place.symlink_to(pipe)
+        output.reopen()
+        output.emit(record("more than a pipe takes" * 100_000))
+        os.set_blocking(reader.fileno(), True)
+        begun = reader.read(100)
+        place.unlink()
+        output.reopen()
+        output.emit(record("after"))
+        output.flush()
+        held = reader.readall()  # until the thread has closed it
+    output.emit(record("and on"))
+    output.flush()
+    assert begun.startswith(b"1 messages before this one were lost: ")
+    assert held.endswith(b"pipe takes\n")
+    assert place.read_text().splitlines() == ["after", "and on"]
+
+
 def test_a_mount_whose_log_is_on_a_disk_that_hangs_works_on_and_ends(
     server: EmbeddedServer, disk: Disk, tmp_path: Path
 ) -> None:
