@@ -104,7 +104,7 @@ class Deployer:
                 """There is no condition on the wire for it: right before each try has to do."""
                 if base is None and settings.no_overwrite:
                     await self._require_absent(path, {*ours, *stored})
-                if not settings.last_writer_wins:
+                elif not settings.last_writer_wins:
                     await self._require_unchanged(path, base, {*ours, *stored})
 
             if not settings.last_writer_wins:
