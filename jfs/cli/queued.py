@@ -77,7 +77,7 @@ def drop(journal: Journal | None, names: Sequence[str]) -> None:
         journal.want_no_more(name)
     _tell_mounts()
     deadline = time.monotonic() + mounted.PATIENCE_S
-    while left := [name for name in names if is_queued(journal, name)]:
+    while left := [each.name for each in journal.survey() if each.name in names and waits(each)]:
         if time.monotonic() > deadline:
             raise JfsError(f"{', '.join(left)}: its mount has not dropped it yet (jfs status)")
         time.sleep(_POLL_S)

@@ -286,8 +286,7 @@ def _settled(journal: Journal) -> list[Sighting]:
 def _whole_name(journal: Journal | None, name: str) -> str:
     """Complete the beginning of a name. Raises ConfigError, or JfsError for one in use."""
     if journal is not None:
-        _settled(journal)
-        waiting = [each.name for each in journal.survey() if queued.waits(each)]
+        waiting = [each.name for each in _settled(journal) if queued.waits(each)]
         found = [each for each in waiting if name and each.startswith(name)]
         if len(found) == 1:
             return found[0]
