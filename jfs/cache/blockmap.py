@@ -186,6 +186,10 @@ class BlockMap:
                 return first + at
         return self.count
 
+    def is_complete(self) -> bool:
+        """Whether every block is there; takes as long as ``first_absent``. Raises OSError."""
+        return self.first_absent() == self.count
+
     def missing(self, blocks: range) -> list[range]:
         """Return the runs of absent blocks. Raises OSError."""
         if len(blocks) <= _FIRST_STEP and (data := self._read(blocks)):

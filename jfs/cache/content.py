@@ -164,7 +164,7 @@ class DiskContent:
     @property
     def complete(self) -> bool:
         """Whether every block is there."""
-        return self._with_map(_has_all, False)
+        return self._with_map(BlockMap.is_complete, False)
 
     @property
     def verified(self) -> bool:
@@ -182,7 +182,7 @@ class DiskContent:
         self._with_map(lambda blocks: blocks.set_verified(stamp), None)
 
     def is_verified(self) -> bool:
-        return self._with_map(lambda blocks: blocks.verified and _has_all(blocks), False)
+        return self._with_map(lambda blocks: blocks.verified and blocks.is_complete(), False)
 
     def vouch(self) -> bool:
         stamp = self.stamp
@@ -424,10 +424,6 @@ class DiskContent:
                 files.data_path,
                 number,
             )
-
-
-def _has_all(blocks: BlockMap) -> bool:
-    return blocks.first_absent() == blocks.count
 
 
 @contextlib.contextmanager

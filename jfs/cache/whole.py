@@ -52,7 +52,7 @@ def hold(files: EntryFiles, shelf: Shelf, end: Callable[[], None]) -> WholeFile 
         return None
     held, blocks = WholeFile(files, let_go), files.blocks
     try:
-        if blocks.verified and blocks.first_absent() == blocks.count:
+        if blocks.verified and blocks.is_complete():
             if held.find_right():
                 return held
             blocks.set_unverified()  # changed by somebody, or verified by an older version
