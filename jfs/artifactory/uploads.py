@@ -120,7 +120,8 @@ class Uploads:
                             await still(stored)
                         tries += 1
                         found = await self._once(attempt)
-                    stored.update(filter(None, [found.checksums.sha256]))
+                    if found.checksums.sha256:
+                        stored.add(found.checksums.sha256)
                     _compare(found, deployment)
                     call.succeeded()
                     return found

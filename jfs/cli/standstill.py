@@ -14,27 +14,26 @@ LIMIT_S = 30.0
 _LOOK_S = 1.0
 _EXIT_CODE = 2  # nothing is mounted
 
-
 _guards: list[tuple[threading.Event, threading.Thread]] = []
 
 
 def watch() -> None:
     """End this process unless ``over`` is called in time. Main thread."""
     stopped = threading.Event()
-    watch = threading.Thread(target=_run, args=(stopped,), name="jfs-start", daemon=True)
+    thread = threading.Thread(target=_run, args=(stopped,), name="jfs-start", daemon=True)
     try:
-        watch.start()
+        thread.start()
     except RuntimeError:  # at the limit of processes
         return
-    _guards.append((stopped, watch))
+    _guards.append((stopped, thread))
 
 
 def over() -> None:
-    """The start goes on: no thread of ``watch`` is left."""
+    """End what ``watch`` began: the start goes on. No thread of it is left, so it may fork."""
     while _guards:
-        stopped, watch = _guards.pop()
+        stopped, thread = _guards.pop()
         stopped.set()
-        watch.join()
+        thread.join()
 
 
 def _run(stopped: threading.Event) -> None:

@@ -94,21 +94,21 @@ async def listen(
     """Do what signals ask for, until cancelled."""
     had_terminal = _has_terminal()
     # A disk that hangs holds up what is read again, but not the end. One more waits at most.
-    wanted, wants = trio.open_memory_channel[None](1)
-    async with wanted, wants, trio.open_nursery() as nursery:
-        nursery.start_soon(_reload, wants, reload)
+    asking, asked = trio.open_memory_channel[None](1)
+    async with asking, asked, trio.open_nursery() as nursery:
+        nursery.start_soon(_reload, asked, reload)
         async for number in numbers:
             if number == signal.SIGHUP and _has_terminal() == had_terminal:
                 with contextlib.suppress(trio.WouldBlock):
-                    wanted.send_nowait(None)
+                    asking.send_nowait(None)
                 continue
             ending.ask(number)
 
 
 async def _reload(
-    wants: trio.MemoryReceiveChannel[None], reload: Callable[[], Awaitable[None]]
+    asked: trio.MemoryReceiveChannel[None], reload: Callable[[], Awaitable[None]]
 ) -> None:
-    async for _ in wants:
+    async for _ in asked:
         await reload()
 
 

@@ -27,10 +27,11 @@ from jfs.vfs.namespace.selectors import Link
 _READ_S = 1.0
 # cp, cat and shutil move pieces of this size: one request each.
 _PIECE = 1 * MiB
-# And it is what Python's open() and fopen() of C read, whoever asks them for eight bytes: a header
-# of 64 KiB cost 2 MiB with what the kernel adds (four times as much: 128 KiB of these 32). So files
-# that begin with a header say less. Copies take 128 KiB or more at a time all the same; those came
-# to 250 instead of 330 MiB/s in the first 64 MiB of a file, which is why not all files say so.
+# Python's open() and C's fopen() read as much too, also for eight bytes, and the kernel reads ahead
+# four times what is asked for if that is little, 2 MiB at most: a header of 64 KiB cost 2 MiB, and
+# costs 128 KiB in pieces of 32. So files that begin with a header say less. Copies move 128 KiB or
+# more at a time all the same; they came to 250 instead of 330 MiB/s in the first 64 MiB of a file,
+# which is why not all files say so.
 _PIECE_OF_TENSORS = 32 * KiB
 
 

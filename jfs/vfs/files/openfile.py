@@ -159,6 +159,14 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class Handle:
+    """One open(2) of a file.
+
+    Attributes:
+        writes: opened for writing.
+        direct: the kernel keeps no pages of what is read and written through it.
+        pid: the thread that has opened it.
+    """
+
     file: OpenFile
     writes: bool
     direct: bool
