@@ -20,19 +20,24 @@ Any thread.
 """
 
 import ctypes
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from jfs.errors import NoMemory
-from jfs.extents import MiB
+from jfs.extents import KiB, MiB
 
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGESIZE")
 # Of the limit: the rest is for pages of cache files, and for what is received meanwhile.
 _TIGHT, _FULL = 0.7, 0.85
 _AT_LEAST = 4  # a budget can always have this part of its bound, four segments
+
+# From this size on a buffer has pages of its own, which is what O_DIRECT wants: what is not aligned
+# was written through the page cache, at ten times the CPU time.
+LARGE = 256 * KiB
 
 _limit: int | None = None
 
@@ -87,6 +92,16 @@ def trim() -> None:
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none
     if give_back is not None:
         give_back(0)
+
+
+def buffer(size: int) -> mmap.mmap | bytearray:
+    """Return fresh memory; see ``LARGE``. It counts in no budget by itself.
+
+    Private: the pages of a shared mapping cost more to make, and to find when they are written.
+    """
+    if size < LARGE:
+        return bytearray(size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Budget:

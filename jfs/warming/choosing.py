@@ -63,14 +63,14 @@ class Chosen:
 
     async def _files(self, files: Iterable[FileInfo], seen: set[RepoPath]) -> list[FileInfo]:
         """Fetch what is wanted of the files of one folder; return what is no model."""
-        tellers = [info for info in files if tells_of_others(info.path.name, info.size)]
-        for info in tellers:
-            await self._run.file(info, self._told_by)
+        for info in files:  # before the others, of which they tell
+            if tells_of_others(info.path.name, info.size):
+                await self._run.file(info, self._told_by)
         others = []
         for info in files:
             path, name = info.path, info.path.name
             seen.add(path)
-            if info in tellers:
+            if tells_of_others(name, info.size):
                 continue
             if path in self._parts:
                 await self._run.file(info, self._placed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from jfs import threads
+from jfs import memory, threads
 from jfs.artifactory import HttpRangeSource
 from jfs.cache import DiskBlockStore
 from jfs.errors import CacheFull, JfsError, ProtocolViolation
@@ -48,8 +48,6 @@ class Warmed:
 
 
 Progress = Callable[[RepoPath, int], None]
-
-
 Choose = Callable[[ArtifactVersion, CachedContent], Awaitable[ExtentSet]]
 
 
@@ -93,10 +91,11 @@ class Run:
         self._found = found
         self._advanced = advanced
         self.names_each = False
-        self._spare: list[mmap.mmap] = []  # buffers: fresh memory costs several times its copy
+        # Buffers: fresh memory costs several times its copy.
+        self._spare: list[mmap.mmap | bytearray] = []
 
     async def file(
-        self, info: FileInfo, choose: "Choose | None" = None, *, verify: bool = False
+        self, info: FileInfo, choose: Choose | None = None, *, verify: bool = False
     ) -> None:
         """Fetch what is missing of one artifact.
 
@@ -204,8 +203,7 @@ class Run:
         try:
             buffer = self._spare.pop()
         except IndexError:
-            # Page-aligned, as the disk wants it for O_DIRECT.
-            buffer = mmap.mmap(-1, self._piece_size)
+            buffer = memory.buffer(self._piece_size)
         with memoryview(buffer) as whole, whole[: run.size] as piece:
             self._source.fetch(version, run, _Buffer(piece))
             if not cached.publish(run.start, piece):
@@ -220,12 +218,12 @@ class Run:
 class _Buffer:
     """A ``Sink`` into memory of its owner."""
 
-    def __init__(self, memory: memoryview) -> None:
-        self._memory = memory
+    def __init__(self, place: memoryview) -> None:
+        self._place = place
         self._position = 0
 
     def buffer(self) -> memoryview:
-        return self._memory[self._position :]
+        return self._place[self._position :]
 
     def advance(self, count: int) -> None:
         self._position += count

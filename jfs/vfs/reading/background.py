@@ -6,11 +6,10 @@ waited for. Trio thread only.
 """
 
 import logging
-import mmap
 
 import trio
 
-from jfs import threads
+from jfs import memory, threads
 from jfs.errors import JfsError
 from jfs.extents import Extent
 from jfs.model import ArtifactVersion
@@ -71,7 +70,7 @@ async def _bring(plane: DataPlane, version: ArtifactVersion, content: Cached) ->
         nonlocal ended
         if not plane.budget.take(size):
             return
-        buffer: mmap.mmap | bytearray = mmap.mmap(-1, size)
+        buffer = memory.buffer(size)
         try:
             for number, piece in enumerate(pieces):
                 if ended:

@@ -17,12 +17,9 @@ from collections.abc import Iterator
 
 import trio
 
-from jfs.extents import Extent, KiB
-from jfs.memory import Budget
-
-# From this size on a buffer has pages of its own, which is what O_DIRECT wants: what is not aligned
-# was written through the page cache, at ten times the CPU time.
-_LARGE = 256 * KiB
+from jfs import memory
+from jfs.extents import Extent
+from jfs.memory import LARGE, Budget
 
 
 class Segment:
@@ -80,7 +77,7 @@ class Segment:
 
         Trio thread, while no other thread fills it.
         """
-        fresh = _memory(len(self.buffer))
+        fresh = memory.buffer(len(self.buffer))
         view = memoryview(fresh)[: self.extent.size]
         arrived = self.filled - self.extent.start
         view[:arrived] = self.view[:arrived]
@@ -247,7 +244,7 @@ class SegmentPool:
             if not self._discard_idle(group):
                 return None
         buffer: mmap.mmap | bytearray | None = None
-        if size >= _LARGE:
+        if size >= LARGE:
             buffer = self._spare_buffer(size)
             if buffer is None and self._discard_read(size):
                 buffer = self._spare_buffer(size)
@@ -255,7 +252,7 @@ class SegmentPool:
             while not self._budget.try_take(size):
                 if not self._drop_spare() and not self._discard_idle():
                     return None
-            buffer = _memory(size)
+            buffer = memory.buffer(size)
         self._held_by[group] += size
         return Segment(extent, buffer, group)
 
@@ -265,9 +262,9 @@ class SegmentPool:
 
     def _size_of(self, wanted: int) -> int:
         size = self._segment_size
-        while size // 2 >= max(wanted, _LARGE):
+        while size // 2 >= max(wanted, LARGE):
             size //= 2
-        return size if _LARGE <= wanted <= size else wanted
+        return size if LARGE <= wanted <= size else wanted
 
     def free(self, segment: Segment) -> None:
         """Take the memory of a segment that its owner has discarded."""
@@ -372,13 +369,3 @@ class SegmentOwner:
     def discard(self, segment: Segment) -> None:
         """Forget a finished segment that no thread uses, and ``free`` it."""
         raise NotImplementedError
-
-
-def _memory(size: int) -> mmap.mmap | bytearray:
-    """Return fresh memory.
-
-    Private: the pages of a shared mapping cost more to make, and to find when they are written.
-    """
-    if size < _LARGE:
-        return bytearray(size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
