@@ -6,16 +6,19 @@
 ``session``     the kernel's mount, through pyfuse3
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
-``waiters``     whether a thread was told to end
+``faults``      who made a READ, and why: read-ahead that nobody waits for is refused
+``atonce``      answers READs of what is in memory, without a task
+``waiters``     whether a thread was told to end; which call it waits in
 ``watchdog``    ends a mount that does not answer
 ``survivor``    cuts the connection of a daemon that was killed, by a child
 ``looks``       looks whether a mount answers, by a child
 ``stacks``      where every thread and task is
 ``signals``     how signals end a mount
+``reports``     what the mount says of itself: ``.jfs/``
 ``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
 ``passthrough`` has the kernel read files of the cache itself
-``libfuse``     how three of these change what pyfuse3 and libfuse call
+``libfuse``     how some of these change what pyfuse3 and libfuse call
 ``mountpoint``  checks before a mount; taking a mount away
 ``table``       what is mounted where: ``/proc/self/mountinfo``
 =============== ==================================================================================

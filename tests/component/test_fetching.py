@@ -110,7 +110,9 @@ async def test_an_open_waits_for_the_whole_and_the_kernel_reads_it(
         assert server.stats.bytes_sent - sent < 64 * KiB
 
 
-@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR | os.O_NONBLOCK, os.O_NONBLOCK])
+@pytest.mark.parametrize(
+    "flags", [os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_NONBLOCK, os.O_NONBLOCK, os.O_DIRECT]
+)
 async def test_who_does_not_want_to_wait_does_not(
     server: EmbeddedServer, store: DiskBlockStore, flags: int
 ) -> None:

@@ -21,8 +21,9 @@ def test_every_test_that_it_names_exists() -> None:
 
 def test_the_guaranteed_tables_name_a_test_in_every_row() -> None:
     text = README.read_text()
-    for title in ("Consistency", "Durability", "Outages"):
+    for title in ("Warming and looking after the cache", "Consistency", "Durability", "Outages"):
         section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        assert "each row has a test</summary>" in section
         section = section.partition("<!-- weather -->")[0]
         rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
         assert rows
