@@ -25,7 +25,8 @@ from jfs.model import (
 )
 from jfs.packed import Packed
 
-# Told the digests that the server says it has stored of ours, which are not what it was sent.
+# Awaited before a try of a deploy, with the digests that the server said it had stored at earlier
+# ones: they may be others than those of what it was sent.
 Still = Callable[[Collection[str]], Awaitable[None]]
 
 

@@ -331,7 +331,10 @@ class Session:
 
 
 async def _whole(response: httpx.Response) -> httpx.Response:
-    """Read an answer to its end, which a proxy may have made of its middle: that is asked again."""
+    """Read all of an answer. Raises Unavailable if a proxy has cut off its end: it is asked again.
+
+    Its Content-Length may be that of what is left.
+    """
     body = (await response.aread()).strip()
     if body[:1] in _ENDS and not body.endswith(_ENDS[body[:1]]):
         raise wire.cut_off(response.request.url.path)

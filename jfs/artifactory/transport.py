@@ -38,8 +38,7 @@ _IDLE_S = 30.0
 # on answering (a load balancer that is being replaced).
 _LIFE_S = 600.0
 _KEPT = 16
-
-
+# How a request fails on one that the server had closed.
 _ENDS_OF_OLD_ONES = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 

@@ -140,11 +140,6 @@ class ReportListing:
         return False
 
 
-def is_report(inode: Inode) -> bool:
-    """Whether an inode is a report or their folder."""
-    return isinstance(inode.computed, Report | ReportFolder)
-
-
 def _key(name: str) -> str:
     """By what the inode is known; no path of the server has two slashes."""
     return f"{NAME}//{name}"

@@ -111,7 +111,7 @@ class Entry:
         self.file = file
         self.record = record
         self._removed = self._unused = False
-        self._unremoved = unremoved
+        self._unremoved = unremoved  # of the journal: what could not be removed so far, by name
         self._changing = threading.Lock()
 
     @property
@@ -179,7 +179,7 @@ class Entry:
         """Close the file, which ends its lock; idempotent."""
         self._unused = True
         if self.name in self._unremoved and self.record.state in (State.PENDING, State.DEPLOYING):
-            return  # whoever has its lock uploads it
+            return  # its lock is kept: whoever had it would upload what was to be removed
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
@@ -306,7 +306,7 @@ class Journal:
                 yield entry
 
     def remove_the_rest(self) -> None:
-        """Remove what the disk refused to."""
+        """Try again to remove what could not be removed; what fails again stays. Blocking."""
         for entry in list(self._unremoved.values()):
             with contextlib.suppress(OSError):
                 entry.remove()
