@@ -4,9 +4,10 @@
 ``serving``     composition root: check, build, mount, serve, end
 ``starting``    how it begins: asks, waits, or begins with what is known; ``offline``
 ``session``     the kernel's mount, through pyfuse3
+``reports``     the texts of ``.jfs/``
+``faults``      who made a READ, and why: read-ahead that nobody waits for is refused
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
-``faults``      who made a READ, and why: read-ahead that nobody waits for is refused
 ``atonce``      answers READs of what is in memory, without a task
 ``waiters``     whether a thread was told to end; which call it waits in
 ``watchdog``    ends a mount that does not answer

@@ -204,5 +204,4 @@ def _arrived(answers: Answers, proceed: Callable[..., None], *arguments: int) ->
 def _read_arrived(answers: Answers, proceed: Callable[..., None], *arguments: int) -> None:
     """As ``_arrived``: request, inode, size, offset, and struct fuse_file_info, which has flags."""
     answers.file = arguments[1], ctypes.c_int32.from_address(arguments[4]).value
-    answers.arrived = arguments[0]
-    proceed(*arguments)
+    _arrived(answers, proceed, *arguments)

@@ -7,7 +7,6 @@ be out of date, or wrong: it decides what is fetched ahead, and no more.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from jfs import threads
@@ -17,15 +16,13 @@ from jfs.formats import Layout, Part, Told, describes_itself, tells_of_others, t
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.vfs.reading.cached import Cached
-from jfs.vfs.reading.learning import Head
+from jfs.vfs.reading.learning import Head, Read
 from jfs.vfs.reading.readahead import ReadaheadPlanner
 from jfs.vfs.reading.whole import SMALL
 
 _TELLERS_AT_MOST = 1024
 _PARTS_AT_MOST = 65_536  # of all files: 20 MiB
 _CONTENT_AT_MOST = 8 * MiB  # larger ones are rare, and cost seconds to read through
-
-Read = Callable[[Extent], Awaitable[bytes | bytearray | memoryview]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,15 @@ import trio
 from jfs import threads
 from jfs.errors import JfsError
 from jfs.extents import Extent, MiB
-from jfs.formats import FIRST_BYTES, Layout, MoreNeeded, describes_itself, layout_of
+from jfs.formats import FIRST_BYTES, Layout, MoreNeeded, layout_of
 from jfs.model import RepoPath
 
 _FOLDERS_KEPT = 4096
 _HEAD_AT_MOST = 8 * MiB  # larger ones are those of whole models in one file, once in a mount
 _REQUESTS_KEPT = 8
 _STREAM_LASTS_S = 0.25  # after its last READ: several readers are not each other's end
+
+Read = Callable[[Extent], Awaitable[bytes | bytearray | memoryview]]
 
 
 class Habits:
@@ -94,13 +96,13 @@ class Head:
         self,
         name: str,
         size: int,
-        read: Callable[[Extent], Awaitable[bytes | bytearray | memoryview]],
+        read: Read,
     ) -> None:
         self._name = name
         self._size = size
         self._read = read
         self._seen = 0
-        self._wanted = FIRST_BYTES if describes_itself(name) and size >= FIRST_BYTES else 0
+        self._wanted = FIRST_BYTES if size >= FIRST_BYTES else 0
 
     def is_seen(self, extent: Extent) -> bool:
         """Note a READ; True: there is something to look at, and ``look`` is called next."""
