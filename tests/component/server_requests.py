@@ -87,6 +87,15 @@ class Requests:
     def patch(self, path: str, document: object) -> Reply:
         return self("PATCH", path, json.dumps(document).encode())
 
+    def sent(self) -> int:
+        """Return the bytes that the server has sent so far.
+
+        It counts those of a body a moment after its client has them. Not so late as to be counted
+        after an answer to somebody who asks then.
+        """
+        assert self.get("/api/system/ping").status == 200
+        return self.server.stats.bytes_sent
+
     def content(self, path: str) -> bytes | None:
         """Return the bytes of an artifact; None: there is none."""
         reply = self.get(f"/{REPO}/{quote(path)}")

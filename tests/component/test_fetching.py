@@ -22,6 +22,7 @@ from jfs.model import ContentKey
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Filesystem
 from tests.component.composed import block_store, composed, find
+from tests.component.server_requests import Requests
 from tests.component.test_passing import Kernel
 
 REPO = "ml-models-local"
@@ -102,7 +103,7 @@ async def test_an_open_waits_for_the_whole_and_the_kernel_reads_it(
         assert here.missing() == 0
         assert list(here.kernel.has.values()) == [DATA]
         assert here.fetches() == []
-        sent = server.stats.bytes_sent
+        sent = Requests(server).sent()
         assert len(DATA) <= sent < len(DATA) + 64 * KiB
         again = await here.open()
         assert len(here.kernel.has) == 1

@@ -42,7 +42,11 @@ class Mounted:
             text=True,
             errors="surrogateescape",  # it names its mountpoint, which may hold any byte
         )
-        self.line = _pipe(self.process).readline()
+        try:
+            self.line = _pipe(self.process).readline()
+        except BaseException:  # the time-out of a test: nobody else knows of it
+            self.kill()
+            raise
         if not self.line:
             self.process.wait(_DEADLINE_S)
             raise AssertionError(f"the mount did not start: {self.log()}")

@@ -26,6 +26,7 @@ from tests.component.composed import block_store
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import Mounted
+from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 SIZE = 2 * MiB + 1234
@@ -118,7 +119,7 @@ class Reader:
     """A process that has a file open, and mapped."""
 
     def __init__(self, path: Path) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", _READER, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -128,25 +129,26 @@ class Reader:
 
     def digest(self) -> str:
         """Have it read all, in several ways which must agree."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
-        self._process.communicate(timeout=30)
-        assert self._process.returncode == 0
+        self.process.communicate(timeout=30)
+        assert self.process.returncode == 0
 
     def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Reader]:
     reader = Reader(path)
-    yield reader
-    reader.close()
+    with killed(reader.process):
+        yield reader
+        reader.close()
 
 
 def digest(data: bytes) -> str:
