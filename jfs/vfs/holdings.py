@@ -115,7 +115,7 @@ class Holdings:
 
     async def watch(self) -> None:
         """Give back whenever memory is tight; never ends."""
-        objects = shed_at = 0
+        objects = shed_at = 0  # what was left when something was last given back
         while True:
             await trio.sleep(_LOOK_EVERY_S)
             inodes = self._tree.inodes
