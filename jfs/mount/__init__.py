@@ -4,7 +4,7 @@
 ``serving``     composition root: check, build, mount, serve, end
 ``starting``    how it begins: asks, waits, or begins with what is known; ``offline``
 ``session``     the kernel's mount, through pyfuse3
-``reports``     the texts of ``.jfs/``
+``reports``     what the mount says of itself: ``.jfs/``
 ``faults``      who made a READ, and why: read-ahead that nobody waits for is refused
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
@@ -15,7 +15,6 @@
 ``looks``       looks whether a mount answers, by a child
 ``stacks``      where every thread and task is
 ``signals``     how signals end a mount
-``reports``     what the mount says of itself: ``.jfs/``
 ``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
 ``passthrough`` has the kernel read files of the cache itself

@@ -198,6 +198,7 @@ class Run:
             with claim:
                 for run in cached.missing(piece):
                     await threads.in_turn(self._limit, self._fetch, version, cached, run)
+                    self.result.fetched += run.size  # here: of several threads one would be lost
 
     def _fetch(self, version: ArtifactVersion, cached: CachedContent, run: Extent) -> None:
         try:
@@ -212,7 +213,6 @@ class Run:
                     or "no room in the cache: raise --cache-size, or jfs cache evict"
                 )
         self._spare.append(buffer)
-        self.result.fetched += run.size
 
 
 class _Buffer:

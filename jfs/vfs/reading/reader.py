@@ -4,8 +4,8 @@ A ``ContentReader`` belongs to one artifact version and is shared by every handl
 asks the planner what to fetch, starts a segment for each piece that nobody is fetching yet
 (single-flight), and answers from the segments as their bytes arrive.
 
-Concurrency: trio thread, except ``_from_server``, which runs in a worker thread and
-touches only its segment and the source. Between taking a view and answering with it
+Concurrency: trio thread, except ``_from_server``, which runs in a worker thread and touches only
+its segment, the source and ``Habits.answered``. Between taking a view and answering with it
 there must be no checkpoint: see ``segments``.
 """
 

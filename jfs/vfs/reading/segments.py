@@ -29,7 +29,7 @@ class Segment:
         filled: every byte of the file before it, back to ``extent.start``, is in ``view``.
         done: nothing more will arrive: ``filled`` is the end, or ``error`` says why not.
         group: see ``SegmentPool.allocate``.
-        users: READs that wait for it; its buffer is not reused before they are answered.
+        users: who waits for it, fills it or takes from it; its buffer is not reused meanwhile.
         is_read: its last byte was answered.
     """
 
