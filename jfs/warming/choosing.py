@@ -33,6 +33,7 @@ class Chosen:
         self._path = path
         self._shards: dict[RepoPath, list[str]] = {}
         self._parts: dict[RepoPath, list[Part]] = {}
+        self._seen: set[RepoPath] = set()  # files of models, wanted or not
         self._told: list[tuple[RepoPath, RepoPath]] = []  # what is wanted, and what tells of it
         self._without = list(selection.tensors)  # patterns that no tensor had
         self._is_model = False
@@ -41,11 +42,11 @@ class Chosen:
     async def warm(self, folders: AsyncGenerator[Iterable[FileInfo], None]) -> None:
         """Fetch it; what is no model comes last, as it is, if there is one."""
         failures = len(self._run.result.failures)
-        others: list[FileInfo] = []
-        seen: set[RepoPath] = set()
+        listings: list[Iterable[FileInfo]] = []
         async for files in folders:
-            others += await self._files(files, seen)
-        await self._beyond(seen)
+            listings.append(files)  # not as objects: those of a packed folder are a gibibyte
+            await self._files(files)
+        await self._beyond()
         if len(self._run.result.failures) == failures:
             if not self._is_model:
                 self._refuse(
@@ -55,41 +56,40 @@ class Chosen:
             for pattern in self._without if self._is_model else ():
                 self._refuse(f"no tensor is called {pattern!r:.80}")
         if self._is_model and len(self._without) < max(1, len(self._selection.tensors)):
+            others = (info for files in listings for info in files if info.path not in self._seen)
             for info in others:
                 await self._run.file(info)
 
     def _refuse(self, text: str) -> None:
         self._run.result.failures.append((self._path, text))
 
-    async def _files(self, files: Iterable[FileInfo], seen: set[RepoPath]) -> list[FileInfo]:
-        """Fetch what is wanted of the files of one folder; return what is no model."""
+    async def _files(self, files: Iterable[FileInfo]) -> None:
+        """Fetch what is wanted of the models of one folder."""
         for info in files:  # before the others, of which they tell
             if tells_of_others(info.path.name, info.size):
+                self._seen.add(info.path)
                 await self._run.file(info, self._told_by)
-        others = []
         for info in files:
-            path, name = info.path, info.path.name
-            seen.add(path)
-            if tells_of_others(name, info.size):
+            path = info.path
+            if path in self._seen:
                 continue
+            is_shard, describes = path in self._shards, describes_itself(path.name)
+            if not (path in self._parts or is_shard or describes):
+                continue
+            self._seen.add(path)
             if path in self._parts:
                 await self._run.file(info, self._placed)
-            elif path in self._shards and not self._names(self._shards[path]):
+            elif is_shard and not self._names(self._shards[path]):
                 continue
-            elif describes_itself(name):
-                await self._run.file(info, self._described)
-            elif path in self._shards:
-                await self._run.file(info)
             else:
-                others.append(info)
-        return others
+                await self._run.file(info, self._described if describes else None)
 
-    async def _beyond(self, seen: set[RepoPath]) -> None:
+    async def _beyond(self) -> None:
         """Fetch what files tell of that was not below the path: it named one that tells."""
         missing: dict[RepoPath, list[str]] = {}
         wanted: dict[RepoPath, dict[RepoPath, RepoPath]] = {}
         for path, teller in self._told:
-            if path not in seen:
+            if path not in self._seen:
                 wanted.setdefault(path.parent, {})[path] = teller
         for folder, paths in sorted(wanted.items()):
             try:
@@ -100,7 +100,7 @@ class Chosen:
                 self._run.failed(folder, error)
                 continue
             found = [each for each in entries if isinstance(each, FileInfo) and each.path in paths]
-            await self._files(found, seen)
+            await self._files(found)
             for path in paths.keys() - {each.path for each in found}:
                 missing.setdefault(paths[path], []).append(path.name)
         for teller, names in missing.items():
