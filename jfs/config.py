@@ -263,6 +263,7 @@ class MountSettings:
     offline: bool = False  # the server is never asked
     wait_s: float = 0.0  # how long the start waits for a server that cannot be asked
     passthrough: bool = True  # where the kernel can read what is cached itself, it does
+    native: bool = True  # where the native part was built, it is used
     watchdog_s: float = 60.0  # how long it may not answer itself; 0: for ever
 
 

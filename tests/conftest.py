@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from jfs.mount.table import mounts
 from jfs.server import EmbeddedServer, TlsFiles
+from tests import compiling
 
 REPO = "ml-models-local"
 _T = TypeVar("_T")
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("gate", derandomize=True, deadline=None)
     settings.register_profile("whole", max_examples=2000, deadline=None)
     settings.load_profile("whole" if config.getoption("--whole") else "gate")
+    if not hasattr(config, "workerinput"):  # once, before the workers of xdist start
+        compiling.keep_built()
 
 
 @pytest.fixture

@@ -174,6 +174,13 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     help="Check every byte that is read from the cache, of verified files too: no passthrough.",
 )
 @click.option(
+    "--native",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Move bytes by the compiled part of jfs, where it was built; off: by Python alone.",
+)
+@click.option(
     "--fetch",
     type=click.Choice([each.value for each in Fetch]),
     default="auto",
@@ -264,6 +271,7 @@ def command(
     wait_for_server: float | None,
     passthrough: str,
     verify_reads: bool,
+    native: str,
     fetch: str,
     no_prefetch_shards: bool,
     connections: int,
@@ -352,6 +360,7 @@ def command(
         offline=offline,
         wait_s=wait_for_server,
         passthrough=passthrough == "auto" and not verify_reads,
+        native=native == "auto",
         watchdog_s=watchdog,
     )
     level = logging.DEBUG if verbose else logging.INFO

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import trio
 
-from jfs import descriptors, fusectl, logs, memory, threads
+from jfs import descriptors, fusectl, logs, memory, native, threads
 from jfs.artifactory import Access, ArtifactoryClient, Breakers, HttpRangeSource, log_changes
 from jfs.cache import DiskBlockStore, Notes
 from jfs.cgroup import memory_limit
@@ -70,6 +70,8 @@ def serve(
         Interrupted: a signal came before it was mounted.
     """
     _keep_memory()
+    native.turn_off(not settings.native)
+    native.library()  # what it says belongs to the start
     signals.hold()
     try:
         trio.run(_run, settings, ready, reload)
