@@ -2,8 +2,9 @@
 
 Zero bytes first: a checksum deploy costs one small request, and answers 404 where the content is
 not known (artifactory-rest 4.3). It also settles a body whose answer was lost: the server has the
-content then, and asking again moves nothing. The server's checksums are held against ours whatever
-way it went.
+content then, and asking again moves nothing. Content that is no longer than that question takes is
+sent at once, unless it was deployed from here before. The server's checksums are held against ours
+whatever way it went.
 
 Trio thread; bodies are sent by worker threads.
 """
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import quote
@@ -51,6 +53,10 @@ _SETTLING_RATE = 20 * MiB
 # How often a body is sent when connections break off in the middle of it. A small one is sent again
 # as any other request is: as often as its deadline allows.
 _BODIES, _SMALL = 4, 8 * MiB
+# What is sent at once. A question whose answer is 404 costs this side 1.3 ms of CPU and the server
+# as much, and a round trip: in 1 ms a line of 1 Gbit/s moves as many bytes.
+_AT_ONCE = 128 * KiB
+_DIGESTS_KEPT = 10_000
 # How often when the server says that it got other bytes, or that somebody else was writing there.
 _REFUSALS = 2
 # Who has waited for his turn for so long looks again whether somebody else has written there.
@@ -81,6 +87,8 @@ class Uploads:
             transport=self._transport, follow_redirects=False, trust_env=False
         )
         self._closed = False
+        # What was deployed from here: the server has it, unless all who had it were removed.
+        self._deployed: OrderedDict[str, None] = OrderedDict()
 
     def close(self) -> None:
         """Cut what is under way; later deploys fail. Any thread."""
@@ -112,7 +120,8 @@ class Uploads:
                 if held := call.hold_s():
                     await trio.sleep(held)
                     continue
-                attempt = _Attempt(deployment, file, settings.idle_timeout_s)
+                at_once = not tries and self._is_short(deployment)
+                attempt = _Attempt(deployment, file, settings.idle_timeout_s, at_once=at_once)
                 turn = threads.asking("uploads", deployment.path.repo, settings.connections)
                 try:
                     async with turn:
@@ -123,6 +132,7 @@ class Uploads:
                     if found.checksums.sha256:
                         stored.add(found.checksums.sha256)
                     _compare(found, deployment)
+                    self._note(deployment)
                     call.succeeded()
                     return found
                 except (ChangedElsewhere, AlreadyExists):
@@ -147,6 +157,17 @@ class Uploads:
                 await trio.sleep(wait)
         finally:
             call.end()
+
+    def _is_short(self, deployment: Deployment) -> bool:
+        """Whether to ask first would cost more than to send it."""
+        return deployment.size <= _AT_ONCE and deployment.checksums.sha256 not in self._deployed
+
+    def _note(self, deployment: Deployment) -> None:
+        if (sha256 := deployment.checksums.sha256) is not None:
+            self._deployed[sha256] = None
+            self._deployed.move_to_end(sha256)
+            if len(self._deployed) > _DIGESTS_KEPT:
+                self._deployed.popitem(last=False)
 
     async def _once(self, attempt: "_Attempt") -> FileInfo:
         """Make one attempt in a worker thread, in its turn; cancelling cuts its connection."""
@@ -174,7 +195,7 @@ class Uploads:
         """Deploy by checksum, else whole, on one connection. Blocking; a worker thread."""
         deployment = attempt.deployment
         # An empty body is smaller than the question whether it is known.
-        if deployment.size:
+        if deployment.size and not attempt.at_once:
             with contextlib.suppress(NotFound):
                 answer = self._put(attempt.question, deployment, {"X-Checksum-Deploy": "true"})
                 self._metrics.count("checksum_deploys")
@@ -230,10 +251,14 @@ class Uploads:
 
 
 class _Attempt:
-    """One attempt: what is under way of it, so that it can be cut."""
+    """One attempt: what is under way of it, so that it can be cut.
 
-    def __init__(self, deployment: Deployment, file: int, idle_s: float) -> None:
+    *at_once*: the server is not asked first whether it has the content.
+    """
+
+    def __init__(self, deployment: Deployment, file: int, idle_s: float, *, at_once: bool) -> None:
         self.deployment = deployment
+        self.at_once = at_once
         self.file = file
         self._idle_s = idle_s
         self._lock = threading.Lock()
