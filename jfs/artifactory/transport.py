@@ -24,6 +24,7 @@ import httpx
 from jfs import clocks, descriptors
 from jfs.artifactory import dialling
 from jfs.artifactory.access import Access
+from jfs.artifactory.encrypted import TlsSocket
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.pace import Pace
 from jfs.artifactory.proxies import Proxy
@@ -114,8 +115,8 @@ class BodyStream(httpx.SyncByteStream):
             raise httpx.ReadError("the response is closed")
         sock = self._connection.sock
         with _mapped(), self._pace:
-            if isinstance(sock, ssl.SSLSocket):
-                count = _receive_records(sock, buffer, self._transport.idle_timeout_s)
+            if isinstance(sock, TlsSocket):
+                count = sock.fill(buffer, self._transport.idle_timeout_s)
             else:
                 # One call, and one turn of the interpreter's lock, for as much as is wanted.
                 count = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
@@ -142,27 +143,6 @@ class BodyStream(httpx.SyncByteStream):
         buffer[:count] = self._leftover[:count]
         self._leftover = self._leftover[count:]
         return count
-
-
-def _receive_records(sock: ssl.SSLSocket, buffer: memoryview, patience_s: float) -> int:
-    """Fill a buffer as MSG_WAITALL does: TLS returns a record at a time, 16 KiB.
-
-    What was received when time is up, or when the connection fails, is not lost: the next call
-    meets the failure.
-    """
-    deadline = time.monotonic() + patience_s
-    filled = 0
-    while filled < len(buffer) and time.monotonic() < deadline:
-        try:
-            count = sock.recv_into(buffer[filled:])
-        except OSError:
-            if not filled:
-                raise
-            break
-        if not count:
-            break
-        filled += count
-    return filled
 
 
 class BulkTransport(httpx.BaseTransport):
@@ -297,11 +277,8 @@ class BulkTransport(httpx.BaseTransport):
                         dialling.tunnel(sock, host, port, proxy, timeout_s)
                     context = trust.context(ours=trust.is_of_server(host, port))
                     sock = dialling.wrapped(sock, context, host)
-                # Python's own timeout makes the socket non-blocking, which defeats MSG_WAITALL
-                # and costs a poll for every receive; the kernel's does neither.
                 sock.settimeout(None)
-                _set_timeout(sock, socket.SO_RCVTIMEO, self.idle_timeout_s)
-                _set_timeout(sock, socket.SO_SNDTIMEO, self.idle_timeout_s)
+                _wait_at_most(sock, self.idle_timeout_s, also_to_send=True)
             except BaseException:
                 sock.close()
                 raise
@@ -357,7 +334,7 @@ class BulkTransport(httpx.BaseTransport):
         )
         if body is not None:
             body.bind(None)
-            _set_timeout(connection.sock, socket.SO_RCVTIMEO, self.idle_timeout_s)
+            _wait_at_most(connection.sock, self.idle_timeout_s)
             keep = keep and body.sent == body.size
         answer = BodyStream(self, connection, protocol, length, leftover, reusable=keep)
         return httpx.Response(
@@ -379,7 +356,7 @@ class BulkTransport(httpx.BaseTransport):
             poll.register(sock, select.POLLIN)
             if not poll.poll(0):
                 raise
-        _set_timeout(sock, socket.SO_RCVTIMEO, body.answer_s)
+        _wait_at_most(sock, body.answer_s)
 
 
 class _mapped:
@@ -413,10 +390,20 @@ class _mapped:
             raise httpx.ReadError(str(error)) from error
 
 
-def _set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+def _wait_at_most(sock: socket.socket, seconds: float, *, also_to_send: bool = False) -> None:
+    """Bound each wait for the other end.
+
+    Python's own timeout makes a socket non-blocking, which defeats MSG_WAITALL and costs a poll
+    for every receive; the kernel's does neither. For TLS see ``TlsSocket``.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(seconds)
+        return
     whole = int(seconds)
     value = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    if also_to_send:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _body_length(request: httpx.Request, response: h11.Response) -> int | None:
