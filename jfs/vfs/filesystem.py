@@ -430,7 +430,7 @@ class Filesystem:
 
     def mounted(self, device: str) -> None:
         """Say on which device it is mounted, ``major:minor``."""
-        self._files.device = device
+        self._files.mounted(device)
 
     def missing_for_s(self, parent: int, name: str) -> float:
         """Return how long the kernel may believe that a name is not there: what is left of ours."""

@@ -57,18 +57,22 @@ def test_copies_of_a_descriptor_do_not_upload_half_a_file(
     assert ask.get(f"/{REPO}/f").body == b""
 
 
-def test_a_second_handle_of_a_process_is_no_copy(mounted: MountedServer, ask: Requests) -> None:
+def test_the_last_close_of_all_handles_uploads(mounted: MountedServer, ask: Requests) -> None:
+    """Handles of one process, of another, and copies of a descriptor; once the last has gone."""
     one = os.open(mounted.root / "f", os.O_WRONLY | os.O_CREAT)
     other = os.open(mounted.root / "f", os.O_RDWR)
     os.write(one, b"1")
-    os.close(one)  # says that it is there
-    assert ask.get(f"/{REPO}/f").body == b"1"
+    os.close(one)
+    assert ask.get(f"/{REPO}/f").status == 404
+    shell("echo 34 >> f", mounted.root)
+    assert ask.get(f"/{REPO}/f").status == 404
+    assert (mounted.root / "f").read_bytes() == b"134\n"
     os.pwrite(other, b"2", 0)
     copy = os.dup(other)
     os.close(other)
-    assert ask.get(f"/{REPO}/f").body == b"1"
+    assert ask.get(f"/{REPO}/f").status == 404
     os.close(copy)
-    assert ask.get(f"/{REPO}/f").body == b"2"
+    assert ask.get(f"/{REPO}/f").body == b"234\n"
 
 
 def test_a_reader_follows_a_writer_byte_by_byte(mounted: MountedServer) -> None:

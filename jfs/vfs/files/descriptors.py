@@ -1,43 +1,40 @@
-"""Whether a process still holds a copy of a descriptor. Blocking (procfs); any thread.
+"""Whether a file can still be written through an open descriptor. Blocking (procfs); any thread.
 
 FLUSH is sent for every descriptor that is closed, copies included: ``cmd > file`` opens, copies the
 descriptor with dup2 and closes the first before a byte was written, and every command of
 ``(a; b) > file`` closes its inherited one at its end. Uploading then would show others half of a
-file. The kernel does not say which FLUSH is the last one, but the process that opened the file
-tells: while it holds more writable descriptors of the inode than it opened, one of them is a copy,
-and its last close is yet to come. When in doubt the answer is that there is no copy.
+file. The kernel does not say which FLUSH is the last one, but the processes that opened the file
+tell: while one of them holds a writable descriptor of the inode, the last close is yet to come.
+When in doubt the answer is that there is none.
 """
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 _ACCESS_MODE = 0o3
 
 
-def has_copy(pid: int, opened_by: Sequence[int], ino: int, device: str | None) -> bool:
-    """Whether the process of *pid* holds a copy of a descriptor that it has just closed.
+def can_write(opened_by: Iterable[int], ino: int, device: str | None) -> bool:
+    """Whether one of the processes holds a writable descriptor of a file.
 
-    False when it is gone, in another PID namespace, or not ours to look at.
+    Those that are gone, in another PID namespace, or not ours to look at, hold none.
 
     Args:
-        pid: of the process or thread that opened the file.
-        opened_by: the same for every writable handle of the file, this one included.
+        opened_by: process or thread that opened it, of each of its writable handles.
         ino: of the file, as ``stat`` shows it.
         device: of the mount, ``major:minor``: another mount of the same server has the same inode
             numbers. None: not known.
     """
-    mounts = [mount for mount in _writable(pid, ino) if device is None or mount]
-    if not mounts:
-        return False
-    if device is not None:
-        ours = _mounts_of(pid, device)
-        mounts = [mount for mount in mounts if mount in ours]
-    left = len(mounts)
-    if left and len(opened_by) > 1:
-        group = _group(pid)
-        return left >= sum(_group(other) == group for other in opened_by)
-    return left > 0
+    groups = set()
+    for pid in dict.fromkeys(opened_by):
+        if (group := _group(pid)) in groups:
+            continue
+        groups.add(group)
+        mounts = [mount for mount in _writable(pid, ino) if device is None or mount]
+        if mounts and (device is None or not _mounts_of(pid, device).isdisjoint(mounts)):
+            return True
+    return False
 
 
 def _writable(pid: int, ino: int) -> list[str]:

@@ -156,21 +156,11 @@ class OpenFile:
         if self.replaced:
             raise Stale(f"{self.inode.path}: what was opened is not there any more: open it again")
 
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """One open(2) of a file.
-
-    Attributes:
-        writes: opened for writing.
-        direct: the kernel keeps no pages of what is read and written through it.
-        pid: the thread that has opened it.
-    """
-
-    file: OpenFile
-    writes: bool
-    direct: bool
-    pid: int
+    def require_intact(self) -> None:
+        """Raises as an upload would at once: Stale; OSError: see *broken*."""
+        self.require_current()
+        if self.broken is not None:
+            raise self.broken
 
 
 def content_of(info: FileInfo) -> ContentKey:

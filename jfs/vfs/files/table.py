@@ -13,9 +13,8 @@ import logging
 import os
 from collections.abc import Iterable
 
-from jfs import threads, waiting
+from jfs import waiting
 from jfs.errors import (
-    BadHandle,
     InvalidArgument,
     JfsError,
     NotPermitted,
@@ -24,8 +23,8 @@ from jfs.errors import (
 )
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
-from jfs.vfs.files.descriptors import has_copy
-from jfs.vfs.files.openfile import Handle, Opened, OpenFile
+from jfs.vfs.files.handles import Handles
+from jfs.vfs.files.openfile import Opened, OpenFile
 from jfs.vfs.files.opening import Opening
 from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
@@ -54,7 +53,6 @@ class OpenFiles:
         kernel: what it may hold of the files.
 
     Attributes:
-        device: of the mount, once there is one: ``major:minor``.
         queue: what is uploaded behind; None: nothing can be written.
         renaming: what a change of names does to them.
     """
@@ -71,7 +69,6 @@ class OpenFiles:
     ) -> None:
         self._tree = tree
         self._plane = plane
-        self._numbers = numbers
         self._kernel = kernel
         self._writer = None
         self._writing = writing
@@ -90,9 +87,8 @@ class OpenFiles:
         self.renaming = Renaming(
             self._registry, locks, self._writer, self.queue, self._opening.let_go
         )
-        self._handles: dict[int, Handle] = {}
+        self._handles = Handles(numbers)
         self._refusals = refusals
-        self.device: str | None = None
 
     def find(self, inode: Inode) -> OpenFile | None:
         """Return the open file of an inode, if it is open."""
@@ -111,7 +107,7 @@ class OpenFiles:
 
     def inode_of(self, handle: int) -> Inode:
         """Return the inode that a handle is of. Raises BadHandle."""
-        return self._handle(handle).file.inode
+        return self._handles.find(handle).file.inode
 
     @property
     def opening(self) -> Opening:
@@ -120,7 +116,11 @@ class OpenFiles:
 
     def writes(self, handle: int) -> bool:
         """Whether closing a handle may upload something. Raises BadHandle."""
-        return self._handle(handle).writes
+        return self._handles.find(handle).writes
+
+    def mounted(self, device: str) -> None:
+        """Say on which device the mount is, ``major:minor``."""
+        self._handles.device = device
 
     # opening and closing
 
@@ -209,29 +209,30 @@ class OpenFiles:
         self._writer.enter(file, settled=True)
 
     async def flush(self, handle: int) -> None:
-        """Deploy what was written, unless a copy of the descriptor is still open.
+        """Deploy what was written, if nobody can write to the file any more: see ``handles``.
 
         Raises:
             JfsError, OSError: the verdict, which is what ``close`` returns.
         """
-        opened = self._handle(handle)
+        opened = self._handles.find(handle)
         file = opened.file
+        opened.flushed = True
         if not opened.writes or not file.dirty or file.is_pending:
             return
-        pids = [each.pid for each in self._handles.values() if each.file is file and each.writes]
-        ino = file.inode.ino
-        if not await threads.own_mount(has_copy, opened.pid, pids, ino, self.device):
+        if await self._handles.can_write(file):
+            file.require_intact()  # the last close will fail: whoever has written it hears of it
+        else:
             await self._require_writer(file.inode).close(file)
 
     async def fsync(self, handle: int) -> None:
         """Deploy what was written. Raises as ``flush``."""
-        file = self._handle(handle).file
+        file = self._handles.find(handle).file
         if file.dirty:
             await self._require_writer(file.inode).deploy_dirty(file)
 
     async def release(self, handle: int) -> None:
         """Close a handle. What no FLUSH saw, such as the last stores of a mapping, is deployed."""
-        opened = self._handle(handle)
+        opened = self._handles.find(handle)
         file = opened.file
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:
@@ -240,7 +241,7 @@ class OpenFiles:
                 # close() has returned: the log, jfs recover and user.jfs.last_error tell.
                 log.error("%s: not uploaded: %s", file.inode.path, error)
                 self._refusals.keep("close", file.inode.path, error)
-        del self._handles[handle]
+        self._handles.drop(handle)
         self._passing.closed(file.inode, file.backing)
         file.writers -= opened.writes
         try:
@@ -284,7 +285,7 @@ class OpenFiles:
 
     async def read(self, handle: int, extent: Extent) -> bytes | bytearray | memoryview:
         """Return bytes of an open file; see ``Filesystem.read``."""
-        opened = self._handle(handle)
+        opened = self._handles.find(handle)
         data = await self._read(opened.file, extent)
         # no checkpoint until it is answered
         if not opened.direct:
@@ -326,7 +327,7 @@ class OpenFiles:
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of *data*; see ``Filesystem.write``."""
-        file, direct = self._to_write(handle), self._handle(handle).direct
+        file, direct = self._handles.to_write(handle), self._handles.find(handle).direct
         writer = self._require_writer(file.inode)
         writer.cut(file)
         async with file.lock:
@@ -348,7 +349,7 @@ class OpenFiles:
         if size < 0:
             raise InvalidArgument(f"{inode.path}: a size of {size}")
         if handle is not None:
-            file = self._to_write(handle)
+            file = self._handles.to_write(handle)
             writer = self._require_writer(inode)
             writer.cut(file)
             async with file.lock:
@@ -357,28 +358,17 @@ class OpenFiles:
             return
         flags = os.O_WRONLY | (0 if size else os.O_TRUNC)
         opened = await self.open(inode, flags, pid, creates=True)
+        ours = self._handles.find(opened.handle)
+        ours.flushed = True
         try:
             await self.truncate(inode, size, opened.handle, pid)
             # Other writers will close; a file that only we have open is done now.
-            file = self._handle(opened.handle).file
-            if file.writers == 1 and file.dirty:
-                await self._require_writer(inode).close(file)
+            if ours.file.dirty and not await self._handles.can_write(ours.file):
+                await self._require_writer(inode).close(ours.file)
         finally:
             await self.release(opened.handle)
 
     # inside
-
-    def _handle(self, handle: int) -> Handle:
-        try:
-            return self._handles[handle]
-        except KeyError:
-            raise BadHandle(f"handle {handle} is not open") from None
-
-    def _to_write(self, handle: int) -> OpenFile:
-        opened = self._handle(handle)
-        if not opened.writes:
-            raise BadHandle(f"handle {handle} is not open for writing")
-        return opened.file
 
     def _require_writer(self, inode: Inode) -> Writer:
         if self._writer is None:
@@ -386,20 +376,12 @@ class OpenFiles:
         return self._writer
 
     def _opened(self, file: OpenFile, flags: int, pid: int, *, shared: bool) -> Opened:
-        mode = flags & os.O_ACCMODE
         # Who made a file uploads it, also one that cannot write to it (O_CREAT | O_RDONLY).
-        writes = mode != os.O_RDONLY or (file.inode.local and not shared)
-        # Who only writes cannot map: its bytes come here straight, not by way of the page cache.
-        # That saves half of the memory and of the copies, and a GETXATTR of security.capability
-        # that the kernel sends before every cached write.
-        direct = mode == os.O_WRONLY
-        file.handles += 1
-        file.writers += writes
-        handle = next(self._numbers)
-        self._handles[handle] = Handle(file, writes, direct, pid)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or (file.inode.local and not shared)
+        handle, opened = self._handles.add(file, flags, pid, writes=writes)
         self._passing.opened(file.inode, file.backing)
         file.inode.written |= writes
-        return Opened(handle, self._opening.keep_cache(file, shared=shared), direct)
+        return Opened(handle, self._opening.keep_cache(file, shared=shared), opened.direct)
 
     def _abandon(self, file: OpenFile) -> None:
         self._registry.end(file)
