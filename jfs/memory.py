@@ -1,11 +1,10 @@
 """The memory for bytes on their way: one budget that all buffers of a mount share.
 
 What counts is what is held: a segment by the size of its buffer, a spare buffer that waits for its
-next segment, a piece of a written file that waits to be hashed. Nothing else of a mount grows with
-the sizes of files.
+next segment. Nothing else of a mount grows with the sizes of files.
 
-The sum never passes the bound. Who gets nothing does without: a read-ahead is not made, a write is
-hashed by its own thread, a READ waits until something is given back. So whoever holds memory must
+The sum never passes the bound. Who gets nothing does without: a read-ahead is not made, a READ
+waits until something is given back. So whoever holds memory must
 give it back without waiting for anybody who wants some. What is held only because it may be useful
 again (spare buffers, finished segments) is asked back by ``Budget.take``.
 

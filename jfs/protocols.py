@@ -5,6 +5,7 @@
 server or of the disk; ``jfs.mount.serving`` decides what stands behind each.
 """
 
+from array import array
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -283,11 +284,18 @@ class BlockStore(Protocol):
             CacheError: the disk is unusable; read straight through.
         """
 
-    def adopt(self, content: ContentKey, staged: Path) -> bool:
+    def checksum(self, block: memoryview, number: int) -> int:
+        """Return the word by which a block is known again. Does not block."""
+
+    def adopt(self, content: ContentKey, staged: Path, words: "array[int] | None" = None) -> bool:
         """Take a file with exactly this content in, by a rename; its bytes are believed.
 
         Returns False, and leaves *staged* alone, when there is no room or the disk refuses.
         Nobody may write to the file any more.
+
+        Args:
+            words: of its blocks (``checksum``), computed from the same bytes as the digest; None:
+                the file is read for them.
         """
 
     def fits(self, content: ContentKey) -> bool:

@@ -19,9 +19,17 @@ from jfs.model import ContentKey
 _PIECE = 4 * MiB
 
 
-def install(paths: tuple[Path, Path], content: ContentKey, block_size: int, staged: Path) -> bool:
+def install(
+    paths: tuple[Path, Path],
+    content: ContentKey,
+    block_size: int,
+    staged: Path,
+    words: "array[int] | None" = None,
+) -> bool:
     """Make *staged* the data of a new entry; False: there is an entry, which may be in use.
 
+    Args:
+        words: of its blocks; None: it is read for them.
     Raises:
         OSError: the disk refuses, or *staged* lies on another file system.
         CacheError: *staged* is not of the content's size.
@@ -29,7 +37,10 @@ def install(paths: tuple[Path, Path], content: ContentKey, block_size: int, stag
     map_path, data_path = paths
     if map_path.exists():
         return False
-    words = _checksums(staged, content, block_size)
+    if words is None or len(words) != -(-content.size // block_size):
+        words = _checksums(staged, content, block_size)
+    elif (size := staged.stat().st_size) != content.size:
+        raise CacheError(f"{staged}: has {size} bytes, not {content.size}")
     blocks = BlockMap.open(map_path, content, block_size)
     try:
         # Who opens an entry holds the lock shared from before it opens the data until it closes:

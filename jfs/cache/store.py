@@ -11,12 +11,21 @@ import os
 import re
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 from jfs import descriptors, directories
 from jfs.cache import adoption, eviction, filesystem
-from jfs.cache.blockmap import DATA_SUFFIX, MAP_SUFFIX, BadMap, BlockMap, entry_name, open_either
+from jfs.cache.blockmap import (
+    DATA_SUFFIX,
+    MAP_SUFFIX,
+    BadMap,
+    BlockMap,
+    checksum,
+    entry_name,
+    open_either,
+)
 from jfs.cache.content import DiskContent
 from jfs.cache.files import EntryFiles, Holder, OpenFiles
 from jfs.cache.filesystem import Abilities
@@ -114,14 +123,17 @@ class DiskBlockStore:
         self._end_holding()
         self._verifier.close()
 
-    def adopt(self, content: ContentKey, staged: Path) -> bool:
+    def checksum(self, block: memoryview, number: int) -> int:
+        return checksum(block, number)
+
+    def adopt(self, content: ContentKey, staged: Path, words: "array[int] | None" = None) -> bool:
         paths = self._paths(content)
         if not self.room(content.size):
             return False
         try:
             with contextlib.suppress(OSError):  # another file system: its bytes are copied
                 if self.abilities.locks and adoption.install(
-                    paths, content, self.block_size, staged
+                    paths, content, self.block_size, staged, words
                 ):
                     self.used(paths[0])
                     return True

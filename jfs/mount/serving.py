@@ -193,7 +193,7 @@ async def _compose(
         recall = Recall(notes, plane.disk, nursery, settings.server.url)
         await recall.load()
         Following(plane, recall)
-        area = await _staging(settings, budget)
+        area = await _staging(settings, store)
         if area is not None:
             stack.callback(area.close)
         passthrough = None
@@ -266,11 +266,11 @@ async def _to_the_end(close: Callable[..., Awaitable[object]], *args: object) ->
         await close(*args)
 
 
-async def _staging(settings: MountSettings, budget: Budget) -> StagingArea | None:
+async def _staging(settings: MountSettings, store: DiskBlockStore | None) -> StagingArea | None:
     """Open the staging directory; None: the mount is read-only. Raises ConfigError."""
     if settings.write is None:
         return None
-    return await threads.on_disk(StagingArea, settings.write, settings.server.url, budget)
+    return await threads.on_disk(StagingArea, settings.write, settings.server.url, store)
 
 
 def _open_store(settings: MountSettings, metrics: Metrics) -> DiskBlockStore | None:

@@ -91,7 +91,8 @@ async def composed(
         nursery = await stack.enter_async_context(trio.open_nursery())
         area = None
         if not read_only:
-            area = StagingArea(writes or WriteSettings(Path(temporary) / "staging"), server.url)
+            where = writes or WriteSettings(Path(temporary) / "staging")
+            area = StagingArea(where, server.url, store)
             stack.callback(area.close)
         if kept is not None:
             stack.push_async_callback(kept.close)

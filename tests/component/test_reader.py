@@ -3,6 +3,7 @@
 import hashlib
 import random
 import threading
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -251,7 +252,10 @@ class StuckDisk:
     def claim(self, extent: Extent) -> AbstractContextManager[None] | None:
         return nullcontext()
 
-    def adopt(self, content: ContentKey, staged: Path) -> bool:
+    def checksum(self, block: memoryview, number: int) -> int:
+        return number + 1
+
+    def adopt(self, content: ContentKey, staged: Path, words: "array[int] | None" = None) -> bool:
         return False
 
     def rejections(self, content: ContentKey) -> int:

@@ -5,14 +5,13 @@ import hashlib
 import mmap
 import random
 import threading
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from jfs import memory
-from jfs.config import ReadSettings, WriteSettings
+from jfs.config import ReadSettings
 from jfs.extents import Extent, KiB, MiB
 from jfs.memory import Budget
 from jfs.metrics import Metrics
@@ -20,7 +19,6 @@ from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.protocols import Sink
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.reading.segments import Segment, SegmentOwner, SegmentPool
-from jfs.vfs.writing.staging import StagingArea
 
 
 def test_the_sum_stays_within_the_bound() -> None:
@@ -228,22 +226,4 @@ async def test_reads_that_find_no_memory_wait_and_are_served() -> None:
             source.go.set()
         await reader.close()
     assert right == [True] * 16
-    assert budget.most <= budget.bound
-
-
-@pytest.mark.parametrize("taken", ["all", "most", "nothing"])
-def test_a_write_without_memory_is_hashed_all_the_same(tmp_path: Path, taken: str) -> None:
-    budget = Budget(3 * MiB)
-    if taken != "nothing":
-        assert budget.take(3 * MiB if taken == "all" else 3 * MiB - 200 * KiB)
-    area = StagingArea(WriteSettings(tmp_path / "staging"), "http://server", budget)
-    file = area.new(RepoPath("repo", "f"), None)
-    data = random.Random(5).randbytes(4 * MiB)
-    for start in range(0, len(data), 128 * KiB):
-        file.write(start, data[start : start + 128 * KiB])
-    file.write(0, data[:5])  # begins anew
-    file.write(5, data[5:MiB])
-    assert file.sha256() == hashlib.sha256(data).hexdigest()
-    file.close()
-    area.close()
     assert budget.most <= budget.bound

@@ -401,7 +401,8 @@ class Writer:
         """Blocking; a worker thread."""
         assert staged.entry is not None
         if self._plane.store is not None and info.size:
-            self._plane.store.adopt(version_of(info).content, staged.entry.data_path)
+            words = staged.sums(info.checksums.sha256 or "")
+            self._plane.store.adopt(version_of(info).content, staged.entry.data_path, words)
         staged.forget_quietly()
 
     def _abandon(self, file: OpenFile) -> None:

@@ -1,19 +1,17 @@
 """A file that is being written: bytes on local disk, hashed on the way while they come in order.
 
 Blocking, except where it says otherwise; one writing thread at a time (the owner's lock), any
-number that read. Hashing has a thread of its own: sha256 runs at 1.4 GB/s beside the writes, so
-that a file that was written front to back needs no second look when it is closed. What was written
-out of order is read back once, from where the order ended.
+number that read. Hashing has threads of its own (``hashing``): sha256 runs at 1.4 GB/s beside the
+writes, so that a file that was written front to back needs no second look when it is closed. What
+was written out of order is hashed once it is closed.
 """
 
 import errno
-import hashlib
 import logging
 import os
 import threading
-from collections import deque
+from array import array
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import replace
 
 from jfs import threads, waiting
@@ -21,18 +19,17 @@ from jfs.config import WriteSettings
 from jfs.disk import read_at
 from jfs.errors import DiskHangs, FileTooLarge, disk_words
 from jfs.extents import Extent, MiB
-from jfs.memory import Budget
 from jfs.model import FileInfo, Properties, RepoPath
+from jfs.protocols import BlockStore
+from jfs.vfs.writing.hashing import Blocks, RunningHash
 from jfs.vfs.writing.journal import Entry, Journal, Record, State
 
 log = logging.getLogger(__name__)
 
-_HASHERS = 2
+# Each file is hashed by one at a time, at 1.3 GB/s with the SHA instructions of the processor, by
+# OpenSSL without the interpreter's lock; more than so many files at a time wait for the network.
+_MOST_HASHERS = 8
 _PIECE = 1 * MiB
-# Of the memory that a mount shares, what waits for the hash takes a third at most: hashing is as
-# fast as writing, so that more would only wait longer.
-_SHARE = 3
-_BUDGET = 96 * MiB
 
 
 class StagingArea:
@@ -40,16 +37,19 @@ class StagingArea:
 
     Args:
         server: URL of the service, for the records.
-        budget: memory that is shared with others; None: one of its own.
+        store: the cache that will take what was uploaded; None: there is none.
     """
 
-    def __init__(self, settings: WriteSettings, server: str, budget: Budget | None = None) -> None:
+    def __init__(
+        self, settings: WriteSettings, server: str, store: BlockStore | None = None
+    ) -> None:
         self.settings = settings
         self.journal = Journal(settings.staging)
         self.journal.require_locks()
         self.server = server
-        self._hashers = threads.started(_HASHERS, "jfs-hash")
-        self._room = _Room(budget or Budget(_BUDGET))
+        count = max(2, min(os.cpu_count() or 1, _MOST_HASHERS))
+        self._hashers = threads.started(count, "jfs-hash")
+        self._blocks = Blocks(store.block_size, store.checksum) if store is not None else None
         status = os.statvfs(self.journal.directory)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
         # disk is no file of models.
@@ -116,7 +116,7 @@ class StagingArea:
         return self._made(self.journal.anonymous(), None)
 
     def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
-        running = _RunningHash(self._hashers, self._room)
+        running = RunningHash(self._hashers, file, self._blocks)
         return StagingFile(file, entry, running, self._largest, size)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class StagingFile:
     """
 
     def __init__(
-        self, file: int, entry: Entry | None, running_hash: "_RunningHash", largest: int, size: int
+        self, file: int, entry: Entry | None, running_hash: RunningHash, largest: int, size: int
     ) -> None:
         self.file = file
         self.entry = entry
@@ -188,14 +188,13 @@ class StagingFile:
         finally:
             if position > offset:  # a write of which nothing came to the disk extends nothing
                 self.size = max(self.size, position)
-        self._hash.wrote(offset, data)
+        self._hash.wrote(offset, len(data))
 
     def truncate(self, size: int) -> None:
         """Cut or extend by a hole. Raises OSError, FileTooLarge."""
         self._require_size(size)
         os.ftruncate(self.file, size)
-        if size < self.size:
-            self._hash.rewind(size)
+        self._hash.cut(size)
         self.size = size
 
     def _require_size(self, size: int) -> None:
@@ -215,7 +214,11 @@ class StagingFile:
 
     def sha256(self) -> str:
         """Return the digest of all that was written. Raises OSError."""
-        return self._hash.digest(self.file, self.size)
+        return self._hash.digest(self.size)
+
+    def sums(self, sha256: str) -> "array[int] | None":
+        """Return the sums of its blocks if it has this digest; None: they are not known."""
+        return self._hash.sums(self.size, sha256)
 
     def forget(self) -> None:
         """Take it out of the journal: it is on the server, or nobody wants it. Raises OSError."""
@@ -246,7 +249,7 @@ class StagingFile:
 
     def _close(self) -> None:
         # A change that was given up may use the descriptor yet; and to close waits for the disk.
-        if waiting.may_hang() or self._changing.locked():
+        if waiting.may_hang() or self._changing.locked() or self._hash.is_busy:
             threading.Thread(target=self._close_now, daemon=True).start()
         else:
             self._close_now()
@@ -256,6 +259,7 @@ class StagingFile:
             self._close_file()
 
     def _close_file(self) -> None:
+        self._hash.end()
         if self.entry is not None:
             self.entry.close()
         elif self.file >= 0:
@@ -266,103 +270,3 @@ class StagingFile:
 async def forgotten(staged: StagingFile) -> None:
     """Call ``forget_quietly`` in a thread; at a disk that hangs it is done later. Trio thread."""
     await waiting.staging_disk().end(staged.forget_quietly)
-
-
-class _Room:
-    """Memory for bytes that wait to be hashed, whichever file they are of. Any thread."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._free = budget.bound // _SHARE
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> bool:
-        """Whether there is room for *size* bytes, which are held if so."""
-        with self._lock:
-            if size > self._free:
-                return False
-            self._free -= size
-        if self._budget.take(size):
-            return True
-        with self._lock:
-            self._free += size
-        return False
-
-    def give(self, size: int) -> None:
-        with self._lock:
-            self._free += size
-        self._budget.give(size)
-
-
-class _RunningHash:
-    """The sha256 of a prefix, which grows with every write that continues it."""
-
-    def __init__(self, hashers: Executor, room: _Room) -> None:
-        self._hashers = hashers
-        self._room = room
-        self._changed = threading.Condition()
-        self._queue: deque[bytes] = deque()
-        self._busy = False
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._end = 0  # of the prefix, what is queued included
-
-    def wrote(self, offset: int, data: bytes) -> None:
-        """Take note of a write.
-
-        Without room for it: waits for what is queued of this file, and in the end hashes it here.
-        """
-        if offset < self._end:
-            self.rewind(offset)
-        if offset != self._end:
-            return
-        while not self._room.take(len(data)):
-            with self._changed:
-                if self._busy:
-                    self._changed.wait()  # for one piece: a hasher waits for nobody
-                    continue
-            # Others hold the memory, who may wait for the network: nobody waits for them.
-            self._sha256.update(data)
-            self._end += len(data)
-            return
-        with self._changed:
-            self._end += len(data)
-            self._queue.append(data)
-            if not self._busy:
-                self._busy = True
-                self._hashers.submit(self._work, self._sha256)
-
-    def rewind(self, offset: int) -> None:
-        """Bytes from *offset* on are others now."""
-        if offset >= self._end:
-            return
-        with self._changed:
-            self._room.give(sum(map(len, self._queue)))
-            self._queue.clear()
-            self._changed.wait_for(lambda: not self._busy)
-            self._reset()
-
-    def digest(self, file: int, size: int) -> str:
-        """Finish over *size* bytes of *file*; later writes may continue."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy)
-        while self._end < size:
-            data = os.pread(file, min(_PIECE, size - self._end), self._end)
-            if not data:
-                raise OSError(f"a staged file ends at {self._end}, not at {size}")
-            self._sha256.update(data)
-            self._end += len(data)
-        return self._sha256.copy().hexdigest()
-
-    def _work(self, sha256: "hashlib._Hash") -> None:
-        while True:
-            with self._changed:
-                self._changed.notify_all()
-                if not self._queue:
-                    self._busy = False
-                    return
-                data = self._queue.popleft()
-            sha256.update(data)
-            self._room.give(len(data))
