@@ -7,7 +7,8 @@ from pathlib import Path
 from jfs.cli import mounted
 from jfs.errors import JfsError
 from jfs.vfs.writing import recovery
-from jfs.vfs.writing.journal import Entry, Journal, Record, Sighting, State
+from jfs.vfs.writing.journal import Entry, Journal, Sighting
+from jfs.vfs.writing.records import Record, State
 
 _POLL_S = 0.05
 _UPLOADING_S = 10.0  # then its mount goes on with it alone

@@ -24,7 +24,8 @@ from jfs.errors import ConfigError, JfsError
 from jfs.model import RepoPath
 from jfs.mount.table import mount_above
 from jfs.vfs.writing import recovery
-from jfs.vfs.writing.journal import Entry, Journal, Record, Sighting, State, closing
+from jfs.vfs.writing.journal import Entry, Journal, Sighting, closing
+from jfs.vfs.writing.records import Record, State
 from jfs.vfs.writing.recovery import Outcome
 
 _F = TypeVar("_F", bound=Callable[..., Any])

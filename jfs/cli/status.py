@@ -20,7 +20,8 @@ from jfs.model import RepoPath
 from jfs.mount.table import MountEntry, resolve
 from jfs.sources import parse_source
 from jfs.vfs.namespace.tree import below
-from jfs.vfs.writing.journal import Journal, Sighting, State
+from jfs.vfs.writing.journal import Journal, Sighting
+from jfs.vfs.writing.records import State
 
 _AT_A_TIME = 32
 

@@ -21,7 +21,8 @@ from jfs.errors import CacheError, ConfigError
 from jfs.extents import Extent, GiB, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ContentKey, RepoPath
-from jfs.vfs.writing.journal import Journal, Record
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import Record
 from tests.weather.disks import Disk
 
 NOBODY = 65534

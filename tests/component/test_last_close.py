@@ -17,7 +17,8 @@ from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from jfs.vfs.writing.journal import Journal, State
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import State
 from tests.component.composed import composed, find
 from tests.component.server_requests import REPO, Requests
 

@@ -15,7 +15,7 @@ from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from jfs.vfs.writing.journal import State
+from jfs.vfs.writing.records import State
 from tests.component.composed import TREE, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_company import outcomes

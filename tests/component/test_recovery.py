@@ -14,7 +14,8 @@ from jfs.errors import JfsError, NotFound, QuotaExceeded, Unavailable
 from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
 from jfs.protocols import ArtifactStore
 from jfs.vfs.writing import recovery
-from jfs.vfs.writing.journal import Entry, Journal, Record, State, closing
+from jfs.vfs.writing.journal import Entry, Journal, closing
+from jfs.vfs.writing.records import Record, State
 from jfs.vfs.writing.recovery import Outcome
 
 PATH = RepoPath("models", "a/m.bin")

@@ -40,7 +40,8 @@ from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
-from jfs.vfs.writing.journal import Journal, Record, State
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import Record, State
 from tests.component.composed import block_store, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 

@@ -23,7 +23,8 @@ from safetensors.numpy import save_file
 
 from jfs.model import RepoPath
 from jfs.server import EmbeddedServer
-from jfs.vfs.writing.journal import Journal, Record, State
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import Record, State
 from tests.mount.mounting import clean_environ
 from tests.readme import README, snippets
 

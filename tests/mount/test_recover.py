@@ -14,7 +14,8 @@ import pytest
 
 from jfs.model import RepoPath
 from jfs.server import EmbeddedServer, Fault
-from jfs.vfs.writing.journal import Journal, Record, State
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import Record, State
 from tests.mount.commands import Content, run_here
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import clean_environ, run_jfs

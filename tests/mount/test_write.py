@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer, Fault
-from jfs.vfs.writing.journal import Journal, State
+from jfs.vfs.writing.journal import Journal
+from jfs.vfs.writing.records import State
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import MountedServer, Mounter
 from tests.mount.mounting import Mounted, run_jfs

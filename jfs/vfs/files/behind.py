@@ -25,7 +25,8 @@ from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.questions import Questions
-from jfs.vfs.writing.journal import Entry, State
+from jfs.vfs.writing.journal import Entry
+from jfs.vfs.writing.records import State
 from jfs.vfs.writing.recovery import NOT_WHOLE, digest, is_whole
 from jfs.vfs.writing.staging import StagingArea
 

@@ -30,7 +30,8 @@ from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.writing.deployer import Deployer, keep
-from jfs.vfs.writing.journal import Entry, State
+from jfs.vfs.writing.journal import Entry
+from jfs.vfs.writing.records import State
 from jfs.vfs.writing.staging import StagingArea, StagingFile, forgotten
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ from jfs.model import (
     same_content,
 )
 from jfs.protocols import ArtifactStore
-from jfs.vfs.writing.journal import Entry, State
+from jfs.vfs.writing.journal import Entry
+from jfs.vfs.writing.records import State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
 
 log = logging.getLogger(__name__)

@@ -5,13 +5,12 @@ record that says where they belong and how far they came. The daemon that writes
 on its data for as long as it lives; a file without one was left by a process that died, or kept
 because its upload was refused: ``jfs recover`` and the next mount deal with it.
 
-Blocking; any thread. A record is replaced whole (rename), so a crash leaves the old or the new one.
+Blocking; any thread.
 """
 
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -19,72 +18,17 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jfs import descriptors, directories
 from jfs.errors import ConfigError, JfsError, is_not_supported
-from jfs.model import Properties, RepoPath
+from jfs.vfs.writing.records import Record, State, read_record, unfinished, write_record
 
 log = logging.getLogger(__name__)
 
 DATA, RECORD, UNWANTED = ".data", ".json", ".drop"
-_VERSION = 1
-
-
-class State(StrEnum):
-    """How far a staged file came.
-
-    WRITING: nobody has closed it yet: it may be incomplete. DEPLOYING: it was closed, and its
-    upload was under way. PENDING: ``close`` has returned, and its upload is still to come
-    (--write-back); it is on disk. FAILED: the upload was refused, and ``close`` was told so if it
-    waited for it.
-    """
-
-    WRITING = "writing"
-    DEPLOYING = "deploying"
-    PENDING = "pending"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of one staged file.
-
-    Attributes:
-        server: URL of the service that it belongs to.
-        path: where it belongs, as of now: a rename takes it along.
-        base, base_size: of what the server had there when it was opened: its sha256; None: nothing.
-        properties: to be set when it is deployed.
-        created_ns: since 1970.
-        error: what went wrong the last time; once FAILED, why.
-        made: the file was made here: its properties are those of the record, not the server's.
-        sent: digests of what the server may have got at the path, without our hearing of it.
-        supersedes: names of staged files that are of no use once this one is PENDING.
-        queued_ns: since when it is PENDING.
-        tries, next_ns: how often it was tried since; when it will be again, at the latest.
-        sha256: of the data when its upload began; "": not known, or changed since.
-    """
-
-    server: str
-    path: RepoPath
-    state: State = State.WRITING
-    base: str | None = None
-    properties: Properties = field(default_factory=dict)
-    created_ns: int = 0
-    modified_ns: int | None = None
-    error: str = ""
-    base_size: int = 0
-    made: bool = False
-    sent: tuple[str, ...] = ()
-    supersedes: tuple[str, ...] = ()
-    queued_ns: int = 0
-    tries: int = 0
-    next_ns: int = 0
-    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +76,7 @@ class Entry:
             record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
             if not self._removed:
                 durable = State.PENDING in (self.record.state, record.state)
-                _write(self._directory / (self.name + RECORD), record, durable=durable)
+                write_record(self._directory / (self.name + RECORD), record, durable=durable)
                 if durable:
                     _sync(self._directory)
             self.record = record
@@ -142,7 +86,7 @@ class Entry:
         with self._changing:
             record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
             if not self._removed:
-                _write(self._directory / (self.name + RECORD), record)
+                write_record(self._directory / (self.name + RECORD), record)
             self.record = record
 
     def sync(self) -> None:
@@ -300,7 +244,7 @@ class Journal:
         """
         self.remove_the_rest()
         for name in self._names():
-            if len(states) < len(State) and _read(self._paths(name)[1]).state not in states:
+            if len(states) < len(State) and read_record(self._paths(name)[1]).state not in states:
                 continue
             if (entry := self._claim(name)) is not None:
                 yield entry
@@ -323,7 +267,7 @@ class Journal:
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 size = data.stat().st_size
                 if record.exists():  # or it was made a moment ago
-                    found.append(Sighting(name, size, _read(record), in_use=True))
+                    found.append(Sighting(name, size, read_record(record), in_use=True))
         return found
 
     def find(self, name: str) -> Entry:
@@ -343,7 +287,7 @@ class Journal:
             file = os.open(data, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
-        return self._entry(name, file, _read(record))
+        return self._entry(name, file, read_record(record))
 
     def _entry(self, name: str, file: int, record: Record) -> Entry:
         return Entry(self.directory, name, file, record, self._unremoved)
@@ -372,9 +316,9 @@ class Journal:
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _unfinished(record).unlink(missing_ok=True)  # we were killed while we wrote it
+            unfinished(record).unlink(missing_ok=True)  # we were killed while we wrote it
             if data.exists() and (record.exists() or os.fstat(file).st_size):
-                return self._entry(name, file, _read(record))
+                return self._entry(name, file, read_record(record))
             data.unlink(missing_ok=True)  # we were killed when we made it
         except BlockingIOError:
             pass
@@ -391,54 +335,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, record: Record, *, durable: bool = False) -> None:
-    document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
-    temporary = _unfinished(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(document, file)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _unfinished(record: Path) -> Path:
-    """Where a record is written before it takes its place."""
-    return record.with_name(record.name + ".new")
-
-
-def _read(path: Path) -> Record:
-    """Read a record. One that cannot be read does not hide its data: its place is not known."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return Record(
-            str(document["server"]),
-            RepoPath.parse(document["path"]),
-            State(document["state"]),
-            document["base"],
-            _properties(document["properties"]),
-            int(document["created_ns"]),
-            document["modified_ns"],
-            str(document["error"]),
-            **_later(document),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Record("", RepoPath(""), State.FAILED, error="its record is damaged")
-
-
-def _later(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the fields that records of earlier versions lack."""
-    kinds = {"base_size": int, "made": bool, "queued_ns": int, "tries": int, "next_ns": int}
-    found = {name: kind(document[name]) for name, kind in kinds.items() if name in document}
-    lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}
-    return {**found, **lists, "sha256": str(document.get("sha256", ""))}
-
-
-def _properties(document: Mapping[str, list[str]]) -> Properties:
-    return {str(key): tuple(map(str, values)) for key, values in document.items()}
 
 
 @contextlib.contextmanager

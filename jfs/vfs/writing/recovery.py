@@ -25,7 +25,8 @@ from jfs.errors import ChangedElsewhere, IntegrityError, JfsError, NotFound, is_
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
-from jfs.vfs.writing.journal import Entry, Record, Sighting, State
+from jfs.vfs.writing.journal import Entry, Sighting
+from jfs.vfs.writing.records import Record, State
 from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from jfs.extents import Extent, MiB
 from jfs.model import FileInfo, Properties, RepoPath
 from jfs.protocols import BlockStore
 from jfs.vfs.writing.hashing import Blocks, RunningHash
-from jfs.vfs.writing.journal import Entry, Journal, Record, State
+from jfs.vfs.writing.journal import Entry, Journal
+from jfs.vfs.writing.records import Record, State
 
 log = logging.getLogger(__name__)
 
