@@ -5,6 +5,19 @@ Blocking; any thread.
 
 import os
 
+_PIECE = 1 << 20
+
+
+def copy_at(source: int, start: int, target: int, position: int, size: int) -> int:
+    """Copy up to *size* bytes, at least 1; the file system may share them. Raises OSError."""
+    try:
+        count = os.copy_file_range(source, target, size, start, position)
+    except OSError:  # not every file system can; what else is wrong is said again
+        count = os.pwrite(target, os.pread(source, min(size, _PIECE), start), position)
+    if not count:
+        raise OSError(f"a file ends at {start}")
+    return count
+
 
 def read_at(file: int, size: int, position: int) -> bytes:
     """Read *size* bytes; fewer only at the end of the file. Raises OSError.

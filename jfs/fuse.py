@@ -57,6 +57,7 @@ _NO_CAPABILITY = errno_of(Unsupported("only user. attributes are kept"))
 _ENDING = errno_of(MountEnding())
 _LET_GO = errno_of(LetGo())
 _UNASKED = errno_of(Unasked())
+_COPY_YOURSELF = errno_of(Unsupported("the kernel reads and writes what is to be copied"))
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -275,6 +276,16 @@ class Operations(pyfuse3.Operations):
         if offset + length > attributes.size:
             work = partial(self._filesystem.setattr, inode, Change(size=offset + length), fh)
             await self._behind.run(work)
+
+    @_boundary
+    async def copy_file_range(
+        self, fh: int, off: int, source: int, source_off: int, length: int
+    ) -> int:
+        """Copy to *fh*; called by ``jfs.mount.copying``, not by pyfuse3."""
+        count = await self._filesystem.copies.copy(source, source_off, fh, off, length)
+        if count is None:
+            raise pyfuse3.FUSEError(_COPY_YOURSELF)
+        return count
 
     @_boundary
     async def flush(self, fh: int) -> None:

@@ -91,7 +91,7 @@ class ArtifactStore(Protocol):
     async def deploy(
         self,
         deployment: Deployment,
-        file: int,
+        file: int | None,
         *,
         patient: bool = True,
         still: Still | None = None,
@@ -102,11 +102,13 @@ class ArtifactStore(Protocol):
 
         Args:
             file: descriptor of the content; it is read by position and must not change meanwhile.
+                None: by its checksum alone.
             patient: whether an outage is waited for: not by who comes again by himself.
             still: asked before a try that is not made at once, be it the first: it may be minutes
                 later. Raises when the path is not any more what it was.
         Raises:
             QuotaExceeded, Conflict: the server refuses; IntegrityError: it got other bytes.
+            NotFound: without *file*: the server does not have the content.
             OSError: *file* cannot be read.
         Cancellation: the connection is cut; nothing half-done becomes visible.
         """

@@ -253,7 +253,7 @@ class ArtifactoryClient:
     async def deploy(
         self,
         deployment: Deployment,
-        file: int,
+        file: int | None,
         *,
         patient: bool = True,
         still: Still | None = None,

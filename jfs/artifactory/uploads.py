@@ -98,7 +98,7 @@ class Uploads:
     async def deploy(
         self,
         deployment: Deployment,
-        file: int,
+        file: int | None,
         *,
         patient: bool = True,
         still: Still | None = None,
@@ -120,7 +120,7 @@ class Uploads:
                 if held := call.hold_s():
                     await trio.sleep(held)
                     continue
-                at_once = not tries and self._is_short(deployment)
+                at_once = file is not None and not tries and self._is_short(deployment)
                 attempt = _Attempt(deployment, file, settings.idle_timeout_s, at_once=at_once)
                 turn = threads.asking("uploads", deployment.path.repo, settings.connections)
                 try:
@@ -196,7 +196,7 @@ class Uploads:
         deployment = attempt.deployment
         # An empty body is smaller than the question whether it is known.
         if deployment.size and not attempt.at_once:
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(*(() if attempt.file is None else (NotFound,))):
                 answer = self._put(attempt.question, deployment, {"X-Checksum-Deploy": "true"})
                 self._metrics.count("checksum_deploys")
                 return _parsed(answer, deployment)
@@ -256,10 +256,13 @@ class _Attempt:
     *at_once*: the server is not asked first whether it has the content.
     """
 
-    def __init__(self, deployment: Deployment, file: int, idle_s: float, *, at_once: bool) -> None:
+    def __init__(
+        self, deployment: Deployment, file: int | None, idle_s: float, *, at_once: bool
+    ) -> None:
         self.deployment = deployment
         self.at_once = at_once
         self.file = file
+        self._file = -1 if file is None else file  # of an empty body nothing is read
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._current: FileBody | None = None
@@ -273,12 +276,12 @@ class _Attempt:
 
     def question(self) -> FileBody:
         """Return the body of a checksum deploy, which is empty."""
-        return self._next(FileBody(self.file, 0, answer_s=self._idle_s))
+        return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
 
     def body(self) -> FileBody:
         """Return the content."""
         size = self.deployment.size
-        self._body = FileBody(self.file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
+        self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
         return self._next(self._body)
 
     def cut(self) -> None:
@@ -360,7 +363,7 @@ async def _give_up_a_disk_that_hangs(
     hung: list[OSError] = []
     task_status.started(hung)
     sent = 0
-    while True:
+    while attempt.file is not None:
         await trio.sleep(_LOOK_S)
         sent, before = attempt.sent, sent
         if sent != before:

@@ -17,6 +17,7 @@
 ``signals``     how signals end a mount
 ``supervisor``  what systemd is told
 ``fallocate``   a handler of FALLOCATE for pyfuse3, which has none
+``copying``     one of COPY_FILE_RANGE
 ``passthrough`` has the kernel read files of the cache itself
 ``libfuse``     how some of these change what pyfuse3 and libfuse call
 ``mountpoint``  checks before a mount; taking a mount away

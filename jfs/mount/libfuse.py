@@ -27,7 +27,7 @@ _DT_NULL, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB = 0, 2, 5, 6  # elf.h
 _DT_RELA, _DT_RELASZ, _DT_JMPREL = 7, 8, 23
 _PROT_READ, _PROT_WRITE = 1, 2
 # Places in struct fuse_lowlevel_ops (fuse_lowlevel.h of libfuse 3), and the arguments of each, the
-# request first. All are integers or pointers, and fit into registers.
+# request first. All are integers or pointers.
 PLACES = {
     "lookup": (2, 3),
     "getattr": (4, 3),
@@ -53,7 +53,9 @@ PLACES = {
     "forget_multi": (38, 3),
     "fallocate": (40, 6),
     "readdirplus": (41, 5),
+    "copy_file_range": (42, 9),
 }
+_NOT_OF_PYFUSE3 = frozenset(["fallocate", "copy_file_range"])
 
 _POINTER = ctypes.c_void_p
 # The second has a version before the last argument (libfuse 3.17). What is passed on as a fifth to
@@ -113,7 +115,7 @@ class Table:
     def is_known(self) -> bool:
         """Whether it is as long as it has to be, and has what pyfuse3 has a handler for."""
         return len(self._places) > PLACES["readdirplus"][0] and all(
-            self.get(name) for name in PLACES if name != "fallocate"
+            self.get(name) for name in PLACES if name not in _NOT_OF_PYFUSE3
         )
 
     @property

@@ -60,7 +60,7 @@ class OfflineStore:
     async def deploy(
         self,
         deployment: Deployment,
-        file: int,
+        file: int | None,
         *,
         patient: bool = True,
         still: Still | None = None,

@@ -20,6 +20,7 @@ from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
 from jfs.mount import atonce, requests
+from jfs.mount.copying import copied_by
 from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
 from jfs.mount.mountpoint import is_dead, unmount
@@ -76,6 +77,29 @@ class Session:
                 except pyfuse3.FUSEError as error:
                     code = error.errno
             answer(code)
+
+        assert self._loops is not None  # requests arrive in them alone
+        self._loops.start_soon(run)
+
+    def copy(
+        self,
+        request: int,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        length: int,
+        answer: Callable[[int, int], object],
+    ) -> None:
+        """Start to answer a request; see ``copying.copied_by``."""
+
+        async def run() -> None:
+            count = code = 0
+            with self._operations.answers.answering():
+                self._operations.answers.arrived = request
+                try:
+                    count = await self._operations.copy_file_range(*target, *source, length)
+                except pyfuse3.FUSEError as error:
+                    code = error.errno
+            answer(count, code)
 
         assert self._loops is not None  # requests arrive in them alone
         self._loops.start_soon(run)
@@ -170,6 +194,7 @@ async def mounted(
     changes = (
         session.withdrawals.change,
         handled_by(session.fallocate),
+        copied_by(session.copy),
         atonce.answered_by(operations.read_at_once),
     )
     if passthrough is not None:

@@ -20,6 +20,7 @@ FLUSH, FSYNC                                     the upload goes on; its outcome
 CREATE, MKNOD, MKDIR, SYMLINK, OPEN that empties go on; what they opened is closed again.
 UNLINK, RMDIR, RENAME, SETXATTR, REMOVEXATTR,    go on; then the kernel forgets what it believes
 SETATTR of a size, FALLOCATE                     of the name, since it was told EINTR.
+COPY_FILE_RANGE                                  as WRITE.
 READDIR, STATFS, SETATTR of modes, owners, times never wait.
 FORGET, RELEASE, RELEASEDIR                      nobody waits for them.
 ================================================ ================================================

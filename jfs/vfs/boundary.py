@@ -25,9 +25,10 @@ _NAMES: Final[Mapping[str, str]] = {
     "listxattr": "getxattr",
     "removexattr": "setxattr",
     "mknod": "create",
+    "copy_file_range": "write",
 }
 _BY_NAME = frozenset(["lookup", "create", "mknod", "mkdir", "symlink", "unlink", "rmdir", "rename"])
-_BY_HANDLE = frozenset(["read", "write", "flush", "fsync", "release"])
+_BY_HANDLE = frozenset(["read", "write", "copy_file_range", "flush", "fsync", "release"])
 _BY_INODE = frozenset(
     [
         *("getattr", "setattr", "open", "opendir", "readlink", "fallocate"),

@@ -20,6 +20,7 @@ from jfs.vfs.attributes.properties import PropertyTable
 from jfs.vfs.attributes.stat import Attributes, Caller, Change, StatView, link_target
 from jfs.vfs.boundary import Boundary
 from jfs.vfs.files.behind import Behind
+from jfs.vfs.files.copies import Copies
 from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
@@ -65,6 +66,7 @@ class Filesystem:
     Attributes:
         boundary: is told what is refused, and what is answered after that.
         claims: of paths, for who changes the server beside the filesystem.
+        copies: what is copied without being read.
         holdings: what is held in memory, and how it is given back.
         sleeps: what is believed after the machine was suspended.
     """
@@ -112,14 +114,9 @@ class Filesystem:
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
         self.behind = Behind(self._tree, self._files, self._writing, self._kernel, questions)
+        properties, forget = self._properties, self._queries.forget
         self._mutations = Mutations(
-            store,
-            self._tree,
-            self._files,
-            self._properties,
-            self._writing,
-            locks,
-            self._queries.forget,
+            store, self._tree, self._files, properties, self._writing, locks, forget
         )
         self._reports = Reports(self._tree.inodes)
         self.add_report("errors", refusals.text)
@@ -129,6 +126,8 @@ class Filesystem:
         self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._privileges = Privileges(self._stat, self._kernel)
+        write_back = area is not None and area.settings.write_back
+        self.copies = Copies(self._files, plane, self._privileges.written, write_back=write_back)
 
     # names
 

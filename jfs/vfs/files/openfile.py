@@ -10,7 +10,7 @@ from jfs.model import ArtifactVersion, ContentKey, FileInfo
 from jfs.vfs.files.passing import Backing
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import STAGED
-from jfs.vfs.reading.reader import ContentReader
+from jfs.vfs.reading.reader import ContentReader, DataPlane
 from jfs.vfs.writing.staging import StagingFile
 
 
@@ -176,3 +176,16 @@ def version_of(info: FileInfo) -> ArtifactVersion:
     if info.version is None:
         raise ProtocolViolation(f"{info.path}: the server names no sha256 or sha1 of it")
     return info.version
+
+
+async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
+    """Return the reader of what the server has; None: the file is empty."""
+    while file.reader is None and file.info.size:
+        content = content_of(file.info)
+        reader = await plane.open(version_of(file.info))
+        # no checkpoint from here on: who reads takes what is returned, whatever becomes of the file
+        if file.reader is None and content_of(file.info) == content:
+            file.reader = reader
+        else:  # somebody else was faster, or it was written meanwhile
+            plane.nursery.start_soon(reader.close)
+    return file.reader

@@ -26,10 +26,9 @@ import trio
 
 from jfs.errors import IsADirectory, JfsError, NoEntry, NotFound, Replaced, Stale
 from jfs.model import ArtifactVersion, FileInfo, same_content
-from jfs.vfs.files.openfile import OpenFile, content_of
+from jfs.vfs.files.openfile import OpenFile, content_of, reader_of
 from jfs.vfs.files.passing import Passing, fits
 from jfs.vfs.files.registry import Registry
-from jfs.vfs.files.writer import reader_of
 from jfs.vfs.kernel import KernelView
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.tree import Tree, require_name

@@ -23,14 +23,14 @@ from jfs.errors import (
 )
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
-from jfs.vfs.files.handles import Handles
-from jfs.vfs.files.openfile import Opened, OpenFile
+from jfs.vfs.files.handles import Handle, Handles
+from jfs.vfs.files.openfile import Opened, OpenFile, reader_of
 from jfs.vfs.files.opening import Opening
 from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
-from jfs.vfs.files.writer import Writer, Writing, reader_of
+from jfs.vfs.files.writer import Writer, Writing
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import ROOT, Inode
 from jfs.vfs.namespace.locks import PathLocks
@@ -105,6 +105,10 @@ class OpenFiles:
         """Return what is open."""
         return self._registry.inodes()
 
+    def handle(self, number: int) -> Handle | None:
+        """Return an open handle."""
+        return self._handles.get(number)
+
     def inode_of(self, handle: int) -> Inode:
         """Return the inode that a handle is of. Raises BadHandle."""
         return self._handles.find(handle).file.inode
@@ -139,7 +143,7 @@ class OpenFiles:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if flags & os.O_TRUNC and not writes:  # unspecified by POSIX; Linux empties the file
             await self.truncate(inode, 0, None, pid)
-        writer = self._require_writer(inode) if writes else None
+        writer = self.require_writer(inode) if writes else None
         if not writes and not creates:
             await self._opening.bring(inode, flags)
         truncates = writes and bool(flags & os.O_TRUNC)
@@ -222,13 +226,13 @@ class OpenFiles:
         if await self._handles.can_write(file):
             file.require_intact()  # the last close will fail: whoever has written it hears of it
         else:
-            await self._require_writer(file.inode).close(file)
+            await self.require_writer(file.inode).close(file)
 
     async def fsync(self, handle: int) -> None:
         """Deploy what was written. Raises as ``flush``."""
         file = self._handles.find(handle).file
         if file.dirty:
-            await self._require_writer(file.inode).deploy_dirty(file)
+            await self.require_writer(file.inode).deploy_dirty(file)
 
     async def release(self, handle: int) -> None:
         """Close a handle. What no FLUSH saw, such as the last stores of a mapping, is deployed."""
@@ -236,7 +240,7 @@ class OpenFiles:
         file = opened.file
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:
-                await self._require_writer(file.inode).close(file)
+                await self.require_writer(file.inode).close(file)
             except (JfsError, OSError) as error:
                 # close() has returned: the log, jfs recover and user.jfs.last_error tell.
                 log.error("%s: not uploaded: %s", file.inode.path, error)
@@ -328,7 +332,7 @@ class OpenFiles:
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of *data*; see ``Filesystem.write``."""
         file, direct = self._handles.to_write(handle), self._handles.find(handle).direct
-        writer = self._require_writer(file.inode)
+        writer = self.require_writer(file.inode)
         writer.cut(file)
         async with file.lock:
             file.require_current()
@@ -350,7 +354,7 @@ class OpenFiles:
             raise InvalidArgument(f"{inode.path}: a size of {size}")
         if handle is not None:
             file = self._handles.to_write(handle)
-            writer = self._require_writer(inode)
+            writer = self.require_writer(inode)
             writer.cut(file)
             async with file.lock:
                 file.require_current()
@@ -364,13 +368,13 @@ class OpenFiles:
             await self.truncate(inode, size, opened.handle, pid)
             # Other writers will close; a file that only we have open is done now.
             if ours.file.dirty and not await self._handles.can_write(ours.file):
-                await self._require_writer(inode).close(ours.file)
+                await self.require_writer(inode).close(ours.file)
         finally:
             await self.release(opened.handle)
 
     # inside
 
-    def _require_writer(self, inode: Inode) -> Writer:
+    def require_writer(self, inode: Inode) -> Writer:
         if self._writer is None:
             raise ReadOnly(f"{inode.path}: the mount is read-only")
         return self._writer

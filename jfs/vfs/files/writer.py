@@ -24,11 +24,11 @@ from jfs import waiting
 from jfs.errors import DiskHangs, ProtocolViolation, Stale, disk_words
 from jfs.extents import Extent, GiB, MiB
 from jfs.model import FileInfo
-from jfs.vfs.files.openfile import OpenFile, content_of, version_of
+from jfs.vfs.files.openfile import OpenFile, content_of, reader_of, version_of
 from jfs.vfs.namespace.local import STAGED, LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
-from jfs.vfs.reading.reader import ContentReader, DataPlane
+from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.deployer import Deployer, keep
 from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.records import State
@@ -40,19 +40,6 @@ _COPY_PIECE = 1 * MiB
 # Content that is open while its name goes is copied to this disk first, up to so many bytes; the
 # server forgets it with its name. Readers of more get ESTALE, as after a change from elsewhere.
 _KEPT_FOR_READERS = 1 * GiB
-
-
-async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
-    """Return the reader of what the server has; None: the file is empty."""
-    while file.reader is None and file.info.size:
-        content = content_of(file.info)
-        reader = await plane.open(version_of(file.info))
-        # no checkpoint from here on: who reads takes what is returned, whatever becomes of the file
-        if file.reader is None and content_of(file.info) == content:
-            file.reader = reader
-        else:  # somebody else was faster, or it was written meanwhile
-            plane.nursery.start_soon(reader.close)
-    return file.reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +96,16 @@ class Writer:
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Write all of *data*. Raises JfsError, OSError."""
-        staged = await self._stage_newer(file, file.size)
+        await self.change(file, file.size, StagingFile.write, offset, data)
+
+    async def change(
+        self, file: OpenFile, size: int, call: Callable[..., None], *args: object
+    ) -> None:
+        """Call a change of ``StagingFile`` on the first *size* bytes. Raises JfsError, OSError."""
+        staged = await self._stage_newer(file, size)
         await self._change(file, staged)
         try:
-            await staged.change(staged.write, offset, data)
+            await staged.change(call, staged, *args)
         except OSError as error:
             file.broken = error
             raise
@@ -153,6 +146,7 @@ class Writer:
             if file.broken is not None:
                 raise file.broken
             staged = await self._stage(file, file.size)
+            await staged.own(staged.size)
             assert staged.entry is not None
             size = staged.size + waiting.SYNCED
             try:
@@ -252,7 +246,8 @@ class Writer:
         if staged is None or file.detached or file.writers or file.is_pending:
             return
         if file.dirty:
-            if file.broken is not None:  # half a file, on a full disk: its writer was told
+            # Half a file, on a full disk: its writer was told. Or a copy, without bytes of its own.
+            if file.broken is not None or staged.lent is not None:
                 await forgotten(staged)
             if file.acknowledged is not None:
                 self._fall_back(file, staged)
@@ -319,6 +314,7 @@ class Writer:
     async def _stage_newer(self, file: OpenFile, size: int) -> StagingFile:
         """As ``_stage``, to be changed: what is queued stays as it is beside it."""
         staged = await self._stage(file, size)
+        await staged.own(size)
         if not file.is_pending:
             return staged
         successor = self._area.successor
@@ -401,7 +397,7 @@ class Writer:
     def _adopt(self, info: FileInfo, staged: StagingFile) -> None:
         """Blocking; a worker thread."""
         assert staged.entry is not None
-        if self._plane.store is not None and info.size:
+        if self._plane.store is not None and info.size and staged.lent is None:
             words = staged.sums(info.checksums.sha256 or "")
             self._plane.store.adopt(version_of(info).content, staged.entry.data_path, words)
         staged.forget_quietly()

@@ -14,7 +14,14 @@ from functools import partial
 import trio
 
 from jfs import waiting
-from jfs.errors import AlreadyExists, ChangedElsewhere, JfsError, NotFound, disk_words
+from jfs.errors import (
+    AlreadyExists,
+    ChangedElsewhere,
+    IntegrityError,
+    JfsError,
+    NotFound,
+    disk_words,
+)
 from jfs.metrics import Metrics
 from jfs.model import (
     SYMLINK_TARGET,
@@ -26,7 +33,7 @@ from jfs.model import (
     RepoPath,
     same_content,
 )
-from jfs.protocols import ArtifactStore
+from jfs.protocols import ArtifactStore, Still
 from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.records import State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
@@ -82,6 +89,8 @@ class Deployer:
         """
         settings = self._area.settings
         async with self._under_way(staged) as entry:
+            if staged.lent is not None and not staged.lent.is_whole:
+                await staged.own(staged.size)
             if base is None and settings.no_overwrite:
                 await self._require_absent(path, staged.sent)
             there = {} if base is None else await self._store.properties(path)
@@ -117,10 +126,7 @@ class Deployer:
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, staged.size, done)
             try:
-                patient = entry.record.state is not State.PENDING
-                info = await self._store.deploy(
-                    deployment, staged.file, patient=patient, still=still
-                )
+                info = await self._sent(staged, deployment, still)
             finally:
                 done.set()
             if gone := there.keys() - properties.keys():
@@ -130,6 +136,18 @@ class Deployer:
         self._metrics.count("deploys")
         # The answer to a deploy names no time of modification.
         return replace(info, modified_ns=modified_ns or time.time_ns())
+
+    async def _sent(self, staged: StagingFile, deployment: Deployment, still: Still) -> FileInfo:
+        """Send what is staged: of what is lent the digest, and the bytes if they are unknown."""
+        assert staged.entry is not None
+        patient = staged.entry.record.state is not State.PENDING
+        if staged.lent is not None:
+            with suppress(NotFound):
+                return await self._store.deploy(deployment, None, patient=patient, still=still)
+            await staged.own(staged.size)
+            if await waiting.hashing(staged.sha256, staged.size) != deployment.checksums.sha256:
+                raise IntegrityError(f"{deployment.path}: what was copied is not what it was")
+        return await self._store.deploy(deployment, staged.file, patient=patient, still=still)
 
     @asynccontextmanager
     async def _under_way(self, staged: StagingFile) -> AsyncIterator[Entry]:
@@ -145,7 +163,7 @@ class Deployer:
             yield staged.entry
         except (JfsError, OSError) as error:
             self._metrics.count("deploys_failed")
-            if staged.entry.record.state is not State.PENDING:
+            if staged.entry.record.state is not State.PENDING and staged.lent is None:
                 said = disk_words(error) if isinstance(error, OSError) else str(error)
                 size = staged.size + waiting.SYNCED
                 await waiting.on_disk(keep, staged.entry, said, size=size)
@@ -202,7 +220,8 @@ def _seal(
     to upload what can be read: if we are killed meanwhile, the file counts as never closed.
     """
     sha256 = staged.sha256()
-    if entry.record.state is not State.PENDING:  # then the journal has it all
+    # Of what is PENDING the journal has it all; of what is lent there is nothing to be kept.
+    if entry.record.state is not State.PENDING and staged.lent is None:
         try:
             entry.update(
                 state=State.DEPLOYING,

@@ -318,7 +318,9 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unfinished(record).unlink(missing_ok=True)  # we were killed while we wrote it
             if data.exists() and (record.exists() or os.fstat(file).st_size):
-                return self._entry(name, file, read_record(record))
+                if not (found := read_record(record)).lent:
+                    return self._entry(name, file, found)
+                record.unlink(missing_ok=True)
             data.unlink(missing_ok=True)  # we were killed when we made it
         except BlockingIOError:
             pass

@@ -48,6 +48,7 @@ class Record:
         queued_ns: since when it is PENDING.
         tries, next_ns: how often it was tried since; when it will be again, at the latest.
         sha256: of the data when its upload began; "": not known, or changed since.
+        lent: it has no data of its own (``lent``): left behind, nobody misses it.
     """
 
     server: str
@@ -66,6 +67,7 @@ class Record:
     tries: int = 0
     next_ns: int = 0
     sha256: str = ""
+    lent: bool = False
 
 
 def write_record(path: Path, record: Record, *, durable: bool = False) -> None:
@@ -107,8 +109,9 @@ def read_record(path: Path) -> Record:
 
 def _later(document: Mapping[str, Any]) -> dict[str, Any]:
     """Read the fields that records of earlier versions lack."""
-    kinds = {"base_size": int, "made": bool, "queued_ns": int, "tries": int, "next_ns": int}
-    found = {name: kind(document[name]) for name, kind in kinds.items() if name in document}
+    numbers, flags = ("base_size", "queued_ns", "tries", "next_ns"), ("made", "lent")
+    found: dict[str, Any] = {name: int(document[name]) for name in numbers if name in document}
+    found |= {name: bool(document[name]) for name in flags if name in document}
     lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}
     return {**found, **lists, "sha256": str(document.get("sha256", ""))}
 

@@ -11,18 +11,20 @@ import logging
 import os
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from jfs import threads, waiting
 from jfs.config import WriteSettings
-from jfs.disk import read_at
-from jfs.errors import DiskHangs, FileTooLarge, disk_words
+from jfs.disk import copy_at, read_at
+from jfs.errors import DiskHangs, FileTooLarge, IntegrityError, disk_words
 from jfs.extents import Extent, MiB
 from jfs.model import FileInfo, Properties, RepoPath
 from jfs.protocols import BlockStore
 from jfs.vfs.writing.hashing import Blocks, RunningHash
 from jfs.vfs.writing.journal import Entry, Journal
+from jfs.vfs.writing.lent import Lent
 from jfs.vfs.writing.records import Record, State
 
 log = logging.getLogger(__name__)
@@ -132,6 +134,7 @@ class StagingFile:
         entry: in the journal; None for content that shall never be uploaded.
         sent: digests of what was deployed from it, whether the server has said yes or not.
         properties: which the server had at the place, as of a try that failed.
+        lent: what it consists of; None: of its bytes on this disk.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class StagingFile:
         self.sent: set[str] = set()
         self.properties: Properties = {}
         self.size = size
+        self.lent: Lent | None = None
         self._hash = running_hash
         self._largest = largest
         self._users = 0
@@ -198,16 +202,69 @@ class StagingFile:
         self._hash.cut(size)
         self.size = size
 
+    def copy(self, offset: int, source: "StagingFile", extent: Extent) -> None:
+        """Write bytes of another one, which the disk may share. Raises as ``write``."""
+        self._require_size(offset + extent.size)
+        position = extent.start
+        while position < extent.stop:
+            to = offset + position - extent.start
+            self._hash.rewind(to)
+            count = copy_at(source.file, position, self.file, to, extent.stop - position)
+            position += count
+            self.size = max(self.size, to + count)
+            self._hash.wrote(to, count)
+
+    def borrow(self, lent: Lent) -> None:
+        """Consist of *lent*, whatever was here. Raises OSError."""
+        if self.size:
+            self.truncate(0)
+        if self.entry is not None:
+            self.entry.update(lent=True)
+        self.lent, self.size = lent, lent.size
+
+    async def own(self, size: int) -> None:
+        """Have the first *size* bytes of what is lent on this disk, and no more. Trio thread.
+
+        Raises RemoteError, IntegrityError, OSError: it stays lent.
+        """
+        lent, entry = self.lent, self.entry
+        if lent is None:
+            return
+        for piece in Extent(0, min(size, lent.size)).pieces(_PIECE):
+            data = await lent.read(piece)
+            if len(data) != piece.size:
+                raise IntegrityError(f"what was copied ends at {piece.start + len(data)}")
+            await self.change(self._fill, piece.start, data)
+        if entry is not None:
+            await waiting.on_disk(lambda: entry.update(lent=False))
+        self.lent, self.size = None, min(size, lent.size)
+        lent.close()
+
+    def _fill(self, offset: int, data: bytes) -> None:
+        size = self.size
+        self.write(offset, data)
+        self.size = size
+
     def _require_size(self, size: int) -> None:
         if size > self._largest:
             raise FileTooLarge(f"{size} bytes are more than the staging directory's disk has")
 
     async def read(self, extent: Extent) -> bytes:
-        """Return bytes, from a thread; fewer only at the end. Trio thread. Raises OSError."""
-        # Closed under a reader, its descriptor would soon be another file's.
+        """Return bytes, from a thread; fewer only at the end. Trio thread.
+
+        Raises OSError; of what is lent RemoteError, IntegrityError, too.
+        """
+        if self.lent is not None:
+            return await self.lent.read(extent)
+        with self.in_use():
+            return await waiting.on_disk(read_at, self.file, extent.size, extent.start)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep it open: its descriptor would soon be another file's. Trio thread."""
         self._users += 1
         try:
-            return await waiting.on_disk(read_at, self.file, extent.size, extent.start)
+            yield
         finally:
             self._users -= 1
             if self._closing and not self._users:
@@ -215,6 +272,8 @@ class StagingFile:
 
     def sha256(self) -> str:
         """Return the digest of all that was written. Raises OSError."""
+        if self.lent is not None and self.lent.is_whole:
+            return self.lent.sha256
         return self._hash.digest(self.size)
 
     def sums(self, sha256: str) -> "array[int] | None":
@@ -245,6 +304,8 @@ class StagingFile:
     def close(self) -> None:
         """Close the file, after its readers; the journal keeps what it has. Trio thread."""
         self._closing = True
+        if self.lent is not None:
+            self.lent.close()
         if not self._users:
             self._close()
 
