@@ -55,12 +55,6 @@ class Faults:
         self._withdrawals = withdrawals
         self._nursery = nursery
 
-    @property
-    def inode(self) -> int:
-        answer = self._answers.here()
-        # Without a call it is answered at once (jfs.mount.atonce), and is not what was noted here.
-        return answer.file[0] if answer is not None and answer.call else 0
-
     async def wanted(self, extent: Extent, told: int) -> int | None:
         answer = self._answers.here()
         if answer is None or not answer.request or answer.file[1] & os.O_DIRECT:

@@ -96,8 +96,6 @@ def piece(offset: int, size: int) -> Iterator[Extent]:
 class Mapping:
     """A mapping, as the kernel fills it: ``Asker``, and what touches its pages."""
 
-    inode = 1
-
     def __init__(self) -> None:
         self._filled: set[int] = set()
         self._empty: set[int] = set()
@@ -320,8 +318,6 @@ async def test_what_is_wanted_after_all_is_not_read_page_by_page_to_its_end(
 
 class Call:
     """Who reads a piece with one call: ``Asker``."""
-
-    inode = 1
 
     def __init__(self, extent: Extent) -> None:
         self._extent = extent

@@ -172,6 +172,73 @@ def test_the_same_share_of_every_tensor_is_recognised(first: int, last: int) -> 
     assert around + second + sum(later) <= MiB + whole
 
 
+ODD = Layout.of(  # a tensor does not begin where a page does
+    MiB,
+    10 * GiB,
+    [
+        Part(f"{n}", Extent(MiB + n * 40 * MiB + 808, MiB + (n + 1) * 40 * MiB + 808))
+        for n in range(9)
+    ],
+)
+
+
+def odd_reads(number: int, share: int = 1) -> list[Extent]:
+    """READs of whole pages of a tensor, or of its first part of so many."""
+    start, stop = ODD.parts[number].extent
+    stop = start + (stop - start) // share
+    return [*sequential(start - 808, MiB, 40 // share), Extent(stop - 808, stop - 808 + 4 * KiB)]
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_the_page_that_two_tensors_share_is_of_the_one_that_is_read(share: int) -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    for number in (3, 6):
+        assert sum(planned(planner, odd_reads(number, share))) <= 40 * MiB // share + MiB * 5 // 4
+    first, *later = planned(planner, odd_reads(1, share))
+    assert first > min(40 * MiB // share, WINDOW) - 4 * MiB
+    assert first + sum(later) <= 40 * MiB // share + 2 * BLOCK
+
+
+def test_a_fault_that_begins_a_large_tensor_is_answered_whole() -> None:
+    """Page by page it would take hundreds of READs until it is known to go on."""
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    start = odd_reads(5)[0].start
+    around, first = Extent(start - MiB, start), Extent(start, start + MiB)
+    within = Extent(start + 20 * MiB, start + 21 * MiB)
+    assert planner.is_spare(Extent(0, MiB)) is False  # nobody has read anything yet
+    planner.observe(Extent(0, MiB))
+    assert [planner.is_spare(each) for each in (around, first, within)] == [True, False, True]
+    # The page that it begins in is there already: it was of the tensor before.
+    assert not planner.is_spare(Extent(start + 4 * KiB, start + MiB))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2)])
+def test_a_fault_is_answered_whole_where_the_same_was_read_of_other_tensors(
+    first: int, last: int
+) -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = TENSORS
+    planner.observe(Extent(0, MiB))
+    for number in (3, 7):
+        planned(planner, tensor_reads(number, first, last, around=False))
+        planner.observe(Extent(2020 * MiB + number * MiB, 2021 * MiB + number * MiB))
+    for number in (12, 13):
+        reads = tensor_reads(number, 0, 4)
+        spare = [planner.is_spare(reads[quarter * 10 + 1]) for quarter in range(4)]
+        assert spare == [quarter != first for quarter in range(4)]
+
+
+def test_who_looks_at_the_beginning_of_tensors_alone_is_asked_page_by_page_again() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    for number in (3, 6, 1):
+        start = odd_reads(number)[0].start
+        planner.observe(Extent(start, start + MiB))
+    assert planner.is_spare(Extent(odd_reads(8)[0].start, odd_reads(8)[0].start + MiB))
+
+
 def test_a_run_stays_in_its_tensor_until_its_reader_leaves_it() -> None:
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, whole=True)
     planner.layout = TENSORS

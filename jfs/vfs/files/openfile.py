@@ -186,6 +186,7 @@ async def reader_of(file: OpenFile, plane: DataPlane) -> ContentReader | None:
         # no checkpoint from here on: who reads takes what is returned, whatever becomes of the file
         if file.reader is None and content_of(file.info) == content:
             file.reader = reader
+            reader.inode = file.inode.ino
         else:  # somebody else was faster, or it was written meanwhile
             plane.nursery.start_soon(reader.close)
     return file.reader

@@ -40,6 +40,7 @@ class ContentReader(SegmentOwner):
 
     def __init__(self, plane: Plane, version: ArtifactVersion, content: Cached | None) -> None:
         self.version = version
+        self.inode = 0  # that the kernel reads it through; 0: none
         self._plane = plane
         self.cached = content
         self._block_size = plane.block_size
@@ -102,7 +103,9 @@ class ContentReader(SegmentOwner):
             async with self._looking:  # its second READ comes while we look at the first
                 if self._planner.is_to_be_looked_at(extent):
                     told, is_spare = self._planner.told(extent), self._planner.is_spare(extent)
-                    told = await self._plane.scattered.look(extent, told, is_spare=is_spare)
+                    told = await self._plane.scattered.look(
+                        self.inode, extent, told, is_spare=is_spare
+                    )
         plan = self._observed(extent, told)
         if resident is not None:
             self._start_ahead(plan)
@@ -227,7 +230,8 @@ class ContentReader(SegmentOwner):
         """Note a READ; return what to fetch."""
         plan = self._planner.observe(extent, told)
         if self._plane.scattered.is_any:
-            self._plane.scattered.asked(extent, self._planner.goes_on_to(extent))
+            reach = self._planner.goes_on_to(extent)
+            self._plane.scattered.asked(self.inode, extent, reach)
         self._plane.streaming.note(self._planner.streams)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))

@@ -30,10 +30,6 @@ _EVERYTHING = 1 * PiB
 class Asker(Protocol):
     """Who made the READ that the current task answers."""
 
-    @property
-    def inode(self) -> int:
-        """Which inode it is of; 0: it is not known."""
-
     async def wanted(self, extent: Extent, told: int) -> int | None:
         """Return up to where the call reads that it is for; 0: nobody knows.
 
@@ -79,7 +75,7 @@ class Scattered:
         """Whether ``asked`` must be called: something was refused."""
         return bool(self._of)
 
-    async def look(self, extent: Extent, told: int, *, is_spare: bool) -> int:
+    async def look(self, inode: int, extent: Extent, told: int, *, is_spare: bool) -> int:
         """Look at a READ; see ``ReadaheadPlanner.is_to_be_looked_at``.
 
         Args:
@@ -94,7 +90,6 @@ class Scattered:
         # Who reads more by one call is asked for a MiB first.
         if asker is None or extent.size < (PAGESIZE + 1 if is_spare else MiB):
             return 0
-        inode = asker.inode
         wanted = await asker.wanted(extent, told)
         if wanted is not None:
             return wanted
@@ -110,10 +105,9 @@ class Scattered:
             asker.ask_again(oldest, list(old.empty))
         raise Unasked("read ahead that nobody waits for")
 
-    def asked(self, extent: Extent, reach: int) -> None:
+    def asked(self, inode: int, extent: Extent, reach: int) -> None:
         """Note a READ that is answered, and whose run will go on to *reach*."""
-        asker = self._asker
-        refused = self._of.get(asker.inode) if asker is not None else None
+        asker, refused = self._asker, self._of.get(inode)
         if asker is None or refused is None or refused.is_dense:
             return
         if extent.size <= PAGESIZE and refused.empty.contains(extent):
@@ -128,4 +122,4 @@ class Scattered:
             again.remove(gap)
         if again:
             refused.empty.remove(ahead)
-            asker.ask_again(asker.inode, list(again))
+            asker.ask_again(inode, list(again))
