@@ -265,6 +265,23 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return await self._filesystem.write(fh, off, buf)
 
+    def write_at_once(
+        self, fh: int, off: int, data: bytes, answer: Callable[[int], object]
+    ) -> bool:
+        """As ``write``, if that waits for nothing but a disk; False: ``write`` is to be asked.
+
+        Args:
+            answer: called once, now or later, with an errno; 0: all of it is written.
+        """
+        boundary = self._filesystem.boundary
+        if self.ended or boundary.expects:
+            return False
+
+        def answered(error: Exception | None) -> None:
+            answer(0 if error is None else boundary.refused("write", (fh, off), error))
+
+        return self._filesystem.small_writes.write(fh, off, data, answered)
+
     @_boundary
     async def fallocate(self, inode: int, fh: int, mode: int, offset: int, length: int) -> None:
         """Make a file at least so long; called by ``jfs.mount.fallocate``, not by pyfuse3."""

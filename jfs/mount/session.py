@@ -25,6 +25,7 @@ from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
 from jfs.mount.mountpoint import is_dead, unmount
 from jfs.mount.passthrough import Passthrough
+from jfs.mount.smallwrites import SmallWrites
 from jfs.mount.table import mount_at, mounts
 from jfs.mount.withdrawals import Withdrawals
 
@@ -55,6 +56,7 @@ class Session:
         self._requests = trio.CancelScope()
         self._loops: trio.Nursery | None = None
         self.withdrawals = Withdrawals(operations.answers)
+        self.small_writes = SmallWrites(operations.write_at_once)
         self.kept: object = None  # by libfuse, as long as the session lives
 
     def fallocate(
@@ -142,6 +144,7 @@ class Session:
 
     def close(self) -> None:
         """Close the connection of the kernel: whoever still has files open gets ENOTCONN."""
+        self.small_writes.end()
         requests.rest()
         if self.passthrough is not None:
             self.passthrough.end()
@@ -196,6 +199,7 @@ async def mounted(
         handled_by(session.fallocate),
         copied_by(session.copy),
         atonce.answered_by(operations.read_at_once),
+        session.small_writes.change,
     )
     if passthrough is not None:
         passthrough.prepare(operations.backing_of)

@@ -41,6 +41,7 @@ from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.refusals import Refusals
 from jfs.vfs.shards import Shards
 from jfs.vfs.sleeps import Sleeps
+from jfs.vfs.smallwrites import SmallWrites
 from jfs.vfs.standing import Standing
 from jfs.vfs.writing.deployer import Deployer
 from jfs.vfs.writing.staging import StagingArea
@@ -126,6 +127,7 @@ class Filesystem:
         self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._privileges = Privileges(self._stat, self._kernel)
+        self.small_writes = SmallWrites(self._files, self._stat, self._kernel, plane.nursery)
         write_back = area is not None and area.settings.write_back
         self.copies = Copies(self._files, plane, self._privileges.written, write_back=write_back)
 

@@ -183,14 +183,18 @@ class KernelView:
         """The kernel holds nothing of the inode any more."""
         self._pages.pop(ino, None)
 
+    def may_hold_pages(self, ino: int) -> bool:
+        """Whether the kernel may hold pages of an inode."""
+        known = self._pages.get(ino)
+        return self._notifier is not None and (known is None or known.filled)
+
     async def passed_by(self, ino: int) -> None:
         """Return when no page holds what was there before a write that passed them by.
 
         Bounded in time and number (see the module); the pages are dropped all the same, later.
         Cancellation: they are dropped all the same.
         """
-        known = self._pages.get(ino)
-        if self._notifier is None or (known is not None and not known.filled):
+        if not self.may_hold_pages(ino):
             return
         done = self._drop_pages(ino)
         if self._waiting < _WAITING_WRITES:

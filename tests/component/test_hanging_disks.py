@@ -199,6 +199,42 @@ async def test_a_staging_disk_that_hangs_fails_writes_in_time(
     assert ask.get(f"/{REPO}/new").status == 404
 
 
+async def test_a_staging_disk_that_hangs_holds_up_the_event_loop_for_a_moment_alone(
+    server: EmbeddedServer, disk: Disk, expected_logs: list[str]
+) -> None:
+    """A small write is waited for while its request waits, for milliseconds; then elsewhere."""
+    expected_logs += ["the staging directory's disk has not answered for 0.3 s", "not uploaded"]
+    async with composed(server, REPO, writes=WriteSettings(disk.place / "staging")) as fs:
+        opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
+        answers: list[Exception | None] = []
+        answered = trio.Event()
+
+        def answer(error: Exception | None) -> None:
+            answers.append(error)
+            answered.set()
+
+        await fs.write(opened.handle, 0, b"0")
+        write = partial(fs.small_writes.write, opened.handle)
+        with trio.fail_after(30):
+            while not write(0, b"1" * 100_000, answer):
+                await trio.lowlevel.checkpoint()  # the disk was slow a moment ago
+            await answered.wait()
+            await _hang(disk, write="hang")
+            answered = trio.Event()
+            while not write(100_000, b"2" * 100_000, answer):
+                await trio.lowlevel.checkpoint()
+            assert answers == [None]
+            assert (await fs.getattr(await find(fs, "f"))).size == 100_000  # the loop goes on
+            await answered.wait()
+            assert "has not answered" in str(answers[1])
+            assert not write(0, b"3", answer)
+            with pytest.raises(OSError, match="has not answered"):
+                await fs.flush(opened.handle)
+        await _answer(disk)
+        await fs.release(opened.handle)
+    assert Requests(server).get(f"/{REPO}/f").status == 404
+
+
 async def test_an_upload_whose_file_cannot_be_read_is_given_up(
     server: EmbeddedServer, disk: Disk, expected_logs: list[str]
 ) -> None:

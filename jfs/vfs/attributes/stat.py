@@ -33,6 +33,7 @@ _PIECE = 1 * MiB
 # more at a time all the same; they came to 250 instead of 330 MiB/s in the first 64 MiB of a file,
 # which is why not all files say so.
 _PIECE_OF_TENSORS = 32 * KiB
+_PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(slots=True)  # not frozen: that costs a microsecond, for every entry of every `ls -l`
@@ -187,10 +188,15 @@ class StatView:
             Whether there was anything to take.
         """
         local = self._local.get(inode) if self._local is not None else NOTHING
-        if local.mode is None or not local.mode & (stat.S_ISUID | stat.S_ISGID):
+        if local.mode is None or not local.mode & _PRIVILEGES:
             return False
-        self.change(inode, Change(mode=local.mode & ~(stat.S_ISUID | stat.S_ISGID)))
+        self.change(inode, Change(mode=local.mode & ~_PRIVILEGES))
         return True
+
+    def has_privileges(self, inode: Inode) -> bool:
+        """Whether a file has a setuid or setgid bit."""
+        mode = self._local.get(inode).mode if self._local is not None else None
+        return bool(mode and mode & _PRIVILEGES)
 
     def touch(self, inode: Inode) -> None:
         """Note that something else of an entry was changed than its content: its ctime is now."""

@@ -91,7 +91,7 @@ class OpenFile:
         self.handles = 0
         self.writers = 0
         self.written = 0
-        self.lock = trio.Lock()
+        self.lock = trio.Semaphore(1, max_value=1)  # a small write takes it for another task
         self.generation = 0
         self.deployed = 0
         self.tried = 0

@@ -166,7 +166,7 @@ class Renaming:
     async def note_times(self, inode: Inode) -> None:
         """Let the journal know the time that was set on a file that waits for its upload."""
         file = self._registry.find(inode)
-        if file is None or not file.is_pending or file.lock.locked():
+        if file is None or not file.is_pending or not file.lock.value:
             return  # an upload that is under way is not waited for: it is too late for it
         async with file.lock:
             entry = file.staged.entry if file.staged is not None else None

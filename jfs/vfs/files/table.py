@@ -109,6 +109,11 @@ class OpenFiles:
         """Return an open handle."""
         return self._handles.get(number)
 
+    @property
+    def writer(self) -> Writer | None:
+        """Who changes files; None: nobody."""
+        return self._writer
+
     def inode_of(self, handle: int) -> Inode:
         """Return the inode that a handle is of. Raises BadHandle."""
         return self._handles.find(handle).file.inode

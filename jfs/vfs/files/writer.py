@@ -352,7 +352,7 @@ class Writer:
                 raise ProtocolViolation(f"{file.inode.path}: ends at {piece.start + len(data)}")
             await staged.change(staged.write, piece.start, data)
 
-    async def _change(self, file: OpenFile, staged: StagingFile) -> None:
+    def note_change(self, file: OpenFile) -> None:
         """Note that the content is about to change."""
         file.generation += 1
         file.modified_ns = None
@@ -360,12 +360,15 @@ class Writer:
         file.inode.ahead = not file.detached
         now = time.time_ns()
         self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
+
+    async def _change(self, file: OpenFile, staged: StagingFile) -> None:
+        self.note_change(file)
         entry = staged.entry
         if entry is None or file.detached or entry.record.state is State.WRITING:
             return
-        base = file.base
-        changes = {"base": _digest_of(base), "base_size": base.size if base is not None else 0}
-        await waiting.on_disk(lambda: entry.update(state=State.WRITING, sha256="", **changes))
+        size = file.base.size if file.base is not None else 0
+        changes = {"base": _digest_of(file.base), "base_size": size, "sha256": ""}
+        await waiting.on_disk(lambda: entry.update(state=State.WRITING, **changes))
 
     async def _deploy(self, file: OpenFile) -> None:
         inode = file.inode

@@ -22,6 +22,7 @@ from jfs.errors import DiskHangs, FileTooLarge, IntegrityError, disk_words
 from jfs.extents import Extent, MiB
 from jfs.model import FileInfo, Properties, RepoPath
 from jfs.protocols import BlockStore
+from jfs.vfs.writing.hand import Hand, Task
 from jfs.vfs.writing.hashing import Blocks, RunningHash
 from jfs.vfs.writing.journal import Entry, Journal
 from jfs.vfs.writing.lent import Lent
@@ -52,6 +53,7 @@ class StagingArea:
         self.server = server
         count = max(2, min(os.cpu_count() or 1, _MOST_HASHERS))
         self._hashers = threads.started(count, "jfs-hash")
+        self._hand = Hand()
         self._blocks = Blocks(store.block_size, store.checksum) if store is not None else None
         status = os.statvfs(self.journal.directory)
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
@@ -120,11 +122,12 @@ class StagingArea:
 
     def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
         running = RunningHash(self._hashers, file, self._blocks)
-        return StagingFile(file, entry, running, self._largest, size)
+        return StagingFile(file, entry, running, self._hand, self._largest, size)
 
     def close(self) -> None:
         """End the threads."""
         self._hashers.shutdown()
+        self._hand.close()
 
 
 class StagingFile:
@@ -138,7 +141,13 @@ class StagingFile:
     """
 
     def __init__(
-        self, file: int, entry: Entry | None, running_hash: RunningHash, largest: int, size: int
+        self,
+        file: int,
+        entry: Entry | None,
+        running_hash: RunningHash,
+        hand: Hand,
+        largest: int,
+        size: int,
     ) -> None:
         self.file = file
         self.entry = entry
@@ -147,6 +156,7 @@ class StagingFile:
         self.size = size
         self.lent: Lent | None = None
         self._hash = running_hash
+        self._hand = hand
         self._largest = largest
         self._users = 0
         self._closing = False
@@ -159,6 +169,33 @@ class StagingFile:
         A change that is given up, since the disk hangs, may take place later, but before any that
         comes after it, or not at all. Raises as those; DiskHangs.
         """
+        await self._changed(self._prepared(call, *args))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether ``write_at_once`` would be over at once, as far as is known."""
+        return self._hand.is_free and self.lent is None and not waiting.may_hang()
+
+    def write_at_once(self, offset: int, data: bytes) -> Task | None:
+        """As ``change`` with ``write``, while the event loop waits; only if it ``is_free``.
+
+        Returns:
+            None: it is over. A task: the disk takes longer, and ``end_of`` tells.
+        """
+        return self._hand.do(self._prepared(self.write, offset, data))
+
+    async def end_of(self, task: Task, size: int) -> None:
+        """Return once what was begun at once is over. Raises as ``change``. Trio thread."""
+        await self._changed(task.wait, size)
+
+    async def _changed(self, change: Callable[[], None], size: int = 0) -> None:
+        try:
+            await waiting.on_disk(change, size=size)
+        except DiskHangs:
+            self._changes += 1
+            raise
+
+    def _prepared(self, call: Callable[..., None], *args: object) -> Callable[[], None]:
         number = self._changes
 
         def change() -> None:
@@ -167,11 +204,7 @@ class StagingFile:
                     raise OSError(errno.EIO, "was given up before it began")
                 call(*args)
 
-        try:
-            await waiting.on_disk(change)
-        except DiskHangs:
-            self._changes += 1
-            raise
+        return change
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data*.

@@ -1,0 +1,164 @@
+"""Small writes, done while their request waits: as any other, whatever comes beside them."""
+
+import os
+import random
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from jfs.config import WriteSettings
+from jfs.extents import Extent
+from jfs.server import EmbeddedServer, Fault
+from jfs.vfs.filesystem import Caller, Change, Filesystem
+from jfs.vfs.namespace.inodes import ROOT
+from jfs.vfs.writing.hand import Hand
+from tests.component.composed import composed, find
+from tests.component.server_requests import REPO, Requests
+
+ME = Caller(os.getuid(), os.getgid())
+
+
+@pytest.fixture
+def ask(server: EmbeddedServer) -> Requests:
+    return Requests(server)
+
+
+async def made(fs: Filesystem, name: str, flags: int = os.O_WRONLY) -> int:
+    return (await fs.create(ROOT, name, 0o644, flags, ME))[0].handle
+
+
+def at_once(fs: Filesystem, handle: int, offset: int, data: bytes) -> bool:
+    """Whether it was written at once; if so, without an error."""
+    answers: list[Exception | None] = []
+    if not fs.small_writes.write(handle, offset, data, answers.append):
+        return False
+    assert answers == [None]
+    return True
+
+
+async def test_a_small_write_is_done_at_once(ask: Requests) -> None:
+    rng = random.Random(4)
+    async with composed(ask.server, REPO) as fs:
+        handle = await made(fs, "f")
+        expected, count, ino = bytearray(), 0, await find(fs, "f")
+        for _ in range(300):
+            offset = rng.choice([len(expected), len(expected), rng.randrange(len(expected) + 100)])
+            data = rng.randbytes(rng.choice([1, 512, 4096, 100_000]))
+            if at_once(fs, handle, offset, data):
+                count += 1
+            else:  # a disk under load is left alone for a while
+                await fs.write(handle, offset, data)
+            expected.extend(bytes(max(0, offset + len(data) - len(expected))))
+            expected[offset : offset + len(data)] = data
+            assert (await fs.getattr(ino)).size == len(expected)
+            if rng.random() < 0.02:
+                size = rng.randrange(len(expected))
+                await fs.setattr(ino, Change(size=size), handle)
+                del expected[size:]
+        assert count
+        assert bytes(await fs.read(handle, Extent(0, len(expected) + 1))) == expected
+        await fs.flush(handle)
+        await fs.release(handle)
+    assert ask.get(f"/{REPO}/f").body == expected
+
+
+async def test_what_takes_more_is_left_to_the_handler(ask: Requests) -> None:
+    ask.server.deploy(REPO, "there", b"what was there")
+    async with composed(ask.server, REPO) as fs:
+        ino = await find(fs, "there")
+        reading = (await fs.open(ino, os.O_RDONLY)).handle
+        writing = (await fs.open(ino, os.O_WRONLY)).handle
+        assert not at_once(fs, reading, 0, b"x")  # the handler says what is wrong with it
+        assert not at_once(fs, 12345, 0, b"x")
+        assert not at_once(fs, writing, 0, b"x")  # what is there is fetched first
+        await fs.write(writing, 0, b"X")
+        await fs.fsync(writing)
+        assert not at_once(fs, writing, 1, b"y")  # the journal is told that it changes again
+        await fs.write(writing, 1, b"Y")
+        await fs.flush(writing)
+        for handle in (reading, writing):
+            await fs.release(handle)
+        user = Caller(12345, 12345)
+        opened, _ = await fs.create(ROOT, "of a user", 0o4755, os.O_WRONLY, user)
+        assert not at_once(fs, opened.handle, 0, b"x")  # its setuid bit falls
+        await fs.write(opened.handle, 0, b"x")
+        assert (await fs.getattr(await find(fs, "of a user"))).mode & 0o7000 == 0
+        await fs.release(opened.handle)
+    assert ask.get(f"/{REPO}/there").body == b"XYat was there"
+
+
+async def test_no_small_write_slips_into_an_upload(ask: Requests) -> None:
+    """While a file is uploaded its writes wait, as ever."""
+    async with composed(ask.server, REPO) as fs:
+        handle = await made(fs, "f")
+        await fs.write(handle, 0, b"1" * 300_000)
+        held = ask.server.faults.add(Fault.hold(f"/{REPO}/f", method="PUT"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.fsync, handle)
+            await trio.to_thread.run_sync(held.wait_hit)
+            assert not at_once(fs, handle, 300_000, b"2")
+            nursery.start_soon(fs.write, handle, 300_000, b"2")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not at_once(fs, handle, 300_000, b"3")
+            held.release()
+        assert ask.get(f"/{REPO}/f").body == b"1" * 300_000
+        await fs.flush(handle)
+        await fs.release(handle)
+    assert ask.get(f"/{REPO}/f").body == b"1" * 300_000 + b"2"
+
+
+async def test_a_small_write_onto_a_full_disk_is_refused_and_nothing_is_uploaded(
+    ask: Requests, tmp_path: Path
+) -> None:
+    staging = tmp_path / "full"
+    staging.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "x", staging], check=True)
+    try:
+        (staging / "other").write_bytes(bytes(600_000))
+        async with composed(ask.server, REPO, writes=WriteSettings(staging)) as fs:
+            handle = await made(fs, "f")
+            answers: list[Exception | None] = []
+            data = random.Random(1).randbytes(200_000)
+            for number in range(5):
+                if not fs.small_writes.write(handle, number * 200_000, data, answers.append):
+                    try:
+                        await fs.write(handle, number * 200_000, data)
+                    except OSError as error:  # the disk was slow a moment ago
+                        answers.append(error)
+            assert any("No space left" in str(error) for error in answers)
+            with pytest.raises(OSError, match="No space left"):
+                await fs.flush(handle)
+            await fs.release(handle)
+    finally:
+        subprocess.run(["umount", "-l", staging], check=True)
+    assert ask.get(f"/{REPO}/f").status == 404
+
+
+def test_a_call_that_takes_long_is_waited_for_elsewhere() -> None:
+    hand, go = Hand(), threading.Event()
+    done: list[bool] = []
+
+    def call(wait: bool) -> Callable[[], None]:
+        def run() -> None:
+            if wait:
+                go.wait()
+            done.append(wait)
+
+        return run
+
+    assert hand.is_free
+    task = hand.do(call(True))
+    assert task is not None
+    assert done == []
+    assert not hand.is_free
+    go.set()
+    task.wait()
+    task.wait()  # as often as one likes
+    assert done == [True]
+    assert not hand.is_free  # for a while
+    hand.close()
