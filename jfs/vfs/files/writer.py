@@ -363,8 +363,7 @@ class Writer:
 
     async def _change(self, file: OpenFile, staged: StagingFile) -> None:
         self.note_change(file)
-        entry = staged.entry
-        if entry is None or file.detached or entry.record.state is State.WRITING:
+        if not (entry := staged.entry) or file.detached or entry.record.state is State.WRITING:
             return
         size = file.base.size if file.base is not None else 0
         changes = {"base": _digest_of(file.base), "base_size": size, "sha256": ""}
