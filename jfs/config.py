@@ -180,6 +180,7 @@ class WriteSettings:
             save write under another name and rename.
         queue_most: files that may wait for their upload; more are uploaded as they are closed.
         retry_s: the shortest and the longest pause between tries.
+        overlap, overlap_from: a new file of so many bytes is on its way while it is written.
         adopt_s: how often files are looked for that another mount left behind.
     """
 
@@ -190,6 +191,8 @@ class WriteSettings:
     last_writer_wins: bool = False
     drain_s: float = 30.0  # Kubernetes kills a pod after 30 s, systemd a service after 90
     write_back: bool = False
+    overlap: bool = True
+    overlap_from: int = 64 * MiB  # what is shorter is uploaded within a second when it is closed
     settling_s: float = 1.0
     queue_most: int = 10_000
     retry_s: tuple[float, float] = (1.0, 60.0)

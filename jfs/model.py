@@ -13,6 +13,22 @@ _FORBIDDEN_IN_KEY = frozenset("(){}[]*+^$\\/~`!@#%&<>;=,±§")
 _KEY_MAX = 255  # characters (artifactory-rest 2.1)
 _ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # most names, told from the others quickly
 _CHECKSUM_FILES = (".sha1", ".md5", ".sha256")
+_PASSING = ".jfs-staging-"
+_PASSING_NAME = re.compile(re.escape(_PASSING) + "[0-9a-f]{8}-[0-9a-f]{16}")
+
+
+def passing_name(node: str, number: str) -> str:
+    """Return a name for what is uploaded while it is written, and is gone once it is in its place.
+
+    Args:
+        node: 8 digits (hex) that are this node's; number: 16 that nobody else has.
+    """
+    return f"{_PASSING}{node}-{number}"
+
+
+def is_passing(name: str) -> bool:
+    """Whether a name is one of ``passing_name``, be it of another node: nobody is shown it."""
+    return name.startswith(_PASSING) and _PASSING_NAME.fullmatch(name) is not None
 
 
 def is_too_long(name: str) -> bool:
@@ -47,6 +63,8 @@ def problem_with_name(name: str) -> str | None:
         return "is '&', which Artifactory forbids"
     if name.endswith(_CHECKSUM_FILES):
         return "is the name of a checksum file, which Artifactory answers itself"
+    if is_passing(name):
+        return "is a name of what is on its way to its place"
     return None
 
 

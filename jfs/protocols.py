@@ -31,6 +31,17 @@ from jfs.packed import Packed
 Still = Callable[[Collection[str]], Awaitable[None]]
 
 
+class Growing(Protocol):
+    """A file that is sent while it is being written, front to back. Any thread."""
+
+    def ready(self, sent: int, most: int, wait_s: float) -> int | None:
+        """Return how many bytes may be sent in all, at most *most* more than *sent*.
+
+        Waits for that many, *wait_s* at most: fewer then, or none; None: *sent* is all of the file.
+        Raises OSError: it is not to be sent any more.
+        """
+
+
 class ArtifactStore(Protocol):
     """Control plane. Trio thread only; every call has a deadline and may be cancelled.
 
@@ -102,7 +113,7 @@ class ArtifactStore(Protocol):
 
         Args:
             file: descriptor of the content; it is read by position and must not change meanwhile.
-                None: by its checksum alone.
+                None: only by checksum; NotFound if the server does not have it.
             patient: whether an outage is waited for: not by who comes again by himself.
             still: asked before a try that is not made at once, be it the first: it may be minutes
                 later. Raises when the path is not any more what it was.
@@ -111,6 +122,20 @@ class ArtifactStore(Protocol):
             NotFound: without *file*: the server does not have the content.
             OSError: *file* cannot be read.
         Cancellation: the connection is cut; nothing half-done becomes visible.
+        """
+
+    async def stream(self, path: RepoPath, file: Path, growing: Growing) -> FileInfo:
+        """Make a file the artifact at *path* while it is being written. Once: nothing is repeated.
+
+        Nothing is at *path* until all of it has come. What the answer says is not compared with
+        anything: the caller does, who knows by then what was written.
+
+        Args:
+            file: on this disk; the worker thread opens it.
+            growing: asked by that thread.
+        Raises:
+            OSError: the file cannot be read.
+        Cancellation: the connection is cut; a thread that waits for the disk is left to itself.
         """
 
     async def make_folder(self, path: RepoPath) -> None:
@@ -145,6 +170,12 @@ class ArtifactStore(Protocol):
 
     def is_writable(self, repo: str) -> bool:
         """Whether a repository takes deploys, as far as its kind tells. Never asks."""
+
+    def removes(self, repo: str) -> bool:
+        """Whether what is deployed to a repository can be removed there, as far as its kind tells.
+
+        Not through a virtual one (artifactory-rest 5). Never asks.
+        """
 
     def lists_all(self, repo: str) -> bool:
         """Whether a name that is in no listing is not there. Never asks.
@@ -298,6 +329,12 @@ class BlockStore(Protocol):
         Args:
             words: of its blocks (``checksum``), computed from the same bytes as the digest; None:
                 the file is read for them.
+        """
+
+    def has_beginning(self, file: Path, size: int) -> bool:
+        """Whether cached content begins as *file* does, for *size* bytes, as far as it is cached.
+
+        It looks at every content that is cached. Raises OSError.
         """
 
     def fits(self, content: ContentKey) -> bool:

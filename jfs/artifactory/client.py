@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -45,7 +46,7 @@ from jfs.model import (
     same_content,
 )
 from jfs.packed import Packed
-from jfs.protocols import Still
+from jfs.protocols import Growing, Still
 
 _T = TypeVar("_T")
 _NOWHERE = RepoPath("")
@@ -264,6 +265,9 @@ class ArtifactoryClient:
             await self.set_properties(deployment.path, late)
         return info
 
+    async def stream(self, path: RepoPath, file: Path, growing: Growing) -> FileInfo:
+        return await self._uploads.stream(path, file, growing)
+
     async def make_folder(self, path: RepoPath) -> None:
         await mutations.make_folder(self._session, path)
 
@@ -326,6 +330,9 @@ class ArtifactoryClient:
 
     def is_writable(self, repo: str) -> bool:
         return bool(repo) and not self._repositories.is_remote(repo)
+
+    def removes(self, repo: str) -> bool:
+        return self._repositories.is_local(repo)
 
     def lists_all(self, repo: str) -> bool:
         return not self._repositories.is_remote(repo)

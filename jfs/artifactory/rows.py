@@ -23,6 +23,7 @@ from jfs.model import (
     Properties,
     RepoPath,
     Repository,
+    is_passing,
     problem_with_name,
 )
 from jfs.packed import Gathered, Packed
@@ -108,8 +109,8 @@ class ListedRows(Rows):
         """Read a row; an odd one is counted."""
         try:
             name = wire.string(row, "uri").removeprefix("/")
-            if not name:
-                return  # the folder itself, with includeRootPath
+            if not name or is_passing(name):
+                return  # the folder itself, with includeRootPath; or nobody's business
             entry = self._entry(name, row)
         except ProtocolViolation as error:
             self.hide(row, error.message)
@@ -138,6 +139,8 @@ class ChildRows(Rows):
         """Read a row; an odd one is counted."""
         try:
             name = wire.string(row, "uri").removeprefix("/")
+            if is_passing(name):
+                return
             if (problem := problem_with_name(name)) is not None:
                 raise ProtocolViolation(problem)
             folder = wire.flag(row, "folder")
@@ -208,6 +211,8 @@ class FoundRows(Rows):
             repo, folder = wire.string(row, "repo"), wire.string(row, "path")
             name = wire.string(row, "name")
             self.keys.append((self._share(folder), name))
+            if is_passing(name):
+                return
             self.matches.append(self._match(row, self._share(repo), folder, name))
         except ProtocolViolation as error:
             self.hide(row, error.message)

@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +27,7 @@ from jfs.artifactory import wire
 from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import USER_AGENT, failure, mapped
 from jfs.artifactory.filebody import FileBody, Unreadable
+from jfs.artifactory.growing import GrowingBody
 from jfs.artifactory.mutations import not_local
 from jfs.artifactory.session import Session
 from jfs.artifactory.transport import BulkTransport
@@ -39,12 +41,13 @@ from jfs.errors import (
     JfsError,
     NotFound,
     ProtocolViolation,
+    Unavailable,
 )
 from jfs.extents import KiB, MiB
 from jfs.folding import fold_as
 from jfs.metrics import Metrics
-from jfs.model import Deployment, FileInfo, Properties
-from jfs.protocols import Still
+from jfs.model import Checksums, Deployment, FileInfo, Properties, RepoPath
+from jfs.protocols import Growing, Still
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +141,9 @@ class Uploads:
                 except (ChangedElsewhere, AlreadyExists):
                     raise
                 except JfsError as error:
-                    self._metrics.count("deploy_errors")
-                    if self._closed:
+                    if self._closed or (file is None and isinstance(error, NotFound)):
                         raise
+                    self._metrics.count("deploy_errors")
                     if attempt.sent > _SMALL:
                         # A long upload over a bad line is not given up for the time that it took.
                         bodies += 1
@@ -157,6 +160,44 @@ class Uploads:
                 await trio.sleep(wait)
         finally:
             call.end()
+
+    async def stream(self, path: RepoPath, file: Path, growing: Growing) -> FileInfo:
+        """See ``ArtifactStore.stream``."""
+        settings, repo = self._session.settings, path.repo
+        call = self._session.breakers.call(
+            repo, Plane.CHANGES, patience_s=0.0, deadline_s=settings.request_deadline_s, once=True
+        )
+        try:
+            if call.hold_s():
+                raise Unavailable("the server has asked for a pause")
+        finally:
+            # How it ends says little: whoever writes the file may have rested, and its upload asks.
+            call.end()
+        attempt = _Attempt(Deployment(path, 0, Checksums()), None, settings.idle_timeout_s)
+        workers = threads.asking("streams", repo, settings.connections)
+        async with threads.cut_when_cancelled(attempt.cut):
+            run = partial(self._stream, attempt, file, growing)
+            return await threads.abandoning(workers, run)
+
+    def _stream(self, attempt: "_Attempt", path: Path, growing: Growing) -> FileInfo:
+        """Blocking; a worker thread."""
+        bodies: list[GrowingBody] = []
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+        def next_body() -> FileBody:
+            bodies.append(
+                GrowingBody(file, growing, answer_s=attempt.idle_s, settling=_SETTLING_RATE)
+            )
+            return attempt.carry(bodies[-1])
+
+        try:
+            found = _parsed(self._put(next_body, attempt.deployment, {}), attempt.deployment)
+            if not bodies[-1].ended:
+                raise ProtocolViolation(f"{attempt.deployment.path}: accepted before its end")
+            return found
+        finally:
+            os.close(file)
+            self._metrics.count("sent_bytes", sum(body.sent for body in bodies))
 
     def _is_short(self, deployment: Deployment) -> bool:
         """Whether to ask first would cost more than to send it."""
@@ -220,7 +261,7 @@ class Uploads:
             **_headers(deployment),
             **headers,
             "Host": url.netloc.decode("ascii"),
-            "Content-Length": str(body.size),
+            **_length(body),
             "User-Agent": USER_AGENT,
             "Accept": "*/*",
             **self._session.access.authenticator.headers(),
@@ -253,17 +294,18 @@ class Uploads:
 class _Attempt:
     """One attempt: what is under way of it, so that it can be cut.
 
-    *at_once*: the server is not asked first whether it has the content.
+    *at_once*: the server is not asked first whether it has the content. Without a *file* it is
+    asked alone.
     """
 
     def __init__(
-        self, deployment: Deployment, file: int | None, idle_s: float, *, at_once: bool
+        self, deployment: Deployment, file: int | None, idle_s: float, *, at_once: bool = False
     ) -> None:
         self.deployment = deployment
         self.at_once = at_once
         self.file = file
         self._file = -1 if file is None else file  # of an empty body nothing is read
-        self._idle_s = idle_s
+        self.idle_s = idle_s
         self._lock = threading.Lock()
         self._current: FileBody | None = None
         self._body: FileBody | None = None
@@ -276,13 +318,13 @@ class _Attempt:
 
     def question(self) -> FileBody:
         """Return the body of a checksum deploy, which is empty."""
-        return self._next(FileBody(self._file, 0, answer_s=self._idle_s))
+        return self.carry(FileBody(self._file, 0, answer_s=self.idle_s))
 
     def body(self) -> FileBody:
         """Return the content."""
         size = self.deployment.size
-        self._body = FileBody(self._file, size, answer_s=self._idle_s + size / _SETTLING_RATE)
-        return self._next(self._body)
+        self._body = FileBody(self._file, size, answer_s=self.idle_s + size / _SETTLING_RATE)
+        return self.carry(self._body)
 
     def cut(self) -> None:
         """End what is under way at once. Any thread."""
@@ -291,7 +333,8 @@ class _Attempt:
             if self._current is not None:
                 self._current.cut()
 
-    def _next(self, body: FileBody) -> FileBody:
+    def carry(self, body: FileBody) -> FileBody:
+        """Let *body* be what is cut."""
         with self._lock:
             self._current = body
             if self._cut:
@@ -347,6 +390,12 @@ def _headers(deployment: Deployment) -> dict[str, str]:
     return headers
 
 
+def _length(body: FileBody) -> dict[str, str]:
+    if body.size < 0:
+        return {"Transfer-Encoding": "chunked"}
+    return {"Content-Length": str(body.size)}
+
+
 def _parsed(answer: bytes, deployment: Deployment) -> FileInfo:
     if not answer:
         raise ProtocolViolation(f"{deployment.path}: the answer to a deploy is empty")
@@ -367,6 +416,8 @@ async def _give_up_a_disk_that_hangs(
         await trio.sleep(_LOOK_S)
         sent, before = attempt.sent, sent
         if sent != before:
+            continue
+        if attempt.file < 0:
             continue
         try:
             await waiting.on_disk(os.pread, attempt.file, 1, sent)

@@ -349,6 +349,18 @@ def _boot() -> bytes:
         return b""  # a sandbox that has none
 
 
+def words_of(path: Path, count: int) -> "array[int]":
+    """Return the words of the first blocks of a map, 0 for those that are absent. OSError."""
+    words = array("Q")
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(file, count * _WORD, _WORDS_AT)
+    finally:
+        os.close(file)
+    words.frombytes(data[: len(data) // _WORD * _WORD])
+    return words
+
+
 def read_key(path: Path) -> tuple[ContentKey, int]:
     """Read whose map a file is, and its block size.
 

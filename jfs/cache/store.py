@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jfs import descriptors, directories
-from jfs.cache import adoption, eviction, filesystem
+from jfs.cache import adoption, beginnings, eviction, filesystem
 from jfs.cache.blockmap import (
     DATA_SUFFIX,
     MAP_SUFFIX,
@@ -143,6 +143,9 @@ class DiskBlockStore:
         finally:
             self.written(content.size)
         return False
+
+    def has_beginning(self, file: Path, size: int) -> bool:
+        return beginnings.is_known(self._directory, file, size)
 
     def fits(self, content: ContentKey) -> bool:
         if content.size > self._settings.budget_bytes:

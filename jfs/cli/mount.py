@@ -80,6 +80,11 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Let close return once the file is on this disk, and upload it behind.",
 )
+@click.option(
+    "--no-overlap-uploads",
+    is_flag=True,
+    help="Send nothing of a large new file before it is closed.",
+)
 @click.option("--no-delete", is_flag=True, help="Remove and move away nothing on the server.")
 @click.option(
     "--upload-prop",
@@ -251,6 +256,7 @@ def command(
     no_overwrite: bool,
     last_writer_wins: bool,
     write_back: bool,
+    no_overlap_uploads: bool,
     no_delete: bool,
     upload_props: tuple[str, ...],
     build_name: str | None,
@@ -314,6 +320,7 @@ def command(
         last_writer_wins=last_writer_wins,
         write_back=write_back,
         no_delete=no_delete,
+        overlap=not no_overlap_uploads,
         drain_s=drain_timeout,
     )
     settings = MountSettings(

@@ -1,6 +1,7 @@
 """A server that is never asked: for ``--offline``."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from jfs.errors import Offline
 from jfs.extents import Extent
@@ -16,7 +17,7 @@ from jfs.model import (
     Repository,
 )
 from jfs.packed import Packed
-from jfs.protocols import Sink, Still
+from jfs.protocols import Growing, Sink, Still
 
 
 class OfflineStore:
@@ -67,6 +68,9 @@ class OfflineStore:
     ) -> FileInfo:
         raise _offline()
 
+    async def stream(self, path: RepoPath, file: Path, growing: Growing) -> FileInfo:
+        raise _offline()
+
     async def make_folder(self, path: RepoPath) -> None:
         raise _offline()
 
@@ -90,6 +94,9 @@ class OfflineStore:
         raise _offline()
 
     def is_writable(self, repo: str) -> bool:
+        return False
+
+    def removes(self, repo: str) -> bool:
         return False
 
     def lists_all(self, repo: str) -> bool:

@@ -95,7 +95,7 @@ class Filesystem:
         self._tree = Tree(store, settings, root, questions, local, kept)
         self._writing = None
         if area is not None:
-            deployer = Deployer(store, area, plane.metrics, plane.nursery)
+            deployer = Deployer(store, area, plane.metrics, plane.nursery, root.path, plane.store)
             self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier, backings)
         refusals = Refusals()

@@ -286,6 +286,7 @@ class OpenFiles:
                 await forgotten(file.staged)
             await self._opening.let_go(file)
         if self._writing is not None:
+            await self._writing.deployer.close()
             await waiting.staging_disk().end(self._writing.area.journal.remove_the_rest)
         self._handles.clear()
         return left

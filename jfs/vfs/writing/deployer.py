@@ -20,6 +20,7 @@ from jfs.errors import (
     IntegrityError,
     JfsError,
     NotFound,
+    RemoteError,
     disk_words,
 )
 from jfs.metrics import Metrics
@@ -33,8 +34,9 @@ from jfs.model import (
     RepoPath,
     same_content,
 )
-from jfs.protocols import ArtifactStore, Still
+from jfs.protocols import ArtifactStore, BlockStore, Still
 from jfs.vfs.writing.journal import Entry
+from jfs.vfs.writing.overlap import Overlaps
 from jfs.vfs.writing.records import State
 from jfs.vfs.writing.staging import StagingArea, StagingFile
 
@@ -47,15 +49,30 @@ _SYNC_AFTER_S = 10.0
 
 
 class Deployer:
-    """The uploads of one mount."""
+    """The uploads of one mount.
+
+    Args:
+        top: what is mounted.
+
+    Attributes:
+        overlaps: those of files that are still being written.
+    """
 
     def __init__(
-        self, store: ArtifactStore, area: StagingArea, metrics: Metrics, nursery: trio.Nursery
+        self,
+        store: ArtifactStore,
+        area: StagingArea,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        top: RepoPath,
+        cache: BlockStore | None,
     ) -> None:
         self._nursery = nursery
         self._store = store
         self._area = area
         self._metrics = metrics
+        self.overlaps = Overlaps(store, area, metrics, nursery, top, cache)
+        nursery.start_soon(self.overlaps.sweep)
         self.active = 0  # uploads that are under way
         self._idle = trio.Event()
         self._idle.set()
@@ -129,6 +146,8 @@ class Deployer:
                 info = await self._sent(staged, deployment, still)
             finally:
                 done.set()
+                if staged.overlap is not None:
+                    staged.overlap.give_up()
             if gone := there.keys() - properties.keys():
                 # Where the bytes are the same the server keeps what is not named.
                 await self._store.set_properties(path, dict.fromkeys(gone))
@@ -138,16 +157,28 @@ class Deployer:
         return replace(info, modified_ns=modified_ns or time.time_ns())
 
     async def _sent(self, staged: StagingFile, deployment: Deployment, still: Still) -> FileInfo:
-        """Send what is staged: of what is lent the digest, and the bytes if they are unknown."""
+        """Send what is staged: first the digest of what is lent, or on its way already."""
         assert staged.entry is not None
         patient = staged.entry.record.state is not State.PENDING
+        sha256 = deployment.checksums.sha256
+        assert sha256 is not None
         if staged.lent is not None:
             with suppress(NotFound):
                 return await self._store.deploy(deployment, None, patient=patient, still=still)
             await staged.own(staged.size)
-            if await waiting.hashing(staged.sha256, staged.size) != deployment.checksums.sha256:
+            if await waiting.hashing(staged.sha256, staged.size) != sha256:
                 raise IntegrityError(f"{deployment.path}: what was copied is not what it was")
+        if staged.overlap is not None and not staged.overlap.has_ended:
+            with suppress(RemoteError):
+                return await self._store.deploy(deployment, None, patient=False, still=still)
+            if await staged.overlap.finish(staged.size, sha256):
+                self._metrics.count("overlapped")
+                await still(())  # that may have taken a while
         return await self._store.deploy(deployment, staged.file, patient=patient, still=still)
+
+    async def close(self) -> None:
+        """End what is on its way, for the end of the mount: a few seconds at most."""
+        await self.overlaps.close()
 
     @asynccontextmanager
     async def _under_way(self, staged: StagingFile) -> AsyncIterator[Entry]:

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Protocol
 
 from jfs import threads, waiting
 from jfs.config import WriteSettings
@@ -42,6 +43,10 @@ class StagingArea:
     Args:
         server: URL of the service, for the records.
         store: the cache that will take what was uploaded; None: there is none.
+
+    Attributes:
+        grown: told once a file that was written in order reaches ``WriteSettings.overlap_from``,
+            in the thread that writes.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class StagingArea:
         self.journal = Journal(settings.staging)
         self.journal.require_locks()
         self.server = server
+        self.grown: Callable[[StagingFile], None] | None = None
         count = max(2, min(os.cpu_count() or 1, _MOST_HASHERS))
         self._hashers = threads.started(count, "jfs-hash")
         self._hand = Hand()
@@ -122,7 +128,9 @@ class StagingArea:
 
     def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
         running = RunningHash(self._hashers, file, self._blocks)
-        return StagingFile(file, entry, running, self._hand, self._largest, size)
+        staged = StagingFile(file, entry, running, self._hand, self._largest, size)
+        staged.grown, staged.grown_at = self.grown, self.settings.overlap_from
+        return staged
 
     def close(self) -> None:
         """End the threads."""
@@ -130,10 +138,35 @@ class StagingArea:
         self._hand.close()
 
 
+class Follower(Protocol):
+    """Who sends a file while it is written: see ``overlap``. Any thread, but for ``finish``."""
+
+    def changed(self, start: int) -> None:
+        """Bytes from *start* on were written, or cut off."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is sent any more that could be of use."""
+
+    async def finish(self, size: int, sha256: str) -> bool:
+        """Send the rest of what nobody writes any more; whether the server has it all then.
+
+        Trio thread. Raises DiskHangs.
+        """
+
+    def give_up(self) -> None:
+        """Nobody needs it any more."""
+
+
 class StagingFile:
     """The bytes of one file; made by ``StagingArea``.
 
     Attributes:
+        ordered: so many bytes from the beginning on were written, or more.
+        inherits: it may have begun as a copy of older content.
+        overlap: who sends it while it is written, or did; None: nobody.
+        is_gone: nobody needs it any more.
+        grown, grown_at: told once *ordered* reaches that.
         entry: in the journal; None for content that shall never be uploaded.
         sent: digests of what was deployed from it, whether the server has said yes or not.
         properties: which the server had at the place, as of a try that failed.
@@ -153,6 +186,12 @@ class StagingFile:
         self.entry = entry
         self.sent: set[str] = set()
         self.properties: Properties = {}
+        self.ordered = 0
+        self.inherits = size > 0 or (entry is not None and entry.record.base is not None)
+        self.overlap: Follower | None = None
+        self.is_gone = False
+        self.grown: Callable[[StagingFile], None] | None = None
+        self.grown_at = 0
         self.size = size
         self.lent: Lent | None = None
         self._hash = running_hash
@@ -226,6 +265,7 @@ class StagingFile:
         finally:
             if position > offset:  # a write of which nothing came to the disk extends nothing
                 self.size = max(self.size, position)
+                self._followed(offset, position)
         self._hash.wrote(offset, len(data))
 
     def truncate(self, size: int) -> None:
@@ -234,6 +274,10 @@ class StagingFile:
         os.ftruncate(self.file, size)
         self._hash.cut(size)
         self.size = size
+        self.ordered = min(self.ordered, size)
+        self.inherits = self.inherits and size > 0
+        if self.overlap is not None:
+            self.overlap.changed(size)
 
     def copy(self, offset: int, source: "StagingFile", extent: Extent) -> None:
         """Write bytes of another one, which the disk may share. Raises as ``write``."""
@@ -245,6 +289,7 @@ class StagingFile:
             count = copy_at(source.file, position, self.file, to, extent.stop - position)
             position += count
             self.size = max(self.size, to + count)
+            self._followed(to, to + count)
             self._hash.wrote(to, count)
 
     def borrow(self, lent: Lent) -> None:
@@ -253,7 +298,7 @@ class StagingFile:
             self.truncate(0)
         if self.entry is not None:
             self.entry.update(lent=True)
-        self.lent, self.size = lent, lent.size
+        self.lent, self.size, self.inherits = lent, lent.size, True
 
     async def own(self, size: int) -> None:
         """Have the first *size* bytes of what is lent on this disk, and no more. Trio thread.
@@ -277,6 +322,15 @@ class StagingFile:
         size = self.size
         self.write(offset, data)
         self.size = size
+
+    def _followed(self, start: int, stop: int) -> None:
+        before = self.ordered
+        if start <= before:
+            self.ordered = max(before, stop)
+        if self.overlap is not None:
+            self.overlap.changed(start)
+        elif before < self.grown_at <= self.ordered and self.grown is not None:
+            self.grown(self)
 
     def _require_size(self, size: int) -> None:
         if size > self._largest:
@@ -315,6 +369,7 @@ class StagingFile:
 
     def forget(self) -> None:
         """Take it out of the journal: it is on the server, or nobody wants it. Raises OSError."""
+        self._give_up()
         if self.entry is not None:
             self.entry.remove()
 
@@ -336,11 +391,17 @@ class StagingFile:
 
     def close(self) -> None:
         """Close the file, after its readers; the journal keeps what it has. Trio thread."""
+        self._give_up()
         self._closing = True
         if self.lent is not None:
             self.lent.close()
         if not self._users:
             self._close()
+
+    def _give_up(self) -> None:
+        self.is_gone = True
+        if self.overlap is not None:
+            self.overlap.give_up()
 
     def _close(self) -> None:
         # A change that was given up may use the descriptor yet; and to close waits for the disk.

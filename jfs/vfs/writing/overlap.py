@@ -1,0 +1,317 @@
+"""A large new file is on its way to the server while it is still being written.
+
+Its bytes go, behind the writer and in order, to a name that nobody is shown. When the file is
+closed and the server has received exactly what was written, the content takes its place by its
+checksum, and the name is removed: what is left to do at close is the rest of the bytes. Whatever
+comes in between (bytes that were sent change, the server refuses or goes, the writer rests) ends
+it, and the file is uploaded as any other: nothing is ever asked of it but speed.
+
+Trio thread, except where it says otherwise.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from jfs import waiting
+from jfs.errors import (
+    AccessDenied,
+    Conflict,
+    JfsError,
+    NotFound,
+    ReadOnly,
+    disk_words,
+)
+from jfs.folding import fold_as
+from jfs.metrics import Metrics
+from jfs.model import Checksums, Deployment, FileInfo, RepoPath
+from jfs.protocols import ArtifactStore, BlockStore
+from jfs.vfs.writing.leftovers import Leftover, Leftovers
+from jfs.vfs.writing.staging import StagingArea, StagingFile
+
+log = logging.getLogger(__name__)
+
+# At a time: each has a connection and a thread for as long as its file is written.
+_MOST = 4
+# Servers and proxies give up a body of which nothing comes for a minute (nginx, Tomcat).
+_RESTS_S = 30.0
+_LOOK_S = 1.0
+# At the end of a mount: what is not removed by then, the next one removes.
+_END_S = 3.0
+_OF_NOTHING = hashlib.sha256().hexdigest()
+
+
+class Overlap:
+    """One file on its way: ``Growing`` for who sends it, ``Follower`` for who writes it.
+
+    Attributes:
+        file: where it is staged.
+        done: nothing is sent any more. *given_up*: nobody needs what was sent.
+        found: what the server has received; None: not all of it, or it was cut.
+    """
+
+    def __init__(self, staged: StagingFile, path: Path) -> None:
+        self._staged = staged
+        self.file = path
+        self._moved = threading.Condition()
+        self._given = 0  # bytes that may have been sent
+        self._awaited = 0  # how many the sender waits for
+        self._moved_at = time.monotonic()
+        self._size: int | None = None  # known once nothing more is written
+        self._cut = False
+        self._token = trio.lowlevel.current_trio_token()
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
+        self.given_up = trio.Event()
+        self.found: FileInfo | None = None
+
+    # StagingFile's side: the thread that writes
+
+    def changed(self, start: int) -> None:
+        """Bytes from *start* on were written, or cut off. Any thread."""
+        with self._moved:
+            if start < self._given:
+                self._cut_now()
+            # Woken for every write, the sender would cost as much as what it sends.
+            if self._cut or self._staged.ordered >= self._awaited:
+                self._moved.notify_all()
+
+    # the sender's side
+
+    def ready(self, sent: int, most: int, wait_s: float) -> int | None:
+        """See ``Growing``. Any thread."""
+        deadline = time.monotonic() + wait_s
+        with self._moved:
+            while True:
+                if self._cut:
+                    raise OSError("cut")
+                end = self._staged.ordered if self._size is None else self._size
+                left_s = deadline - time.monotonic()
+                if end >= sent + most or (end > sent and (left_s <= 0 or self._size is not None)):
+                    self._given = max(self._given, min(end, sent + most))
+                    self._moved_at = time.monotonic()
+                    return min(end, sent + most)
+                if self._size is not None:
+                    return None
+                if left_s <= 0:
+                    if time.monotonic() - self._moved_at > _RESTS_S:
+                        raise OSError(f"nothing was written for {_RESTS_S:g} s")
+                    return sent
+                self._awaited = sent + most
+                self._moved.wait(left_s)
+
+    # the deployer's side
+
+    @property
+    def has_ended(self) -> bool:
+        return self._cut or (self.done.is_set() and self.found is None)
+
+    async def finish(self, size: int, sha256: str) -> bool:
+        """Send the rest, of a file that nobody writes any more; whether the server has it then.
+
+        Raises DiskHangs.
+        """
+        with self._moved:
+            self._size = size
+            self._moved.notify_all()
+        given = -1
+        while not self.done.is_set():
+            with trio.move_on_after(_LOOK_S):
+                await self.done.wait()
+            if not self.done.is_set() and given == self._given:
+                await waiting.on_disk(_look, self.file, given)  # or is it the disk that hangs?
+            given = self._given
+        found = self.found
+        return found is not None and found.size == size and found.checksums.sha256 == sha256
+
+    def give_up(self) -> None:
+        """Nobody needs it any more: cut it, and let its name be removed. Any thread."""
+        with self._moved:
+            self._cut_now()
+            self._moved.notify_all()
+        self._soon(self.given_up.set)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was cut here: for what was written, or since nobody needs it."""
+        return self._cut
+
+    def _cut_now(self) -> None:
+        if not self._cut:
+            self._cut = True
+            self._soon(self.scope.cancel)
+
+    def _soon(self, call: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(call)
+
+
+class Overlaps:
+    """What of one mount is on its way.
+
+    Args:
+        top: what is mounted: the names are in it, or in its repository.
+        cache: what begins as something in it does is known here, and to the server perhaps.
+    """
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        area: StagingArea,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+        top: RepoPath,
+        cache: BlockStore | None,
+    ) -> None:
+        settings = area.settings
+        self._store = store
+        self._metrics = metrics
+        self._nursery = nursery
+        self._top = top
+        self._cache = cache
+        self._leftovers = Leftovers(area.journal.directory, area.server)
+        self._from = settings.overlap_from
+        self._refused: set[str] = set()  # repositories
+        self._tried: set[str] = set()
+        self._sending = 0
+        self._under_way: set[Overlap] = set()
+        self._idle = trio.Event()
+        self._idle.set()
+        token = trio.lowlevel.current_trio_token()
+
+        def grown(staged: StagingFile) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._consider, staged)
+
+        # What is closed under --write-back waits for nobody; and a name must be removed again.
+        if settings.overlap and not (settings.write_back or settings.no_delete):
+            area.grown = grown
+
+    def _consider(self, staged: StagingFile) -> None:
+        """Begin to send a file that has grown, if that is worth it. Never waits."""
+        if staged.entry is None or staged.inherits or staged.is_gone or staged.overlap is not None:
+            return
+        repo = staged.entry.record.path.repo
+        if self._sending >= _MOST or repo in self._refused or not self._store.removes(repo):
+            return
+        overlap = Overlap(staged, staged.entry.data_path)
+        staged.overlap = overlap
+        if not self._under_way:
+            self._idle = trio.Event()
+        self._under_way.add(overlap)
+        self._sending += 1
+        self._nursery.start_soon(self._run, overlap, repo)
+
+    async def sweep(self) -> None:
+        """Remove what mounts have left on the server that live no more. Never raises."""
+        try:
+            for left in await waiting.on_disk(lambda: list(self._leftovers.left())):
+                await self._remove(left)
+        except OSError as error:
+            log.info("leftovers of uploads are not looked for: %s", disk_words(error))
+
+    async def wait_idle(self) -> None:
+        """Return when nothing is on its way, and every name is removed."""
+        while self._under_way:
+            await self._idle.wait()
+
+    async def close(self) -> None:
+        """Cut everything; what cannot be removed soon the next mount removes."""
+        for overlap in tuple(self._under_way):
+            overlap.give_up()
+        with trio.move_on_after(_END_S):
+            await self.wait_idle()
+
+    async def _run(self, overlap: Overlap, repo: str) -> None:
+        left = None
+        try:
+            try:
+                if await self._is_worth_it(overlap, repo):
+                    folder = self._folder(repo)
+                    left = await waiting.on_disk(self._leftovers.note, folder, late=Leftover.remove)
+                    self._metrics.count("overlaps")
+                    with overlap.scope:
+                        overlap.found = await self._store.stream(left.path, overlap.file, overlap)
+            except (AccessDenied, NotFound, ReadOnly) as error:
+                self._refuse(repo, error)
+            except (JfsError, OSError) as error:
+                if not overlap.is_cut:
+                    once = fold_as("uploading while it is written", repo)
+                    log.info("%s: to be uploaded when it is closed: %s", repo, error, extra=once)
+            finally:
+                self._sending -= 1
+                overlap.done.set()
+            if left is not None:
+                if overlap.found is not None:
+                    await overlap.given_up.wait()
+                await self._remove(left)
+        finally:
+            if left is not None:
+                left.close()
+            self._under_way.discard(overlap)
+            if not self._under_way:
+                self._idle.set()
+
+    async def _is_worth_it(self, overlap: Overlap, repo: str) -> bool:
+        """Whether the content is new to this node, and its name can be removed again.
+
+        Raises JfsError, OSError.
+        """
+        cache = self._cache
+        if cache is not None and await waiting.on_disk(
+            cache.has_beginning, overlap.file, self._from
+        ):
+            return False
+        if repo not in self._tried:  # nothing large shall stay where nothing may be removed
+            left = await waiting.on_disk(
+                self._leftovers.note, self._folder(repo), late=Leftover.remove
+            )
+            try:
+                nothing = Deployment(left.path, 0, Checksums(sha256=_OF_NOTHING))
+                await self._store.deploy(nothing, None, patient=False)
+            finally:
+                await self._remove(left)
+            self._tried.add(repo)
+        return repo not in self._refused
+
+    def _folder(self, repo: str) -> RepoPath:
+        return self._top if self._top.repo == repo else RepoPath(repo)
+
+    def _refuse(self, repo: str, error: JfsError) -> None:
+        if repo not in self._refused:
+            log.info("%s: what is uploaded there is uploaded when it is closed: %s", repo, error)
+        self._refused.add(repo)
+
+    async def _remove(self, left: Leftover) -> None:
+        """Remove a name from the server, if it is there. Never raises JfsError, OSError.
+
+        What the server does not answer to is removed by the next mount; what it refuses, stays.
+        """
+        try:
+            try:
+                await self._store.delete(left.path)
+            except NotFound:
+                pass
+            except (AccessDenied, ReadOnly, Conflict) as error:
+                self._refuse(left.path.repo, error)
+            except JfsError as error:
+                log.info("%s: removed by the next mount: %s", left.path, error)
+                return
+            await waiting.on_disk(left.remove)
+        except OSError as error:
+            log.info("%s: its note stays: %s", left.path, disk_words(error))
+        finally:
+            left.close()
+
+
+def _look(file: Path, offset: int) -> None:
+    """Read a byte: raises OSError, or does not return if the disk hangs."""
+    with file.open("rb", buffering=0) as opened:
+        os.pread(opened.fileno(), 1, offset)
