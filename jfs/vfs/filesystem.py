@@ -22,6 +22,7 @@ from jfs.vfs.boundary import Boundary
 from jfs.vfs.files.behind import Behind
 from jfs.vfs.files.copies import Copies
 from jfs.vfs.files.openfile import Opened
+from jfs.vfs.files.reserving import Reserving
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.holdings import Holdings
@@ -67,7 +68,7 @@ class Filesystem:
     Attributes:
         boundary: is told what is refused, and what is answered after that.
         claims: of paths, for who changes the server beside the filesystem.
-        copies: what is copied without being read.
+        copies, reserving: what is copied without being read; what fallocate(2) asks for.
         holdings: what is held in memory, and how it is given back.
         sleeps: what is believed after the machine was suspended.
     """
@@ -130,6 +131,7 @@ class Filesystem:
         self.small_writes = SmallWrites(self._files, self._stat, self._kernel, plane.nursery)
         write_back = area is not None and area.settings.write_back
         self.copies = Copies(self._files, plane, self._privileges.written, write_back=write_back)
+        self.reserving = Reserving(self._files)
 
     # names
 
