@@ -129,8 +129,7 @@ class Filesystem:
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._privileges = Privileges(self._stat, self._kernel)
         self.small_writes = SmallWrites(self._files, self._stat, self._kernel, plane.nursery)
-        write_back = area is not None and area.settings.write_back
-        self.copies = Copies(self._files, plane, self._privileges.written, write_back=write_back)
+        self.copies = Copies(self._files, plane, area, self._privileges.written)
         self.reserving = Reserving(self._files)
 
     # names
