@@ -116,9 +116,9 @@ class Filesystem:
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
         self.behind = Behind(self._tree, self._files, self._writing, self._kernel, questions)
-        properties, forget = self._properties, self._queries.forget
+        tree, files, forget = self._tree, self._files, self._queries.forget
         self._mutations = Mutations(
-            store, self._tree, self._files, properties, self._writing, locks, forget
+            store, tree, files, self._properties, self._writing, locks, forget
         )
         self._reports = Reports(self._tree.inodes)
         self.add_report("errors", refusals.text)
