@@ -116,10 +116,8 @@ class Filesystem:
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
         self.behind = Behind(self._tree, self._files, self._writing, self._kernel, questions)
-        tree, files, forget = self._tree, self._files, self._queries.forget
-        self._mutations = Mutations(
-            store, tree, files, self._properties, self._writing, locks, forget
-        )
+        tree, files, table, forget = self._tree, self._files, self._properties, self._queries.forget
+        self._mutations = Mutations(store, tree, files, table, self._writing, locks, forget)
         self._reports = Reports(self._tree.inodes)
         self.add_report("errors", refusals.text)
         self._folders = Folders(
