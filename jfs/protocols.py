@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jfs.extents import Extent
 from jfs.model import (
@@ -24,6 +24,7 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
+from jfs.native.receiving import Run
 from jfs.packed import Packed
 
 # Awaited before a try of a deploy, with the digests that the server said it had stored at earlier
@@ -194,6 +195,15 @@ class Sink(Protocol):
         """Say that *count* bytes of ``buffer()`` are valid now. Must not block."""
 
 
+@runtime_checkable
+class RunSink(Sink, Protocol):
+    """A sink into which many pieces are received in one call, where there is a native part."""
+
+    run: Run | None
+    """All that the sink takes, by its places in the file; ``advance`` is told of it all the same.
+    None: it is to be filled piece by piece."""
+
+
 class RangeSource(Protocol):
     """Data plane. Blocking: called from worker threads, several at a time."""
 
@@ -256,13 +266,21 @@ class CachedContent(Protocol):
     def read_resident(self, extent: Extent) -> memoryview | None:
         """Return *extent* if that needs no disk, every block verified. Never blocks."""
 
-    def publish(self, start: int, data: memoryview, *, stays: bool = False) -> bool:
+    def publish(
+        self,
+        start: int,
+        data: memoryview,
+        words: "array[int] | None" = None,
+        *,
+        stays: bool = False,
+    ) -> bool:
         """Store whole blocks beginning at *start*; they are present once this returned True.
 
         Returns False if the disk is full, failing or gone; the bytes then live in memory only.
 
         Args:
             start: a multiple of the block size; *data* ends at a block's end or at the file's.
+            words: the checksum of each block, where they were made when it was received.
             stays: in the page cache, too: it is read from there next.
         """
 

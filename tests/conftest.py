@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from jfs import native
 from jfs.mount.table import mounts
 from jfs.server import EmbeddedServer, TlsFiles
 from tests import compiling
@@ -38,6 +39,14 @@ def scale(request: pytest.FixtureRequest) -> Callable[[_T, _T], _T]:
     """``scale(slice, whole)``: how much of a long proof to run."""
     whole = bool(request.config.getoption("--whole"))
     return lambda part, everything: everything if whole else part
+
+
+@pytest.fixture(params=["native", "python"])
+def road(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs twice: with the native part, and as where it was not built."""
+    native.turn_off(request.param == "python")
+    yield str(request.param)
+    native.turn_off(False)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion
-from jfs.protocols import Sink
+from jfs.protocols import RunSink, Sink
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ _RANGELESS_LIFE_S = 300.0
 # What a try must bring for the deadline to begin anew.
 _MOVED = 16 * KiB
 _FIRST_PIECE, _PIECE = 256 * KiB, 1 * MiB
+# Of these the CPU has what was received in its cache when it sums it: 0.27 s for each GiB, the sums
+# among them; 0.35 s for pieces of 1 MiB.
+_SUMMED_PIECE = 256 * KiB
 
 
 class HttpRangeSource:
@@ -154,7 +157,7 @@ class HttpRangeSource:
             body = response.extensions["body"]
             assert isinstance(body, BodyStream)
             with mapped("GET", response.request.url):
-                progress.receive(body.readinto, stop)
+                progress.receive(body.readinto, stop, body)
             return True
         finally:
             if not offered:
@@ -247,13 +250,26 @@ class _Progress:
         self._stop = stop
         self._sink = sink
 
-    def receive(self, readinto: Callable[[memoryview], int], stop: int | None = None) -> None:
-        """Fill what is left of the extent, or of what is before *stop*."""
+    def receive(
+        self,
+        readinto: Callable[[memoryview], int],
+        stop: int | None = None,
+        body: BodyStream | None = None,
+    ) -> None:
+        """Fill what is left of the extent, or of what is before *stop*.
+
+        Args:
+            body: what *readinto* is of, if it is not changed on its way.
+        """
         stop = self._stop if stop is None else stop
+        run = self._sink.run if isinstance(self._sink, RunSink) else None
         # The first piece is small: somebody may wait for no more than its first page.
         piece = _FIRST_PIECE
         while self.position < stop:
-            count = readinto(self._sink.buffer()[: min(piece, stop - self.position)])
+            if run is not None and body is not None and piece == _PIECE and body.takes_runs:
+                count = body.receive(run, self.position, stop, _SUMMED_PIECE)
+            else:
+                count = readinto(self._sink.buffer()[: min(piece, stop - self.position)])
             if not count:
                 raise Unavailable("the body ended too early")
             self._sink.advance(count)

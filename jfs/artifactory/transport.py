@@ -29,6 +29,7 @@ from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.pace import Pace
 from jfs.artifactory.proxies import Proxy
 from jfs.extents import KiB
+from jfs.native.receiving import Run
 
 _HEAD_CHUNK = 16 * KiB
 _MAX_HEAD = 256 * KiB
@@ -95,6 +96,26 @@ class BodyStream(httpx.SyncByteStream):
             count = self._receive(buffer[:want])
             if not count:
                 raise httpx.RemoteProtocolError(f"the body ended {self._remaining} bytes too early")
+        self._remaining -= count
+        return count
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether what comes next can be received by ``receive``: not by TLS, nor decoded."""
+        connection = self._connection
+        is_plain = connection is not None and not isinstance(connection.sock, ssl.SSLSocket)
+        return is_plain and bool(self._remaining) and not self._leftover
+
+    def receive(self, run: Run, start: int, stop: int, piece: int) -> int:
+        """As ``readinto``, of many pieces in one call: see ``Run.receive``."""
+        assert self._remaining is not None
+        assert self._connection is not None
+        stop = min(stop, start + self._remaining)
+        with _mapped(), self._pace:
+            count = run.receive(self._connection.sock.fileno(), start, stop, piece)
+            self._pace.moved(count)
+        if not count:
+            raise httpx.RemoteProtocolError(f"the body ended {self._remaining} bytes too early")
         self._remaining -= count
         return count
 

@@ -33,6 +33,7 @@ from jfs.disk import read_at
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent
 from jfs.model import ContentKey
+from jfs.native.sums import sums
 
 MAP_SUFFIX, DATA_SUFFIX = ".map", ".data"
 
@@ -56,6 +57,18 @@ _FIRST_STEP, _LARGEST_STEP = 512, 1 << 17
 def checksum(block: memoryview, number: int) -> int:
     """Return the word of a block; never 0. 26 GB/s, the interpreter's lock released."""
     return xxhash.xxh3_64_intdigest(block, number) or 1
+
+
+def checksums(data: memoryview, block_size: int, first: int) -> "array[int]":
+    """Return the words of consecutive blocks, of which *first* is the number of the first."""
+    words = sums(data, block_size, first)
+    if words is not None:
+        return words
+    starts = range(0, len(data), block_size)
+    return array(
+        "Q",
+        [checksum(data[at : at + block_size], number) for number, at in enumerate(starts, first)],
+    )
 
 
 class BadMap(CacheError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from jfs import descriptors
-from jfs.cache.blockmap import BlockMap, checksum, lock_blocks, stamp_of
+from jfs.cache.blockmap import BlockMap, checksum, checksums, lock_blocks, stamp_of
 from jfs.cache.files import EntryFiles
 from jfs.cache.shelf import Shelf
 from jfs.cache.whole import WholeFile, hold
@@ -99,12 +99,19 @@ class DiskContent:
         finally:
             self._end_use()
 
-    def publish(self, start: int, data: memoryview, *, stays: bool = False) -> bool:
+    def publish(
+        self,
+        start: int,
+        data: memoryview,
+        words: "array[int] | None" = None,
+        *,
+        stays: bool = False,
+    ) -> bool:
         files = self._use()
         if files is None:
             return False
         try:
-            return self._publish(files, start, data, stays)
+            return self._publish(files, start, data, words, stays)
         except OSError as error:
             self._shelf.failed(error)
             return False
@@ -310,10 +317,7 @@ class DiskContent:
             if is_not_supported(error):
                 self._nowait = False  # the probe was on another file system than this file
             return None
-        for index, word in enumerate(words):
-            if checksum(buffer[index * size : (index + 1) * size], first + index) != word:
-                return None
-        return buffer
+        return buffer if checksums(buffer, size, first).tolist() == words else None
 
     def _read_blocks(self, files: EntryFiles, extent: Extent, buffer: memoryview) -> bool:
         """Read whole blocks into *buffer* and verify each; False: one is missing or bad."""
@@ -328,10 +332,11 @@ class DiskContent:
             self._shelf.failed(error)
             return False
         good = True
-        for index, word in enumerate(words):
+        for index, (found, word) in enumerate(
+            zip(checksums(buffer, size, first), words, strict=True)
+        ):
             block = buffer[index * size : (index + 1) * size]
-            number = first + index
-            if checksum(block, number) != word and not self._read_again(files, number, block):
+            if found != word and not self._read_again(files, first + index, block):
                 good = False
         return good
 
@@ -361,7 +366,14 @@ class DiskContent:
             self._damaged(files, number)
             return False
 
-    def _publish(self, files: EntryFiles, start: int, data: memoryview, stays: bool) -> bool:
+    def _publish(
+        self,
+        files: EntryFiles,
+        start: int,
+        data: memoryview,
+        words: "array[int] | None",
+        stays: bool,
+    ) -> bool:
         if files.blocks.is_removed():
             # Somebody removed the directory: files without a name are of no use to others.
             self._give_back(files)
@@ -378,13 +390,7 @@ class DiskContent:
         first = start // size
         try:
             files.write(start, data, direct=self._shelf.abilities.direct and not stays)
-            words = array(
-                "Q",
-                [
-                    checksum(data[offset : offset + size], first + offset // size)
-                    for offset in range(0, len(data), size)
-                ],
-            )
+            words = words or checksums(data, size, first)
             files.blocks.set(first, words)
         finally:
             self._shelf.written(charged)

@@ -3,11 +3,13 @@
 import hashlib
 import random
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from jfs.artifactory import HttpRangeSource
 from jfs.config import Credentials, Secret, ServerSettings
@@ -16,12 +18,14 @@ from jfs.errors import AccessDenied, ProtocolViolation, RemoteError, Stale, Unav
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from jfs.native import receiving
 from jfs.server import EmbeddedServer, Fault
 from jfs.server.http.faults import Kind
 from tests.conftest import REPO
 
 CONTENT = random.Random(3).randbytes(3 * MiB + 77)
 EVERYTHING = Extent(0, len(CONTENT))
+BLOCK = 32 * KiB
 
 
 class Collector:
@@ -30,6 +34,8 @@ class Collector:
     def __init__(self, extent: Extent) -> None:
         self._buffer = memoryview(bytearray(extent.size))
         self._filled = 0
+        self.arrival = receiving.arrival(extent.start)
+        self.run = receiving.run(self._buffer, extent.start, BLOCK, self.arrival)
 
     def buffer(self) -> memoryview:
         assert self._filled < len(self._buffer), "more than was asked for"
@@ -41,7 +47,20 @@ class Collector:
 
     @property
     def data(self) -> bytes:
-        return bytes(self._buffer[: self._filled])
+        """What came; all of it was told of, and is summed right."""
+        data = bytes(self._buffer[: self._filled])
+        if self.run is not None and (sums := self.run.sums()) is not None:
+            assert self.arrival is not None
+            assert self.arrival.filled >= self._filled
+            first = self.run.first
+            assert sums == array(
+                "Q",
+                [
+                    xxhash.xxh3_64_intdigest(data[at : at + BLOCK], first + number)
+                    for number, at in enumerate(range(0, len(data), BLOCK))
+                ],
+            )
+        return data
 
 
 def settings_of(server: EmbeddedServer) -> ServerSettings:
@@ -79,6 +98,7 @@ def fetch(source: HttpRangeSource, version: ArtifactVersion) -> Fetch:
     return run
 
 
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize(
     "extent",
     [EVERYTHING, Extent(0, 1), Extent(len(CONTENT) - 1, len(CONTENT)), Extent(65_536, 131_072)],
@@ -114,12 +134,15 @@ def test_threads_share_a_source(source: HttpRangeSource, version: ArtifactVersio
     assert wrong == []
 
 
+@pytest.mark.usefixtures("road")
 @pytest.mark.parametrize(
     "weather",
     [
         lambda: Fault.drop(f"/{REPO}/*", times=2),
         lambda: Fault.drop(f"/{REPO}/*", after_bytes=100_000, times=3),
+        lambda: Fault.drop(f"/{REPO}/*", after_bytes=700_000, times=2),
         lambda: Fault.short(f"/{REPO}/*", size=100_000, times=3),
+        lambda: Fault.short(f"/{REPO}/*", size=700_000, times=2),
         lambda: Fault.status(503, f"/{REPO}/*", times=2),
         lambda: Fault.status(429, f"/{REPO}/*", times=1, headers={"Retry-After": "0"}),
         lambda: Fault.ignore_range(f"/{REPO}/*"),
@@ -127,7 +150,19 @@ def test_threads_share_a_source(source: HttpRangeSource, version: ArtifactVersio
         lambda: Fault.redirect(f"/{REPO}/*"),
         lambda: Fault.redirect(f"/{REPO}/*", uses=1),
     ],
-    ids=["refuse", "cut", "short", "503", "429", "200", "gzip", "302", "302 for one use"],
+    ids=[
+        "refuse",
+        "cut",
+        "cut late",
+        "short",
+        "short late",
+        "503",
+        "429",
+        "200",
+        "gzip",
+        "302",
+        "302 for one use",
+    ],
 )
 def test_normal_weather_costs_no_byte(
     server: EmbeddedServer, fetch: Fetch, weather: Callable[[], Fault]
@@ -165,6 +200,7 @@ def test_a_server_without_ranges_sends_the_file_once(
     assert server.stats.requests <= 6
 
 
+@pytest.mark.usefixtures("road")
 def test_a_cut_body_is_taken_up_where_it_ended(server: EmbeddedServer, fetch: Fetch) -> None:
     server.faults.add(Fault.drop(f"/{REPO}/*", after_bytes=MiB, times=1))
     assert fetch(EVERYTHING) == CONTENT
@@ -172,6 +208,7 @@ def test_a_cut_body_is_taken_up_where_it_ended(server: EmbeddedServer, fetch: Fe
     assert server.stats.bytes_sent < len(CONTENT) + 512 * KiB
 
 
+@pytest.mark.usefixtures("road")
 def test_a_server_that_sends_less_than_was_asked_for_is_asked_for_the_rest(
     server: EmbeddedServer, fetch: Fetch
 ) -> None:
@@ -240,15 +277,31 @@ def test_an_outage_ends_at_the_deadline(server: EmbeddedServer, version: Artifac
     source.close()
 
 
-def test_close_wakes_who_is_blocked(
-    server: EmbeddedServer, source: HttpRangeSource, version: ArtifactVersion
+@pytest.mark.usefixtures("road")
+def test_a_server_that_falls_silent_is_asked_for_the_rest(
+    server: EmbeddedServer, version: ArtifactVersion
 ) -> None:
-    fault = server.faults.add(Fault.stall(f"/{REPO}/*"))
+    fault = server.faults.add(Fault.stall(f"/{REPO}/*", after_bytes=MiB, times=1))
+    source = HttpRangeSource(replace(settings_of(server), idle_timeout_s=0.2), Metrics())
+    sink = Collector(EVERYTHING)
+    source.fetch(version, EVERYTHING, sink)
+    assert sink.data == CONTENT
+    assert server.stats.bytes_sent < len(CONTENT) + 512 * KiB  # what came before is not lost
+    fault.release()
+    source.close()
+
+
+@pytest.mark.usefixtures("road")
+@pytest.mark.parametrize("after", [None, MiB])
+def test_close_wakes_who_is_blocked(
+    server: EmbeddedServer, source: HttpRangeSource, version: ArtifactVersion, after: int | None
+) -> None:
+    fault = server.faults.add(Fault.stall(f"/{REPO}/*", after_bytes=after))
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            source.fetch(version, Extent(0, 10), Collector(Extent(0, 10)))
+            source.fetch(version, EVERYTHING, Collector(EVERYTHING))
         except Unavailable as error:
             failures.append(error)
 

@@ -243,7 +243,9 @@ class StuckDisk:
     def read_resident(self, extent: Extent) -> memoryview | None:
         return None
 
-    def publish(self, start: int, data: memoryview, *, stays: bool = False) -> bool:
+    def publish(
+        self, start: int, data: memoryview, words: object = None, *, stays: bool = False
+    ) -> bool:
         self.go.wait()
         with self._lock:
             self.took += len(data)

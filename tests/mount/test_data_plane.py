@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jfs.server import EmbeddedServer
+from jfs.server import EmbeddedServer, Fault
 from tests.mount.conftest import Mounter
 from tests.mount.hammer import write_content
 from tests.mount.mounting import Mounted
@@ -82,6 +82,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_what_is_received_with_the_native_part_is_right_without_it(
+    server: EmbeddedServer, mounter: Mounter
+) -> None:
+    """Over a line that is cut; the second mount asks for nothing, and verifies every block."""
+    data = random.Random(15).randbytes(8 * MiB + 77)
+    server.deploy(REPO, "f", data)
+    server.faults.add(Fault.drop(f"/{REPO}/f", after_bytes=700_000, times=3))
+    mounted = mount(server, mounter)
+    assert digest(mounted.root / "f") == hashlib.sha256(data).hexdigest()
+    mounted.stop()
+    server.stats.reset()
+    mounted = mount(server, mounter, "--native", "off", "--verify-reads")
+    assert digest(mounted.root / "f") == hashlib.sha256(data).hexdigest()
+    assert server.stats.bytes_sent < 64 * 1024
+    mounted.stop()
 
 
 def test_a_file_far_larger_than_the_cache_disk(

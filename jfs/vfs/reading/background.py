@@ -14,7 +14,7 @@ from jfs.errors import JfsError
 from jfs.extents import Extent
 from jfs.model import ArtifactVersion
 from jfs.vfs.reading import cached
-from jfs.vfs.reading.cached import Cached
+from jfs.vfs.reading.cached import Cached, Received
 from jfs.vfs.reading.limits import Limits
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.reading.segments import Segment, SegmentSink
@@ -118,13 +118,17 @@ async def _fetch(
             return
         is_small = plane.is_small(version)
         missing = [segment.extent] if is_small else look.missing  # all of it has one digest
+        received = []
         for run in missing:
+            words = None
             if is_small:
                 await threads.in_turn(
                     limit, receive_whole, plane.source, version, segment, plane.metrics
                 )
             else:
-                sink = SegmentSink(segment, run)
+                sink = SegmentSink(segment, run, plane.block_size)
                 await threads.in_turn(limit, plane.source.fetch, version, run, sink)
+                words = sink.sums()
+            received.append(Received(run.start, segment.slice(run), words))
             plane.metrics.count("shard_bytes", run.size)
-        await content.publish([(run.start, segment.slice(run)) for run in missing], look)
+        await content.publish(received, look)

@@ -5,6 +5,7 @@ and is fetched. Trio thread only, except where it says otherwise.
 """
 
 import logging
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -43,6 +44,15 @@ class Look:
     missing: list[Extent] = field(default_factory=list)
     claim: AbstractContextManager[None] | None = None
     is_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A run of whole blocks from the server, and their checksums where they are known."""
+
+    start: int
+    data: memoryview
+    words: "array[int] | None" = None
 
 
 async def opened(
@@ -112,14 +122,14 @@ class Cached:
                 segment.replace_buffer()
             return False
 
-    async def publish(self, runs: Sequence[tuple[int, memoryview]], look: Look) -> None:
+    async def publish(self, runs: Sequence[Received], look: Look) -> None:
         """Write runs of whole blocks, unless the disk hangs, and give the claim back.
 
         All in one turn of a thread: each costs as much as a hundred KiB of the network.
         """
         stored: list[bool] = []
         if not self._disk.hangs:
-            size = sum(len(data) for _, data in runs)
+            size = sum(len(run.data) for run in runs)
             await self._publisher.publish(lambda: stored.append(self._publish(runs, look)), size)
         self.is_full |= stored != [True]
 
@@ -151,10 +161,11 @@ class Cached:
                 segment.replace_buffer()
             return Look([segment.extent], nullcontext())
 
-    def _publish(self, runs: Sequence[tuple[int, memoryview]], look: Look) -> bool:
+    def _publish(self, runs: Sequence[Received], look: Look) -> bool:
         """Blocking; a worker thread."""
         try:
-            stored = [self._content.publish(*run, stays=self.stays) for run in runs]
+            publish, stays = self._content.publish, self.stays
+            stored = [publish(run.start, run.data, run.words, stays=stays) for run in runs]
             return all(stored)
         finally:
             _let_go(look)

@@ -12,6 +12,7 @@ there must be no checkpoint: see ``segments``.
 import contextlib
 import logging
 import time
+from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from jfs.extents import Extent
 from jfs.formats import describes_itself
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.vfs.reading import cached
-from jfs.vfs.reading.cached import Cached, Look
+from jfs.vfs.reading.cached import Cached, Look, Received
 from jfs.vfs.reading.companions import Teller, description, learn
 from jfs.vfs.reading.intent import Coverage
 from jfs.vfs.reading.limits import Limits
@@ -350,15 +351,15 @@ class ContentReader(SegmentOwner):
             # own, so that a slow disk holds up no connection. Memory bounds how far behind.
             segment.finish()
             if fetched:
-                await content.publish([(run.start, segment.slice(run)) for run in fetched], look)
+                await content.publish(fetched, look)
 
     async def _fill_from(
         self, segment: Segment, look: Look, content: Cached | None, limit: trio.CapacityLimiter
-    ) -> list[Extent]:
+    ) -> list[Received]:
         """Receive what is missing from the server and everything else from disk, in order.
 
         Returns:
-            The runs that came from the server.
+            What came from the server.
         """
 
         async def is_there(run: Extent) -> bool:
@@ -372,11 +373,11 @@ class ContentReader(SegmentOwner):
             self._planner.fetched(run)
             self.was_cold = True
             with self._plane.foreground:
-                took_s = await threads.in_turn(limit, self._from_server, segment, run)
+                took_s, words = await threads.in_turn(limit, self._from_server, segment, run)
             self._plane.publisher.fetched(took_s)
-            fetched.append(run)
+            fetched.append(Received(run.start, segment.slice(run), words))
 
-        fetched: list[Extent] = []
+        fetched: list[Received] = []
         if self._is_small:
             if not look.missing and await is_there(self._whole):
                 return []
@@ -385,7 +386,7 @@ class ContentReader(SegmentOwner):
                 await threads.in_turn(
                     limit, receive_whole, plane.source, self.version, segment, plane.metrics
                 )
-            return [self._whole]
+            return [Received(0, segment.view)]
         position = segment.extent.start
         for run in [*look.missing, Extent(segment.extent.stop, segment.extent.stop)]:
             kept = Extent(position, run.start)
@@ -396,12 +397,13 @@ class ContentReader(SegmentOwner):
             position = run.stop
         return fetched
 
-    def _from_server(self, segment: Segment, run: Extent) -> float:
-        """Return how long it took."""
-        sink, start = SegmentSink(segment, run), time.monotonic()
+    def _from_server(self, segment: Segment, run: Extent) -> tuple[float, "array[int] | None"]:
+        """Return how long it took, and the checksums of its blocks if they are known."""
+        sink = SegmentSink(segment, run, self._block_size if self.cached is not None else 0)
+        start = time.monotonic()
         self._plane.source.fetch(self.version, run, sink)
         self._plane.habits.answered(sink.began - start)
-        return time.monotonic() - start
+        return time.monotonic() - start, sink.sums()
 
     async def _close_when_idle(self) -> None:
         self._resting.unpark_all()

@@ -11,6 +11,7 @@ right until the next checkpoint of the trio thread, because buffers are reused o
 import contextlib
 import mmap
 import time
+from array import array
 from bisect import bisect_right, insort
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -20,13 +21,15 @@ import trio
 from jfs import memory
 from jfs.extents import Extent
 from jfs.memory import LARGE, Budget
+from jfs.native import receiving
+from jfs.native.receiving import Run
 
 
 class Segment:
     """One piece of a file; see the module.
 
     Attributes:
-        filled: every byte of the file before it, back to ``extent.start``, is in ``view``.
+        arrival: of what comes in the middle of a call of the native part; None: there is none.
         done: nothing more will arrive: ``filled`` is the end, or ``error`` says why not.
         group: see ``SegmentPool.allocate``.
         users: who waits for it, fills it or takes from it; its buffer is not reused meanwhile.
@@ -34,14 +37,15 @@ class Segment:
     """
 
     __slots__ = (
+        "_filled",
         "_need",
         "_parked",
         "_token",
+        "arrival",
         "buffer",
         "done",
         "error",
         "extent",
-        "filled",
         "group",
         "is_read",
         "users",
@@ -53,7 +57,8 @@ class Segment:
         self.group = group
         self.buffer = buffer
         self.view = memoryview(buffer)[: extent.size]
-        self.filled = extent.start
+        self._filled = extent.start
+        self.arrival = receiving.arrival(extent.start)
         self.error: BaseException | None = None
         self.done = False
         self.users = 0
@@ -61,6 +66,13 @@ class Segment:
         self._need = 0  # the least `filled` that somebody waits for; 0: nobody does
         self._parked = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
+
+    @property
+    def filled(self) -> int:
+        """Every byte of the file before it, back to ``extent.start``, is in ``view``."""
+        if self.done or self.arrival is None:
+            return self._filled
+        return max(self._filled, self.arrival.filled)
 
     def slice(self, extent: Extent) -> memoryview:
         """Return the bytes of *extent*, which must have arrived."""
@@ -85,7 +97,7 @@ class Segment:
 
     def progress(self, filled: int) -> None:
         """Say from the filling thread that everything before *filled* has arrived."""
-        self.filled = filled
+        self._filled = filled
         # The waiter writes _need and then reads filled; we write filled and then read _need: with
         # the interpreter's lock one of the two sees the other.
         if 0 < self._need <= filled:
@@ -108,6 +120,8 @@ class Segment:
                 assert self.error is not None
                 raise self.error
             self._need = min(self._need or until, until)
+            if self.arrival is not None:
+                self.arrival.want(self._need)
             if self.filled < until:
                 await self._parked.park()
 
@@ -119,14 +133,21 @@ class Segment:
 class SegmentSink:
     """Receive one run into its place in the segment. The filling thread only.
 
+    Args:
+        block_size: of the blocks that are to be summed as they come; 0: none are.
     Attributes:
         began: when its first byte came, of the monotonic clock; 0: not yet.
+        run: see ``RunSink``.
     """
 
-    __slots__ = ("_position", "_segment", "_stop", "began")
+    __slots__ = ("_position", "_segment", "_stop", "began", "run")
 
-    def __init__(self, segment: Segment, run: Extent) -> None:
+    def __init__(self, segment: Segment, run: Extent, block_size: int = 0) -> None:
         self.began = 0.0
+        self.run: Run | None = None
+        if run.size >= LARGE and segment.arrival is not None:
+            view = segment.slice(run)
+            self.run = receiving.run(view, run.start, block_size, segment.arrival)
         self._segment = segment
         self._position = run.start
         self._stop = run.stop
@@ -139,11 +160,19 @@ class SegmentSink:
         self._position += count
         self._segment.progress(self._position)
 
+    def sums(self) -> "array[int] | None":
+        """Return the checksums of its blocks; None: they were not made."""
+        return self.run.sums() if self.run is not None else None
+
 
 class HeldSink(SegmentSink):
     """As its base, but nobody gets a byte: who fills it says when they are right."""
 
     __slots__ = ()
+
+    def __init__(self, segment: Segment, run: Extent) -> None:
+        super().__init__(segment, run)
+        self.run = None  # it would be told of as it comes
 
     def advance(self, count: int) -> None:
         self._position += count

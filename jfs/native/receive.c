@@ -1,0 +1,88 @@
+/* Receive a body into memory, and sum its blocks while they are in the cache of the CPU. */
+#include "native.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+
+/* The kernel wakes us when so much is there, not for every packet: 200 switches of threads for each
+ * GiB, not 5,000. Never at the end, where so much will not come any more. */
+enum { LOW = 256 * 1024 };
+
+struct jfs_arrival {
+    _Atomic uint64_t filled; /* everything before it is there */
+    _Atomic uint64_t wanted; /* who fills returns when it gets there; 0: nobody waits */
+};
+
+uint64_t jfs_arrival_filled(struct jfs_arrival *arrival) { return atomic_load(&arrival->filled); }
+
+/* Who waits stores what is wanted and then looks at what is there; who fills, the other way round:
+ * one of the two sees the other. */
+uint64_t jfs_arrival_want(struct jfs_arrival *arrival, uint64_t until) {
+    atomic_store(&arrival->wanted, until);
+    return atomic_load(&arrival->filled);
+}
+
+void jfs_arrival_set(struct jfs_arrival *arrival, uint64_t filled) {
+    atomic_store(&arrival->filled, filled);
+}
+
+static uint64_t blocks(uint64_t size, uint64_t block) { return size / block + (size % block != 0); }
+
+/* Sum the blocks that are whole before byte `filled` of the run. */
+static void add_sums(struct jfs_run *run, uint64_t filled) {
+    if (!run->hash) return;
+    uint64_t stop = filled == run->size ? run->size : filled - filled % run->block;
+    if (stop <= run->summed) return;
+    uint64_t done = run->summed / run->block;
+    jfs_sums(run->hash, run->data + run->summed, stop - run->summed, run->block, run->first + done,
+             run->words + done, blocks(stop - run->summed, run->block));
+    run->summed = stop;
+}
+
+static void set_low(int socket, int low) {
+    setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low);
+}
+
+static ssize_t receive_piece(int socket, uint8_t *data, size_t size) {
+    ssize_t count;
+    do
+        count = recv(socket, data, size, MSG_WAITALL);
+    while (count < 0 && errno == EINTR);
+    return count < 0 ? -errno : count;
+}
+
+int64_t jfs_receive(int socket, struct jfs_run *run, uint64_t at, uint64_t stop, uint64_t piece,
+                    struct jfs_arrival *arrival) {
+    if (!run->data || at >= stop || stop > run->size || !piece || stop > INT64_MAX) return -EINVAL;
+    if (run->hash) {
+        if (!run->block || run->summed > run->size || run->count != blocks(run->size, run->block))
+            return -EINVAL;
+        if (run->summed > at) run->summed = at; /* they come once more */
+        run->summed -= run->summed % run->block;
+    }
+    uint64_t filled = at;
+    int64_t failure = 0;
+    int low = 1;
+    while (filled < stop) {
+        uint64_t want = stop - filled < piece ? stop - filled : piece;
+        int fits = stop - filled >= want + LOW ? LOW : 1;
+        if (fits != low) set_low(socket, low = fits);
+        ssize_t count = receive_piece(socket, run->data + filled, want);
+        if (count <= 0) {
+            failure = count;
+            break;
+        }
+        uint64_t before = run->position + filled;
+        filled += (uint64_t)count;
+        uint64_t now = run->position + filled;
+        if (arrival) atomic_store(&arrival->filled, now);
+        add_sums(run, filled);
+        /* A short piece: its deadline has passed, or the body ends. The next call meets that. */
+        if ((uint64_t)count < want) break;
+        uint64_t wanted = arrival ? atomic_load(&arrival->wanted) : 0;
+        if (before < wanted && wanted <= now) break;
+    }
+    if (low != 1) set_low(socket, 1);
+    return filled > at ? (int64_t)(filled - at) : failure;
+}
