@@ -3,9 +3,11 @@
 Blocking; any thread.
 """
 
+import ctypes
 import os
 
 _PIECE = 1 << 20
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 
 def copy_at(source: int, start: int, target: int, position: int, size: int) -> int:
@@ -17,6 +19,24 @@ def copy_at(source: int, start: int, target: int, position: int, size: int) -> i
     if not count:
         raise OSError(f"a file ends at {start}")
     return count
+
+
+def allocate(file: int, start: int, size: int) -> None:
+    """Have room for bytes of a file, or beyond its end, whose size stays. Raises OSError."""
+    _fallocate(file, _KEEP_SIZE, start, size)
+
+
+def punch(file: int, start: int, size: int) -> None:
+    """Make bytes of a file zeros, and give their room back. Raises OSError."""
+    _fallocate(file, _KEEP_SIZE | _PUNCH_HOLE, start, size)
+
+
+def _fallocate(file: int, mode: int, start: int, size: int) -> None:
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(file, mode, start, size):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def read_at(file: int, size: int, position: int) -> bytes:

@@ -385,6 +385,11 @@ def out_of_descriptors() -> OSError:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+def no_room() -> OSError:
+    """Return what a call raises that finds no room on a disk."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def is_of_the_machine(error: BaseException) -> bool:
     """Whether it is the machine that has no file descriptor left (ENFILE)."""
     return isinstance(error, OSError) and error.errno == errno.ENFILE

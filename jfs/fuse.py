@@ -284,15 +284,9 @@ class Operations(pyfuse3.Operations):
 
     @_boundary
     async def fallocate(self, inode: int, fh: int, mode: int, offset: int, length: int) -> None:
-        """Make a file at least so long; called by ``jfs.mount.fallocate``, not by pyfuse3."""
-        if mode:
-            raise Unsupported(
-                "holes cannot be punched into an artifact, nor room be kept beyond it"
-            )
-        attributes = await self._filesystem.getattr(inode)
-        if offset + length > attributes.size:
-            work = partial(self._filesystem.setattr, inode, Change(size=offset + length), fh)
-            await self._behind.run(work)
+        """Keep room; called by ``jfs.mount.fallocate``, not by pyfuse3."""
+        work = partial(self._filesystem.reserving.reserve, fh, mode, offset, length)
+        await self._behind.run(work)
 
     @_boundary
     async def copy_file_range(

@@ -22,6 +22,7 @@ from jfs.vfs.boundary import Boundary
 from jfs.vfs.files.behind import Behind
 from jfs.vfs.files.copies import Copies
 from jfs.vfs.files.openfile import Opened
+from jfs.vfs.files.reserving import Reserving
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.holdings import Holdings
@@ -67,7 +68,7 @@ class Filesystem:
     Attributes:
         boundary: is told what is refused, and what is answered after that.
         claims: of paths, for who changes the server beside the filesystem.
-        copies: what is copied without being read.
+        copies, reserving: what is copied without being read; what fallocate(2) asks for.
         holdings: what is held in memory, and how it is given back.
         sleeps: what is believed after the machine was suspended.
     """
@@ -115,10 +116,8 @@ class Filesystem:
         self._selectors = Selectors(store, self._tree, settings, questions, kept)
         self._queries = Queries(store, self._tree, settings.entry_ttl_s, questions, kept)
         self.behind = Behind(self._tree, self._files, self._writing, self._kernel, questions)
-        properties, forget = self._properties, self._queries.forget
-        self._mutations = Mutations(
-            store, self._tree, self._files, properties, self._writing, locks, forget
-        )
+        tree, files, table, forget = self._tree, self._files, self._properties, self._queries.forget
+        self._mutations = Mutations(store, tree, files, table, self._writing, locks, forget)
         self._reports = Reports(self._tree.inodes)
         self.add_report("errors", refusals.text)
         self._folders = Folders(
@@ -128,8 +127,8 @@ class Filesystem:
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._privileges = Privileges(self._stat, self._kernel)
         self.small_writes = SmallWrites(self._files, self._stat, self._kernel, plane.nursery)
-        write_back = area is not None and area.settings.write_back
-        self.copies = Copies(self._files, plane, self._privileges.written, write_back=write_back)
+        self.copies = Copies(self._files, plane, area, self._privileges.written)
+        self.reserving = Reserving(self._files)
 
     # names
 

@@ -37,26 +37,27 @@ def test_system_calls_answer_as_in_a_plain_directory(
 
 
 def test_space_is_reserved(mounted: MountedServer, tmp_path: Path) -> None:
-    """fallocate(2) makes a file longer, never shorter; what else it can do is refused."""
+    """fallocate(2) makes a file longer, never shorter, or zeros; it moves no bytes."""
     log = mounted.root.with_name("mnt.log")
     script = """
     fallocate -l 300000 f; fallocate -l 10 f; stat -c %s f
     fallocate -x -o 5 -l 300000 f; stat -c %s f
     printf abc > g; fallocate -o 1 -l 9 g; od -An -c g
-    fallocate -n -l 20 g || stat -c %s g; fallocate -p -l 3 g || od -An -c g
+    fallocate -n -l 20 g; stat -c %s g; fallocate -p -l 3 g; od -An -c g
+    fallocate -z -o 8 -l 5 g; fallocate -c -l 4096 f || stat -c %s f g
     fallocate -l 9E g || stat -c %s g
     fallocate -l 1 h < /dev/null; python3 -c 'import os
     file = os.open("h", os.O_RDWR); os.unlink("h"); os.posix_fallocate(file, 0, 5000)
     print(os.fstat(file).st_size)'
     """.replace("\n    ", "\n")
     said = check(["sh", "-c", script], mounted.root, deadline_s=_DEADLINE_S, log=tmp_path / "log")
-    zeros = " a b c" + r" \0" * 7
     words = [" ".join(line.split()) for line in said.splitlines() if "fallocate:" not in line]
-    shown = " ".join(zeros.split())
-    assert words == ["300000", "300005", shown, "10", shown, "10", "5000"], log.read_text()
+    shown, zeros = "a b c" + r" \0" * 7, " ".join([r"\0"] * 10)
+    sizes = ["300005", "13", "13"]  # of what was refused stays what there was
+    assert words == ["300000", "300005", shown, "10", zeros, *sizes, "5000"], log.read_text()
     ask = Requests(mounted.server)
     assert ask.get(f"/{REPO}/f").body == bytes(300_005)
-    assert ask.get(f"/{REPO}/g").body == b"abc" + bytes(7)
+    assert ask.get(f"/{REPO}/g").body == bytes(13)
     assert ask.get(f"/{REPO}/h").status == 404
 
 

@@ -20,7 +20,7 @@ from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.reading.reader import ContentReader, DataPlane
-from jfs.vfs.writing.staging import StagingFile
+from jfs.vfs.writing.staging import StagingArea, StagingFile
 
 _MOST = 0xFFFFF000  # the answer has 32 bits for it
 _ON_DISK = 64 * MiB  # where the disk does not share it, a moment's work
@@ -38,14 +38,13 @@ class Copies:
         self,
         files: OpenFiles,
         plane: DataPlane,
+        area: StagingArea | None,
         written: Callable[[int, Inode], Awaitable[None]],
-        *,
-        write_back: bool,
     ) -> None:
         self._files = files
         self._plane = plane
         self._written = written
-        self._write_back = write_back
+        self._write_back = area is not None and area.settings.write_back
 
     async def copy(
         self, source: int, start: int, handle: int, offset: int, size: int

@@ -105,6 +105,11 @@ class OpenFiles:
         """Return what is open."""
         return self._registry.inodes()
 
+    async def require_room(self, size: int) -> None:
+        """Make sure that the staging disk has room for so many bytes. Raises OSError."""
+        if self._writing is not None:
+            await waiting.on_disk(self._writing.area.room.require, size)
+
     def handle(self, number: int) -> Handle | None:
         """Return an open handle."""
         return self._handles.get(number)

@@ -246,9 +246,7 @@ class Writer:
         if staged is None or file.detached or file.writers or file.is_pending:
             return
         if file.dirty:
-            # Half a file, on a full disk: its writer was told. Or a copy, without bytes of its own.
-            if file.broken is not None or staged.lent is not None:
-                await forgotten(staged)
+            await staged.give_up(file.broken)
             if file.acknowledged is not None:
                 self._fall_back(file, staged)
             else:
@@ -344,6 +342,7 @@ class Writer:
         self._fell_back(file)
 
     async def _copy(self, file: OpenFile, staged: StagingFile, size: int) -> None:
+        await staged.require_room(size, replaces=0 if size else file.info.size)
         reader = await reader_of(file, self._plane) if size else None
         for piece in Extent(0, size).pieces(_COPY_PIECE):
             assert reader is not None
@@ -400,6 +399,7 @@ class Writer:
         """Blocking; a worker thread."""
         assert staged.entry is not None
         if self._plane.store is not None and info.size and staged.lent is None:
+            staged.trim()
             words = staged.sums(info.checksums.sha256 or "")
             self._plane.store.adopt(version_of(info).content, staged.entry.data_path, words)
         staged.forget_quietly()

@@ -18,15 +18,25 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from jfs import descriptors, directories
-from jfs.errors import ConfigError, JfsError, is_not_supported
-from jfs.vfs.writing.records import Record, State, read_record, unfinished, write_record
+from jfs.errors import ConfigError, JfsError, is_not_supported, is_of_the_disk
+from jfs.vfs.writing.records import (
+    Record,
+    State,
+    overwrite_record,
+    read_record,
+    unfinished,
+    write_record,
+)
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 DATA, RECORD, UNWANTED = ".data", ".json", ".drop"
 
@@ -47,15 +57,13 @@ class Entry:
     Several threads may change the record: an upload notes that it failed, and its file is renamed.
     """
 
-    def __init__(
-        self, directory: Path, name: str, file: int, record: Record, unremoved: "dict[str, Entry]"
-    ) -> None:
-        self._directory = directory
+    def __init__(self, journal: "Journal", name: str, file: int, record: Record) -> None:
+        self._journal = journal
+        self._directory = journal.directory
         self.name = name
         self.file = file
         self.record = record
         self._removed = self._unused = False
-        self._unremoved = unremoved  # of the journal: what could not be removed so far, by name
         self._changing = threading.Lock()
 
     @property
@@ -75,11 +83,37 @@ class Entry:
         with self._changing:
             record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
             if not self._removed:
-                durable = State.PENDING in (self.record.state, record.state)
-                write_record(self._directory / (self.name + RECORD), record, durable=durable)
-                if durable:
-                    _sync(self._directory)
+                self._write(record)
             self.record = record
+
+    def _write(self, record: Record) -> None:
+        path = self._directory / (self.name + RECORD)
+        durable = State.PENDING in (self.record.state, record.state)
+        try:
+            write_record(path, record, durable=durable)
+        except FileNotFoundError:
+            if durable:
+                raise
+            # Somebody removed the directory, and the data with it, of which our descriptor is left.
+            log.warning("%s: its staged file was removed: only this mount has it", record.path)
+            self._removed = True
+            return
+        except OSError as error:
+            if not is_of_the_disk(error) or not self._journal.make_room():
+                raise
+            write_record(path, record, durable=durable)
+        if durable:
+            _sync(self._directory)
+
+    def mark(self, **changes: object) -> None:
+        """As ``update``, also if there is no room for another record. Raises OSError."""
+        try:
+            self.update(**changes)
+        except OSError:
+            with self._changing:
+                record = replace(self.record, **changes)  # type: ignore[arg-type]
+                overwrite_record(self._directory / (self.name + RECORD), record)
+                self.record = record
 
     def note(self, **changes: object) -> None:
         """As ``update``, for what may be lost with the power: how the last try went."""
@@ -108,21 +142,22 @@ class Entry:
         """Forget it; who has the data open keeps it. What fails is tried again. Raises OSError."""
         with self._changing:
             self._removed = True
-        self._unremoved[self.name] = self
+        self._journal.unremoved[self.name] = self
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
         if self.record.state is State.PENDING:  # or the next mount would upload it after all
             with contextlib.suppress(FileNotFoundError):
                 _sync(self._directory)
-        self._unremoved.pop(self.name, None)
+        self._journal.unremoved.pop(self.name, None)
         if self._unused:
             self.close()
 
     def close(self) -> None:
         """Close the file, which ends its lock; idempotent."""
         self._unused = True
-        if self.name in self._unremoved and self.record.state in (State.PENDING, State.DEPLOYING):
+        resumable = self.record.state in (State.PENDING, State.DEPLOYING)
+        if self.name in self._journal.unremoved and resumable:
             return  # its lock is kept: whoever had it would upload what was to be removed
         file, self.file = self.file, -1
         if file >= 0:
@@ -140,7 +175,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._given = directory
-        self._unremoved: dict[str, Entry] = {}
+        self.unremoved: dict[str, Entry] = {}  # what could not be removed so far, by name
         self.directory = directories.private(directory)
         if self.directory != directory:
             if any(directory.glob(f"*{RECORD}")):
@@ -174,7 +209,7 @@ class Journal:
         while True:
             name = secrets.token_hex(8)
             path = self.directory / (name + DATA)
-            file = descriptors.opening(lambda: self._made(path))  # noqa: B023 - called at once
+            file = self._with_room(lambda: self._made(path))  # noqa: B023 - called at once
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not os.fstat(file).st_nlink:  # swept away before we had the lock
@@ -189,6 +224,29 @@ class Journal:
                 path.unlink(missing_ok=True)
                 raise
 
+    def make_room(self) -> bool:
+        """Drop what is half a file, and nobody's any more. Returns whether there was any."""
+        found = False
+        try:
+            for entry in self.left_behind((State.WRITING,)):
+                with contextlib.closing(entry):
+                    if entry.record.half:
+                        entry.remove()
+                        found = True
+                        log.info("%s: half a file was dropped, to make room", entry.record.path)
+        except OSError as error:
+            log.info("half files cannot be looked for: %s", error)
+        return found
+
+    def _with_room(self, call: Callable[[], _T]) -> _T:
+        """Run *call*, which opens a file; if there is no room for it, make some. Raises OSError."""
+        try:
+            return descriptors.opening(call)
+        except OSError as error:
+            if not is_of_the_disk(error) or not self.make_room():
+                raise
+            return descriptors.opening(call)
+
     def _made(self, path: Path) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
@@ -199,14 +257,18 @@ class Journal:
 
     def _make_again(self) -> None:
         try:
-            directories.private(self._given)
+            made = directories.private(self._given)
+            if made != self.directory:  # others could look into the one before, not into this one
+                made = directories.private(self.directory)
         except ConfigError as error:
             raise OSError(errno.ENOENT, f"was removed, and cannot be made: {error}") from error
+        if made != self.directory:
+            raise OSError(errno.ENOENT, f"was removed, and others can look into {self.directory}")
 
     def anonymous(self) -> int:
         """Make a file without a name, for content that shall go with its last reader. OSError."""
         # Not O_TMPFILE: overlayfs, where containers live, has it only since Linux 6.1.
-        file, name = descriptors.opening(self._made_anonymous)
+        file, name = self._with_room(self._made_anonymous)
         try:
             os.unlink(name)
         except BaseException:
@@ -251,7 +313,7 @@ class Journal:
 
     def remove_the_rest(self) -> None:
         """Try again to remove what could not be removed; what fails again stays. Blocking."""
-        for entry in list(self._unremoved.values()):
+        for entry in list(self.unremoved.values()):
             with contextlib.suppress(OSError):
                 entry.remove()
 
@@ -290,7 +352,7 @@ class Journal:
         return self._entry(name, file, read_record(record))
 
     def _entry(self, name: str, file: int, record: Record) -> Entry:
-        return Entry(self.directory, name, file, record, self._unremoved)
+        return Entry(self, name, file, record)
 
     def _names(self) -> list[str]:
         return sorted({p.stem for end in (DATA, RECORD) for p in self._files(end)})

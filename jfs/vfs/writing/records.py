@@ -49,6 +49,7 @@ class Record:
         tries, next_ns: how often it was tried since; when it will be again, at the latest.
         sha256: of the data when its upload began; "": not known, or changed since.
         lent: it has no data of its own (``lent``): left behind, nobody misses it.
+        half: a write was refused; what is there gives way to what needs its room.
     """
 
     server: str
@@ -68,19 +69,30 @@ class Record:
     next_ns: int = 0
     sha256: str = ""
     lent: bool = False
+    half: bool = False
 
 
 def write_record(path: Path, record: Record, *, durable: bool = False) -> None:
     """Write a record in the place of the one before; *durable*: with its bytes on disk. OSError."""
-    document = {**asdict(record), "version": _VERSION, "path": str(record.path)}
     temporary = unfinished(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     with open(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(document, file)
+        file.write(_written(record))
         if durable:
             file.flush()
             os.fsync(file.fileno())
     temporary.rename(path)
+
+
+def overwrite_record(path: Path, record: Record) -> None:
+    """Write a record over the one before: on a full disk there is room for no other. OSError."""
+    with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "wb") as file:
+        file.write(_written(record).encode())
+        file.truncate()
+
+
+def _written(record: Record) -> str:
+    return json.dumps({**asdict(record), "version": _VERSION, "path": str(record.path)})
 
 
 def unfinished(record: Path) -> Path:
@@ -109,7 +121,7 @@ def read_record(path: Path) -> Record:
 
 def _later(document: Mapping[str, Any]) -> dict[str, Any]:
     """Read the fields that records of earlier versions lack."""
-    numbers, flags = ("base_size", "queued_ns", "tries", "next_ns"), ("made", "lent")
+    numbers, flags = ("base_size", "queued_ns", "tries", "next_ns"), ("made", "lent", "half")
     found: dict[str, Any] = {name: int(document[name]) for name in numbers if name in document}
     found |= {name: bool(document[name]) for name in flags if name in document}
     lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}

@@ -169,6 +169,8 @@ def _state_after(error: Exception, state: State) -> State:
 def describe(record: Record) -> str:
     """Say in words why a file waits, which no process holds."""
     match record.state:
+        case State.WRITING if record.half:
+            return f"{record.error}; it gives way to what needs its room"
         case State.WRITING:
             text = "was being written when its mount ended"
         case State.DEPLOYING:

@@ -14,12 +14,20 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from jfs import threads, waiting
 from jfs.config import WriteSettings
-from jfs.disk import copy_at, read_at
-from jfs.errors import DiskHangs, FileTooLarge, IntegrityError, disk_words
+from jfs.disk import allocate, copy_at, punch, read_at
+from jfs.errors import (
+    DiskHangs,
+    FileTooLarge,
+    IntegrityError,
+    disk_words,
+    is_not_supported,
+    is_of_the_disk,
+)
 from jfs.extents import Extent, MiB
 from jfs.model import FileInfo, Properties, RepoPath
 from jfs.protocols import BlockStore
@@ -28,6 +36,7 @@ from jfs.vfs.writing.hashing import Blocks, RunningHash
 from jfs.vfs.writing.journal import Entry, Journal
 from jfs.vfs.writing.lent import Lent
 from jfs.vfs.writing.records import Record, State
+from jfs.vfs.writing.room import Room, keep_half
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +70,7 @@ class StagingArea:
         self._hashers = threads.started(count, "jfs-hash")
         self._hand = Hand()
         self._blocks = Blocks(store.block_size, store.checksum) if store is not None else None
-        status = os.statvfs(self.journal.directory)
-        # A hole costs this disk nothing and the upload all of its size: what could not be on this
-        # disk is no file of models.
-        self._largest = status.f_blocks * status.f_frsize
+        self.room = Room(self.journal)
 
     def new(self, path: RepoPath, base: FileInfo | None, *, made: bool = False) -> "StagingFile":
         """Make an empty file that belongs at *path*. Raises OSError.
@@ -128,7 +134,7 @@ class StagingArea:
 
     def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
         running = RunningHash(self._hashers, file, self._blocks)
-        staged = StagingFile(file, entry, running, self._hand, self._largest, size)
+        staged = StagingFile(file, entry, running, self._hand, self.room, size)
         staged.grown, staged.grown_at = self.grown, self.settings.overlap_from
         return staged
 
@@ -179,7 +185,7 @@ class StagingFile:
         entry: Entry | None,
         running_hash: RunningHash,
         hand: Hand,
-        largest: int,
+        room: Room,
         size: int,
     ) -> None:
         self.file = file
@@ -196,7 +202,7 @@ class StagingFile:
         self.lent: Lent | None = None
         self._hash = running_hash
         self._hand = hand
-        self._largest = largest
+        self._room = room
         self._users = 0
         self._closing = False
         self._changing = threading.Lock()
@@ -241,7 +247,12 @@ class StagingFile:
             with self._changing:
                 if number != self._changes:
                     raise OSError(errno.EIO, "was given up before it began")
-                call(*args)
+                try:
+                    call(*args)
+                except OSError as error:
+                    if not is_of_the_disk(error) or not self._room.make():
+                        raise
+                    call(*args)
 
         return change
 
@@ -269,8 +280,10 @@ class StagingFile:
         self._hash.wrote(offset, len(data))
 
     def truncate(self, size: int) -> None:
-        """Cut or extend by a hole. Raises OSError, FileTooLarge."""
+        """Cut or extend by a hole, for which there is room. Raises OSError, FileTooLarge."""
         self._require_size(size)
+        if size > self.size:
+            self._room.require(size, self.file)
         os.ftruncate(self.file, size)
         self._hash.cut(size)
         self.size = size
@@ -278,6 +291,71 @@ class StagingFile:
         self.inherits = self.inherits and size > 0
         if self.overlap is not None:
             self.overlap.changed(size)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Have room for bytes, beyond the end, too, which stays. Raises OSError, FileTooLarge."""
+        self._require_size(offset + size)
+        try:
+            allocate(self.file, offset, size)
+        except OSError as error:
+            if not is_not_supported(error):
+                os.ftruncate(self.file, self.size)  # what it had reserved beyond the end so far
+                raise
+            self._room.require(max(offset + size, self.size), self.file)
+
+    def zero(self, offset: int, size: int) -> None:
+        """Make bytes zeros that there are. Raises OSError."""
+        stop = min(offset + size, self.size)
+        if offset >= stop:
+            return
+        self._hash.rewind(offset)
+        if self.overlap is not None:
+            self.overlap.changed(offset)
+        try:
+            punch(self.file, offset, stop - offset)
+        except OSError as error:
+            if not is_not_supported(error):
+                raise
+            for piece in Extent(offset, stop).pieces(_PIECE):
+                self.write(piece.start, bytes(piece.size))
+
+    async def require_room(self, size: int, *, replaces: int = 0) -> None:
+        """Make sure that so many bytes can be here, before they are brought. Trio thread. OSError.
+
+        What is small is not looked at: to ask costs more than to fail.
+
+        Args:
+            replaces: size of what the file was. It is emptied, and may become as large again: that
+                there is no room for it is only said, as nobody knows.
+        """
+        try:
+            if max(size, replaces) > _PIECE:
+                await waiting.on_disk(self._room.require, max(size, replaces), self.file)
+        except OSError as error:
+            if size or not is_of_the_disk(error) or self.entry is None:
+                raise
+            log.warning(
+                "%s: %d bytes are to be replaced, and the staging directory's disk has no room for "
+                "as many",
+                self.entry.record.path,
+                replaces,
+            )
+
+    async def give_up(self, error: OSError | None) -> None:
+        """Note that it will not be uploaded. What a person may still want stays. Trio thread.
+
+        Args:
+            error: which a write met: it is half a file.
+        """
+        if self.lent is not None:  # there are no bytes of it
+            await forgotten(self)
+        elif self.entry is not None and error is not None:
+            await waiting.staging_disk().end(partial(keep_half, self.entry, error))
+
+    def trim(self) -> None:
+        """Give back what was reserved beyond the end, and never written. Raises OSError."""
+        if os.fstat(self.file).st_blocks * 512 > self.size + _PIECE:
+            os.ftruncate(self.file, self.size)
 
     def copy(self, offset: int, source: "StagingFile", extent: Extent) -> None:
         """Write bytes of another one, which the disk may share. Raises as ``write``."""
@@ -308,6 +386,7 @@ class StagingFile:
         lent, entry = self.lent, self.entry
         if lent is None:
             return
+        await self.require_room(min(size, lent.size))
         for piece in Extent(0, min(size, lent.size)).pieces(_PIECE):
             data = await lent.read(piece)
             if len(data) != piece.size:
@@ -333,7 +412,9 @@ class StagingFile:
             self.grown(self)
 
     def _require_size(self, size: int) -> None:
-        if size > self._largest:
+        # A hole costs this disk nothing and the upload all of its size: what could not be on this
+        # disk is no file of models.
+        if size > self._room.largest:
             raise FileTooLarge(f"{size} bytes are more than the staging directory's disk has")
 
     async def read(self, extent: Extent) -> bytes:
