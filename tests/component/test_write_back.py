@@ -506,7 +506,8 @@ async def test_a_failed_write_shows_what_was_closed_before(ask: Requests, stagin
         fs.behind.wake()
         await uploaded(fs)
     assert ask.get(f"/{REPO}/f").body == ONE
-    assert journal(staging) == []
+    ((record, _),) = journal(staging)  # what there is of the rest, until its room is wanted
+    assert record.half
 
 
 async def test_a_time_that_is_set_after_close_goes_along(ask: Requests, staging: Path) -> None:
