@@ -75,6 +75,26 @@ def test_a_piece_that_is_read_once_costs_little_more_than_itself(mounted: Mounte
     assert 4 * MiB <= sent < 5.25 * MiB
 
 
+# As zipfile and tarfile read: Python fills a buffer of st_blksize for each look.
+_LOOKS = """
+import sys
+with open(sys.argv[1], "rb") as file:
+    for place in range(24):
+        file.seek((place * 7 % 24) * (2 << 20) + 5000)
+        assert len(file.read(16)) == 16
+"""
+
+
+def test_a_look_at_a_few_bytes_costs_a_buffer_of_python_and_that_is_small(
+    mounted: MountedServer,
+) -> None:
+    mounted.server.deploy(REPO, "archive.zip", bytes(48 * MiB))
+    before = mounted.server.stats.bytes_sent
+    subprocess.run([sys.executable, "-c", _LOOKS, str(mounted.root / "archive.zip")], check=True)
+    mounted.mount.stop()  # what was begun for it has ended
+    assert mounted.server.stats.bytes_sent - before < 8 * MiB
+
+
 def test_a_stream_is_read_to_its_end(mounted: MountedServer) -> None:
     """Also where the kernel is told in the middle of it that it may ask ahead."""
     data = os.urandom(MiB) * 80
