@@ -8,9 +8,9 @@ import asyncio
 import re
 from functools import partial
 
-from jfs.extents import MiB
+from jfs.extents import KiB, MiB
 from jfs.model import Checksums, RepoPath
-from jfs.server.http.exchange import BODY_IDLE_S, Answer, Call, json_answer
+from jfs.server.http.exchange import BODY_IDLE_S, Answer, Call, holds_body_back, json_answer
 from jfs.server.http.intake import Intake
 from jfs.server.routes import builds
 from jfs.server.routes.download import SIDE_FILES, link
@@ -19,7 +19,7 @@ from jfs.server.store.catalogue import Item
 from jfs.server.store.filestore import Incoming
 from jfs.server.store.placement import Deployment
 from jfs.server.store.rights import Right
-from jfs.server.store.store import no_room
+from jfs.server.store.store import Store, no_room
 from jfs.server.wire import answers
 from jfs.server.wire.answers import ApiError
 from jfs.server.wire.paths import Target, parse_target
@@ -29,6 +29,9 @@ _LENGTHS = {"sha256": 64, "sha1": 40, "md5": 32}
 # Handed to threads at a time: waking them costs a hundredth of hashing as much (4 ms).
 _WRITE_BYTES = 2 * MiB
 _SIDE_FILE_BYTES = 1024
+# A body that is no longer is received first, and then one thread does everything: to wake one for
+# each step costs more than to hash it.
+_AT_ONCE_BYTES = 64 * KiB
 
 
 async def put(call: Call) -> Answer:
@@ -50,6 +53,10 @@ async def put(call: Call) -> Answer:
         return _created(call, await call.run(lambda: placement.known(store, path, deployment)))
     if (answer := await _side_file(call, path)) is not None:
         return answer
+    size = call.request.content_length
+    if size is not None and size <= _AT_ONCE_BYTES and not holds_body_back(call.request):
+        body = await call.body(size)
+        return _created(call, await call.run(lambda: _stored(store, path, deployment, body)))
     room = await call.run(lambda: placement.check(store, path, deployment))
     if room is not None and (call.request.content_length or 0) > room:
         raise no_room()
@@ -61,6 +68,19 @@ async def put(call: Call) -> Answer:
     finally:
         await call.run(incoming.discard)
     return _created(call, item)
+
+
+def _stored(store: Store, path: RepoPath, deployment: Deployment, body: bytes) -> Item:
+    """Publish a body that was received whole. Blocking."""
+    room = placement.check(store, path, deployment)
+    if room is not None and len(body) > room:
+        raise no_room()
+    incoming = store.receive()
+    try:
+        incoming.write(body)
+        return placement.received(store, path, incoming, deployment)
+    finally:
+        incoming.discard()
 
 
 async def delete(call: Call) -> Answer:
