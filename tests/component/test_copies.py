@@ -9,7 +9,7 @@ import pytest
 
 from jfs.config import WriteSettings
 from jfs.errors import AccessDenied, ChangedElsewhere, Stale
-from jfs.extents import Extent
+from jfs.extents import Extent, MiB
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -283,3 +283,21 @@ async def test_what_a_copy_consists_of_is_read_from_the_cache(
             assert ask.server.stats.bytes_sent == 0
             await copy.close()
             assert ask.content("copy") == DATA + b"more"
+
+
+async def test_a_huge_copy_comes_in_pieces_that_the_kernel_can_count(
+    ask: Requests, staging: Path, tmp_path: Path
+) -> None:
+    size, sha256 = 5 * 1024 * MiB, "5" * 64
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(size)
+    ask.server.deploy(REPO, "huge", tmp_path / "sparse", sha256=sha256)
+    async with writing(ask, staging) as fs:
+        copy = await opened(fs, source="huge")
+        first = await copy.run()
+        assert first
+        assert first < 1 << 32  # the answer has 32 bits for it
+        assert await copy.run(start=first) == size - first
+        await copy.close()
+    stored = ask.get(f"/api/storage/{REPO}/copy").json()
+    assert (stored["checksums"]["sha256"], int(stored["size"])) == (sha256, size)

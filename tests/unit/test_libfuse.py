@@ -9,7 +9,7 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from jfs.mount import fallocate, libfuse
+from jfs.mount import copying, fallocate, libfuse
 
 
 def test_the_entry_is_ours_for_a_while() -> None:
@@ -112,3 +112,34 @@ def test_a_request_is_answered_whatever_happens(expected_logs: list[str]) -> Non
     info = (ctypes.c_uint64 * 8)()
     fallocate._request(start, reply, 5, 6, 0, 0, 10, ctypes.addressof(info))
     assert answered == [(5, errno.ENOSPC)]
+
+
+def test_a_copy_is_answered_whatever_happens(expected_logs: list[str]) -> None:
+    expected_logs.append("COPY_FILE_RANGE cannot be answered")
+    asked: list[tuple[object, ...]] = []
+    answered: list[tuple[int, int, int]] = []
+
+    def reply(request: int, count: int, code: int) -> None:
+        answered.append((request, count, code))
+
+    def start(request: int, *rest: object) -> None:
+        asked.append((request, *rest[:3]))
+        raise OSError(errno.ENOSPC, "no room")
+
+    source, target = (ctypes.c_uint64 * 8)(0, 0, 7), (ctypes.c_uint64 * 8)(0, 0, 8)
+    infos = ctypes.addressof(source), ctypes.addressof(target)
+    copying._request(start, reply, 5, 1, 100, infos[0], 2, 200, infos[1], 300, 0)
+    assert asked == [(5, (7, 100), (8, 200), 300)]
+    assert answered == [(5, 0, errno.ENOSPC)]
+
+
+def test_a_copy_gets_a_handler_of_ours() -> None:
+    place, _ = libfuse.PLACES["copy_file_range"]
+    table = table_of(44, without="copy_file_range")
+    session, (handler,) = ask_for_a_session(table, copying.copied_by(lambda *_: None))
+    assert session.given[place] == ctypes.cast(handler, ctypes.c_void_p).value  # type: ignore[arg-type]
+    table[place] = 7  # pyfuse3 has one by now
+    session, _ = ask_for_a_session(table, copying.copied_by(lambda *_: None))
+    assert session.given == list(table)
+    session, kept = ask_for_a_session(table_of(42), copying.copied_by(lambda *_: None))
+    assert kept == []  # a libfuse without such a place
