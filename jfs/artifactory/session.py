@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -38,6 +38,7 @@ MOVED = "jfs.moved"
 _PING = "/api/system/ping"
 _ENDS = {b"{": b"}", b"[": b"]"}  # how a document of JSON ends
 _READS = ("GET", "HEAD")
+_HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 # A server that is up answers a ping in milliseconds; what is lost on the way is sent again after
 # 1 s and after 3. One that is asked for longer is found only so much later to be up.
 _PROBE_S = 4.0
@@ -66,19 +67,15 @@ class Session:
         self.breakers = breakers or Breakers(settings.url, metrics)
         self.access = access or Access(settings, os.environ)
         self._metrics = metrics
-        self._client = httpx.AsyncClient(
-            transport=Routed(self.access),
-            timeout=httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s),
-            follow_redirects=False,
-            trust_env=False,  # httpx reads NO_PROXY its own way, and fails at what it cannot read
-            headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
-        )
+        self._timeout = httpx.Timeout(settings.idle_timeout_s, connect=settings.connect_timeout_s)
+        # Not by an httpx client: its cookies, hooks and log cost 0.2 ms of 1.2 a request.
+        self._transport = Routed(self.access)
         self._limits: dict[str, trio.CapacityLimiter] = {}
         self._unheard: dict[trio.CancelScope, float] = {}  # since when no head of an answer came
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def watch(self) -> None:
         """Probe what is down until it is up again; never ends. For the background of a mount."""
@@ -148,7 +145,7 @@ class Session:
         found: JfsError | None = None
         try:
             with trio.fail_after(probe_s), mapped("GET", url):
-                async with self._client.stream("GET", url, headers=headers) as response:
+                async with self._asked("GET", url, None, headers, self._timeout) as response:
                     status = response.status_code
                     body = await response.aread() if not repo or status >= 500 else b""
             if status >= 500:
@@ -293,6 +290,29 @@ class Session:
             limit = self._limits[subject] = trio.CapacityLimiter(_PARALLEL)
         return limit
 
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self,
+        method: str,
+        url: httpx.URL,
+        content: bytes | None,
+        headers: dict[str, str],
+        timeout: httpx.Timeout,
+    ) -> AsyncIterator[httpx.Response]:
+        request = httpx.Request(
+            method,
+            url,
+            headers={**_HEADERS, **headers},
+            content=content,
+            extensions={"timeout": timeout.as_dict()},
+        )
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
     async def _once(
         self,
         method: str,
@@ -308,9 +328,7 @@ class Session:
         for _ in range(MAX_HOPS):
             self._metrics.count("requests")
             with mapped(method, url):
-                async with self._client.stream(
-                    method, url, content=content, headers=headers, timeout=timeout
-                ) as response:
+                async with self._asked(method, url, content, headers, timeout) as response:
                     if 200 <= response.status_code < 300:
                         response.extensions[PASSED] = passed
                         return await take(response)

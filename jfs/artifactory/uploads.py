@@ -86,9 +86,6 @@ class Uploads:
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
         )
-        self._client = httpx.Client(
-            transport=self._transport, follow_redirects=False, trust_env=False
-        )
         self._closed = False
         # What was deployed from here: the server has it, unless all who had it were removed.
         self._deployed: OrderedDict[str, None] = OrderedDict()
@@ -282,9 +279,11 @@ class Uploads:
         with mapped("PUT", url):
             request = httpx.Request("PUT", url, headers=headers, stream=body)
             try:
-                response = self._client.send(request, stream=True)
+                # Not by an httpx client: see Session.
+                response = self._transport.handle_request(request)
             except Unreadable as unreadable:
                 raise unreadable.error from None
+            response.request = request
             try:
                 return response, response.read()
             finally:
