@@ -5,17 +5,18 @@ import errno
 import os
 import select
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 
 import httpx
 
+from jfs.artifactory.encrypted import TlsSocket
 from jfs.artifactory.pace import Pace
 from jfs.errors import is_not_supported
 from jfs.extents import MiB
 
 _SEND_PIECE = 4 * MiB  # between looks for an early answer
+_READ_PIECE = 1 * MiB  # of what goes through our memory
 # What sendfile(2) says of the socket: the other end has gone, or takes nothing. All else is the
 # file's: a disk that fails must not be taken for a server that is down.
 _OF_THE_SOCKET = frozenset(
@@ -51,6 +52,7 @@ class FileBody(httpx.SyncByteStream):
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._cut = False
+        self._place: memoryview | None = None
 
     def cut(self) -> None:
         """End the exchange at once: it fails. Any thread."""
@@ -76,21 +78,17 @@ class FileBody(httpx.SyncByteStream):
         """
         self.sent = 0
         pace = Pace(self.answer_s)
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        encrypted = isinstance(sock, ssl.SSLSocket)
         while self.sent < self.size:
             with pace:
                 count = self._send_piece(sock, min(_SEND_PIECE, self.size - self.sent))
                 pace.moved(count)
             self.sent += count
-            # An answer before the end of the body is a refusal; the rest would be in vain. Through
-            # TLS 1.3 there is nothing to be seen: session tickets look the same from outside.
-            if not encrypted and self.sent < self.size and poll.poll(0):
+            # An answer before the end of the body is a refusal; the rest would be in vain.
+            if self.sent < self.size and _has_come(sock):
                 return
 
     def _send_piece(self, sock: socket.socket, count: int) -> int:
-        if not isinstance(sock, ssl.SSLSocket):
+        if not isinstance(sock, TlsSocket):
             try:
                 sent = os.sendfile(sock.fileno(), self.file, self.sent, count)
             except OSError as error:
@@ -101,15 +99,29 @@ class FileBody(httpx.SyncByteStream):
             else:
                 if sent:
                     return sent
+        if self._place is None:
+            self._place = memoryview(bytearray(min(_READ_PIECE, self.size)))
+        place = self._place[:count]
         try:
-            data = os.pread(self.file, count, self.sent)
+            count = os.preadv(self.file, [place], self.sent)
         except OSError as error:
             raise Unreadable(error) from None
-        if not data:
+        if not count:
             ends = f"a staged file ends at {self.sent}, not at {self.size}"
             raise Unreadable(OSError(errno.EIO, ends))
-        sock.sendall(data)
-        return len(data)
+        if isinstance(sock, TlsSocket):
+            return sock.push(place[:count])
+        sock.sendall(place[:count])
+        return count
 
     def __iter__(self) -> Iterator[bytes]:
         raise RuntimeError("a FileBody is sent by BulkTransport only")
+
+
+def _has_come(sock: socket.socket) -> bool:
+    if isinstance(sock, TlsSocket):
+        # A ticket of TLS 1.3 looks like an answer from outside, and Python cannot look inside.
+        return sock.is_hasty and not sock.is_quiet()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

@@ -137,7 +137,7 @@ class BodyStream(httpx.SyncByteStream):
         sock = self._connection.sock
         with _mapped(), self._pace:
             if isinstance(sock, TlsSocket):
-                count = sock.fill(buffer, self._transport.idle_timeout_s)
+                count = sock.fill(buffer)
             else:
                 # One call, and one turn of the interpreter's lock, for as much as is wanted.
                 count = sock.recv_into(buffer, 0, socket.MSG_WAITALL)
@@ -277,6 +277,9 @@ class BulkTransport(httpx.BaseTransport):
                     expired.append(connection)
         for connection in expired:
             self.discard(connection)
+        if found is not None and not _is_quiet(found.sock):
+            self.discard(found)
+            return self._take_idle(key)
         return found
 
     def _connect(self, key: tuple[str, str, int]) -> _Connection:
@@ -300,6 +303,8 @@ class BulkTransport(httpx.BaseTransport):
                     sock = dialling.wrapped(sock, context, host)
                 sock.settimeout(None)
                 _wait_at_most(sock, self.idle_timeout_s, also_to_send=True)
+                if isinstance(sock, TlsSocket):
+                    sock.hasten()
             except BaseException:
                 sock.close()
                 raise
@@ -425,6 +430,16 @@ def _wait_at_most(sock: socket.socket, seconds: float, *, also_to_send: bool = F
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     if also_to_send:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Whether nothing came after the last answer. What did is the server's farewell, or surplus,
+    which would be taken for the next answer."""
+    if isinstance(sock, TlsSocket):
+        return sock.is_quiet()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _body_length(request: httpx.Request, response: h11.Response) -> int | None:

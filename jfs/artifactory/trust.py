@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from jfs import threads
-from jfs.artifactory.encrypted import TlsSocket
+from jfs.artifactory import encrypted
 from jfs.artifactory.watched import Watched
 from jfs.config import ServerSettings
 from jfs.errors import ConfigError
@@ -113,7 +113,7 @@ class Trust:
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.sslsocket_class = TlsSocket
+        encrypted.makes(context)
         if not self._verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

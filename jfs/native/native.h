@@ -13,7 +13,7 @@
 
 /* Raised with every change of what Python sees: see jfs/native/__init__.py. */
 #ifndef JFS_NATIVE_ABI
-#define JFS_NATIVE_ABI 3
+#define JFS_NATIVE_ABI 4
 #endif
 
 #define JFS_EXPORTED __attribute__((visibility("default")))
@@ -54,5 +54,45 @@ struct jfs_run {
  * has passed, or the body ends. 0: it ended before the first; -errno: it failed before that. */
 JFS_EXPORTED int64_t jfs_receive(int socket, struct jfs_run *run, uint64_t at, uint64_t stop,
                                  uint64_t piece, struct jfs_arrival *arrival);
+
+/* tls.c: the functions of OpenSSL that it calls, as Python's own ssl found them. */
+struct jfs_tls {
+    int (*read_ex)(void *ssl, void *place, size_t size, size_t *count);
+    int (*peek_ex)(void *ssl, void *place, size_t size, size_t *count);
+    int (*write_ex)(void *ssl, const void *data, size_t size, size_t *count);
+    int (*get_error)(const void *ssl, int result);
+    int (*get_fd)(const void *ssl);
+    int (*up_ref)(void *ssl);
+    void (*free)(void *ssl);
+    void *(*get_rbio)(const void *ssl);
+    void (*set0_rbio)(void *ssl, void *bio);
+    const void *(*bio_f_buffer)(void);
+    void *(*bio_new)(const void *method);
+    int (*bio_free)(void *bio);
+    int (*bio_up_ref)(void *bio);
+    void *(*bio_push)(void *bio, void *next);
+    long (*bio_int_ctrl)(void *bio, int command, long number, int argument);
+    void (*clear_error)(void);
+    unsigned long (*peek_last_error)(void);
+    int (*get_ex_new_index)(int of, long argl, void *argp,
+                            void (*made)(void *, void *, void *, int, long, void *), void *copied,
+                            void *freed);
+};
+
+/* Called once, before any connection is made. */
+JFS_EXPORTED int jfs_tls_begin(const struct jfs_tls *tls);
+/* Take a reference to the SSL of the connection that this thread made last, if that is *fd*, and
+ * buffer what it receives. NULL: it cannot be had. */
+JFS_EXPORTED void *jfs_tls_held(const struct jfs_tls *tls, int fd);
+/* Receive until the place is full, time is up or the connection fails, for at most *patience_ms*.
+ * Return how much came, 0: it ended; if nothing came: -ETIMEDOUT, -EPROTO (*said* is OpenSSL's code),
+ * another -errno. The descriptor does not block. */
+JFS_EXPORTED ssize_t jfs_tls_receive(const struct jfs_tls *tls, void *ssl, int fd, void *place,
+                                     size_t size, int64_t patience_ms, unsigned long *said);
+/* The same for sending. Who goes on after a part of *data* goes on with the rest of it. */
+JFS_EXPORTED ssize_t jfs_tls_send(const struct jfs_tls *tls, void *ssl, int fd, const void *data,
+                                  size_t size, int64_t patience_ms, unsigned long *said);
+/* Whether nothing came and it has not ended; tickets and the like are taken in. */
+JFS_EXPORTED int jfs_tls_is_quiet(const struct jfs_tls *tls, void *ssl);
 
 #endif

@@ -23,7 +23,7 @@ def test_it_is_used_where_it_was_built() -> None:
 def test_where_there_is_none_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "jfs.native"):
         assert native.load(tmp_path) is None
     assert ["without a C compiler" in each.message for each in caplog.records] == [True]
 
@@ -33,7 +33,7 @@ def test_a_damaged_one_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     (tmp_path / "_native.so").write_bytes(content)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "jfs.native"):
         assert native.load(tmp_path) is None
     assert [each.message.count("cannot be used") for each in caplog.records] == [1]
 
@@ -42,6 +42,6 @@ def test_one_of_another_version_is_not_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiling.build(tmp_path / "_native.so", "-DJFS_NATIVE_ABI=999")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "jfs.native"):
         assert native.load(tmp_path) is None
     assert ["another version" in each.message for each in caplog.records] == [True]
