@@ -79,7 +79,7 @@ class Faults:
                     start = waits.start
                     if start is not None:
                         stop = start + waits.size
-                    else:  # where read(2) begins within the page is not known
+                    else:  # where read(2) begins is not to be seen
                         stop = told or extent.start + mmap.PAGESIZE + waits.size
                     if waits.at_lock and _is_hardly_wanted(extent, stop):
                         return None

@@ -119,7 +119,7 @@ class Waiting:
     """What a thread waits for.
 
     Attributes:
-        size, start: of the call, where it has them.
+        size, start: of the call, where they are to be seen.
         at_lock: it waits for the lock of a page, also in that.
     """
 
@@ -138,15 +138,27 @@ def waiting(thread: int) -> Waiting:
                 return Waiting(Wait.NOTHING)
             call = int(said[0])
             where = _WAITS.get((place / "wchan").read_bytes(), Wait.UNKNOWN)
+            start = _start(place, call, said) if call in _READS else None
         if call == -1:
             return Waiting(where, at_lock=where is Wait.LOCK)
         size = int(said[3], 16)  # after descriptor and address
         if call in _READS and size:  # 0: a thread of the kernel has zeros there (loop, nfsd)
-            start = int(said[4], 16) if call == _READS[-1] else None
             return Waiting(Wait.CALL, size, start, where is Wait.LOCK)
-    except (OSError, ValueError, IndexError):  # not ours to see
+    except (OSError, ValueError, LookupError):  # not ours to see
         pass
     return Waiting(Wait.UNKNOWN)
+
+
+def _start(place: Path, call: int, said: Sequence[bytes]) -> int | None:
+    """Return where a call reads from; None: that is not to be seen. Raises as ``waiting``."""
+    if call == _READS[-1]:
+        return int(said[4], 16)
+    with contextlib.suppress(FileNotFoundError):
+        # Where the open file stands, which moves when the call ends.
+        lines = (place / "fdinfo" / str(int(said[1], 16))).read_bytes().splitlines()
+        found = dict(line.split(b":", 1) for line in lines if b":" in line)
+        return int(found[b"pos"])
+    return None
 
 
 def _in_page_fault(thread: int) -> bool:

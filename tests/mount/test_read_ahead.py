@@ -1,5 +1,6 @@
 """What the kernel asks of a mount beyond what its programs read."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,6 +74,23 @@ def test_a_piece_that_is_read_once_costs_little_more_than_itself(mounted: Mounte
     mounted.mount.stop()  # what was begun for it has ended
     sent = mounted.server.stats.bytes_sent - before
     assert 4 * MiB <= sent < 5.25 * MiB
+
+
+_READ = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+while os.read(file, 1 << 20):
+    pass
+"""
+
+
+def test_a_mib_at_a_time_is_asked_for_so(mounted: MountedServer) -> None:
+    """The kernel asks for two, and gets what the call reads; the rest is there for the next one."""
+    mounted.server.deploy(REPO, "whole", bytes(24 * MiB))
+    subprocess.run([sys.executable, "-c", _READ, str(mounted.root / "whole")], check=True)
+    stats = json.loads((mounted.root / ".jfs/stats.json").read_bytes())
+    # READs of a page find their bytes here, mostly: there were 250 for the second MiB alone.
+    assert stats["counters"].get("reads_at_once", 0) < 100
 
 
 # As zipfile and tarfile read: Python fills a buffer of st_blksize for each look.

@@ -334,6 +334,20 @@ def test_what_a_call_reads_is_fetched_at_once_and_no_more(start: int) -> None:
     assert any(planner.observe(read).ahead for read in more[2:])
 
 
+def test_a_page_that_was_refused_to_one_call_is_wanted_by_the_next() -> None:
+    """1 MiB at a time: the kernel asks for two, and the second is not of the first call."""
+    planner = ReadaheadPlanner(GiB, BLOCK, WINDOW)
+    planner.observe(Extent(0, MiB), told=MiB)
+    assert planner.is_spare(Extent(MiB, 2 * MiB))
+    page = Extent(MiB, MiB + 4 * KiB)
+    planner.observe(page)
+    assert planner.goes_on_to(page) >= 2 * MiB  # not page by page
+    rest = Extent(page.stop, page.stop + MiB)
+    assert planner.is_to_be_looked_at(rest)  # nobody knows how much this call reads
+    assert planner.told(rest) == 0
+    assert not planner.is_spare(rest)
+
+
 def test_the_first_read_of_a_model_is_of_its_header() -> None:
     planner = ReadaheadPlanner(GiB, BLOCK, WINDOW, head=True)
     assert planner.is_astray(Extent(0, MiB))

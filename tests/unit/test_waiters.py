@@ -26,7 +26,7 @@ def test_who_is_gone_waits_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("call", "seen"),
     [
-        ("os.read(0, 300_000)", Waiting(Wait.CALL, 300_000)),
+        ("os.read(0, 300_000)", Waiting(Wait.CALL, 300_000, 0)),
         ("time.sleep(60)", Waiting(Wait.UNKNOWN)),
     ],
 )

@@ -185,6 +185,11 @@ class ReadaheadPlanner:
                 return nothing
             run.position = extent.stop
             run.reads += 1
+        if 0 < run.told <= extent.start and extent.size <= PAGESIZE:
+            # Refused to the call before this one, and wanted now. (1 MiB at a time by read(2): the
+            # second one was asked for page by page, 250 READs.)
+            run.told = 0
+            run.is_looked_at = False
         run.calls += told > run.told
         run.told = max(run.told, min(told, self._size))
         run.is_looked_at |= extent.size >= MiB
@@ -232,7 +237,7 @@ class ReadaheadPlanner:
     def told(self, extent: Extent) -> int:
         """Return up to where will be read, as was told of the run that a READ goes on with."""
         run = self._find(extent)
-        return run.told if run is not None else 0
+        return run.told if run is not None and extent.start < run.told else 0
 
     def is_spare(self, extent: Extent) -> bool:
         """Whether a READ need not be answered, as far as is known here: who made it decides."""
@@ -312,7 +317,7 @@ class ReadaheadPlanner:
     def _reach(self, run: _Run, extent: Extent) -> int:
         """Return up to where to plan: at most the window beyond the run."""
         limit = run.position + self._window
-        if 0 < run.calls < _READS_OF_A_RUN and extent.start < run.told + _MORE:
+        if run.told and run.calls < _READS_OF_A_RUN and extent.start < run.told + _MORE:
             return max(run.position, min(run.told, limit))
         part = self._part(Extent(min(run.start, extent.start), extent.stop))
         share = self._known.share(part) if part is not None else None
