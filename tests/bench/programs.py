@@ -151,7 +151,7 @@ _SHELL = {
 
 
 @dataclass
-class _Run:
+class Run:
     seconds: float
     uploaded: int
     sent: int
@@ -160,7 +160,7 @@ class _Run:
     error: str = ""
 
 
-class _Programs:
+class Programs:
     """Runs them, in a directory of its own each."""
 
     def __init__(self, python: str, work: Path) -> None:
@@ -172,8 +172,6 @@ class _Programs:
         for number in range(300):
             (small / str(number)).write_bytes(os.urandom(10_000))
         self._must("tar -cf small.tar small")
-        git = "git init -q repo && cd repo && cp -r ../small . && git add . && git commit -qm 0"
-        self._must(git)
 
     def _must(self, script: str) -> None:
         subprocess.run(["sh", "-ec", script], cwd=self._scratch, check=True, env=self._environ())
@@ -186,10 +184,13 @@ class _Programs:
         }
         return {**os.environ, **who, "SCRATCH": str(self._scratch), "BEFORE": str(root)}
 
-    def run(self, number: int, root: Path, server: EmbeddedServer | None) -> _Run:
+    def run(self, number: int, root: Path, server: EmbeddedServer | None) -> Run:
         name, command = self.commands()[number]
         place = root / f"p{number}"
         place.mkdir()
+        if name.startswith("git") and not (self._scratch / "repo").exists():
+            git = "git init -q repo && cd repo && cp -r ../small . && git add . && git commit -qm 0"
+            self._must(git)
         if name == "cp inside of it":
             (root / "model").write_bytes(os.urandom(16 * MiB))
         if server is not None:
@@ -209,11 +210,11 @@ class _Programs:
         files = [path.lstat() for path in place.rglob("*") if path.is_file()]
         size = sum(status.st_size for status in files)
         if server is None:
-            return _Run(seconds, 0, 0, 0, size, error)
+            return Run(seconds, 0, 0, 0, size, error)
         if not error and (left := _uploads(root)):
             error = left
         stats = server.stats
-        return _Run(seconds, stats.bytes_received, stats.bytes_sent, stats.requests, size, error)
+        return Run(seconds, stats.bytes_received, stats.bytes_sent, stats.requests, size, error)
 
     def commands(self) -> list[tuple[str, list[str]]]:
         found = [(name, [self._python, "-c", text]) for name, text in _PYTHON.items()]
@@ -237,7 +238,7 @@ def main(python: str, only: str) -> None:
     table = Table("program", "size", "uploaded ÷ size", "fetched", "requests", "s", "÷ local")
     with tempfile.TemporaryDirectory(prefix="jfs-bench-") as name:
         work = Path(name)
-        programs = _Programs(python, work)
+        programs = Programs(python, work)
         plain, root = work / "plain", work / "mnt"
         plain.mkdir()
         root.mkdir()
@@ -263,7 +264,7 @@ def main(python: str, only: str) -> None:
     Console(width=140).print(table)
 
 
-def _row(title: str, local: _Run, run: _Run) -> list[str]:
+def _row(title: str, local: Run, run: Run) -> list[str]:
     if run.error:
         return [title, f"failed: {run.error[:80]}"]
     return [
