@@ -350,7 +350,7 @@ class BlockStore(Protocol):
         """
 
     def has_beginning(self, file: Path, size: int) -> bool:
-        """Whether cached content begins as *file* does, for *size* bytes, as far as it is cached.
+        """Whether content that is cached at its beginning begins as *file* does, for *size* bytes.
 
         It looks at every content that is cached. Raises OSError.
         """

@@ -11,7 +11,9 @@ _LOOKED_AT = 10_000  # contents, those used last: 20 µs each
 
 
 def is_known(directory: Path, file: Path, size: int) -> bool:
-    """Whether some content has the same blocks at its beginning, as far as they are cached.
+    """Whether some content has the same blocks at its beginning; half of them must be cached.
+
+    Models of one kind have the same header, which may be all that was read of one.
 
     Args:
         file: at least *size* bytes long.
@@ -31,7 +33,7 @@ def is_known(directory: Path, file: Path, size: int) -> bool:
             except (OSError, CacheError):
                 continue  # it went meanwhile, or is no map
             ours = sums.setdefault(block_size, [])
-            if any(words) and all(
+            if 2 * sum(map(bool, words)) >= count and all(
                 not word or word == _sum(opened.fileno(), ours, number, block_size)
                 for number, word in enumerate(words)
             ):

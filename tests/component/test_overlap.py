@@ -13,7 +13,7 @@ import trio
 
 from jfs.config import WriteSettings
 from jfs.errors import JfsError
-from jfs.extents import KiB, MiB
+from jfs.extents import GiB, KiB, MiB
 from jfs.model import RepoPath, is_passing
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller, Change
@@ -219,6 +219,14 @@ async def test_whatever_becomes_of_it_the_file_is_uploaded(
     assert fault.hits
 
 
+async def test_a_server_that_falls_silent_is_given_up_in_time(ask: Requests, staging: Path) -> None:
+    ask.server.faults.add(Fault.stall(PASSING, method="PUT", after=1))
+    async with mounted(ask, staging, idle_s=0.5) as fs:
+        await closed(fs, await begun(fs))
+        assert ask.get(f"/{REPO}/f").body == DATA
+        ask.server.faults.clear()
+
+
 async def test_where_nothing_may_be_removed_nothing_large_is_left(
     ask: Requests, staging: Path
 ) -> None:
@@ -348,6 +356,22 @@ async def test_what_a_mount_that_was_killed_has_left_is_removed_by_the_next(
         f"/{name}" for name in (theirs, alive.path.name, elsewhere.path.name)
     )
     alive.remove()
+
+
+async def test_what_may_come_late_is_removed_by_the_next_mount(
+    ask: Requests, staging: Path
+) -> None:
+    """All of it was sent, and no answer came: what is not there now may be there in a moment."""
+    lost = ask.server.faults.add(Fault.cut(PASSING, method="PUT", after=1, after_bytes=GiB))
+    async with mounted(ask, staging) as fs:
+        await closed(fs, await begun(fs))
+    assert lost.hits == 1
+    (note,) = notes(staging)
+    name = f".jfs-staging-{Leftovers(staging, '').node}-{note.stem}"
+    ask.server.deploy(REPO, name, DATA)
+    async with mounted(ask, staging):
+        await until(lambda: not left(ask) and not notes(staging))
+    assert ask.get(f"/{REPO}/f").body == DATA
 
 
 async def test_a_few_at_a_time(ask: Requests, staging: Path) -> None:

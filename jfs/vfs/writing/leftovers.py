@@ -41,17 +41,21 @@ class Leftover:
 
 
 class Leftovers:
-    """The notes of one staging directory that are about one *server*."""
+    """The notes of one staging directory that are about one *server*.
+
+    Attributes:
+        node: 8 digits of this node, for who wonders whose a name is.
+    """
 
     def __init__(self, directory: Path, server: str) -> None:
         self._directory = directory
         self._server = server
-        self._node = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+        self.node = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
     def note(self, folder: RepoPath) -> Leftover:
         """Make a name in *folder*, and note it before it is used. Raises OSError."""
         number = secrets.token_hex(8)
-        path = folder.child(passing_name(self._node, number))
+        path = folder.child(passing_name(self.node, number))
         note = self._directory / (number + _NOTE)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(note, flags, 0o600)

@@ -31,7 +31,7 @@ from jfs.errors import (
 )
 from jfs.folding import fold_as
 from jfs.metrics import Metrics
-from jfs.model import Checksums, Deployment, FileInfo, RepoPath
+from jfs.model import Checksums, Deployment, FileInfo, RepoPath, passing_name
 from jfs.protocols import ArtifactStore, BlockStore
 from jfs.vfs.writing.leftovers import Leftover, Leftovers
 from jfs.vfs.writing.staging import StagingArea, StagingFile
@@ -46,6 +46,8 @@ _LOOK_S = 1.0
 # At the end of a mount: what is not removed by then, the next one removes.
 _END_S = 3.0
 _OF_NOTHING = hashlib.sha256().hexdigest()
+# The same for every node: where it cannot be removed, one empty file is all that stays.
+_TRIED = passing_name("0" * 8, "0" * 16)
 
 
 class Overlap:
@@ -137,6 +139,11 @@ class Overlap:
             self._cut_now()
             self._moved.notify_all()
         self._soon(self.given_up.set)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it may have been sent."""
+        return self._size is not None
 
     @property
     def is_cut(self) -> bool:
@@ -239,7 +246,7 @@ class Overlaps:
                     self._metrics.count("overlaps")
                     with overlap.scope:
                         overlap.found = await self._store.stream(left.path, overlap.file, overlap)
-            except (AccessDenied, NotFound, ReadOnly) as error:
+            except (AccessDenied, Conflict, NotFound, ReadOnly) as error:
                 self._refuse(repo, error)
             except (JfsError, OSError) as error:
                 if not overlap.is_cut:
@@ -251,7 +258,7 @@ class Overlaps:
             if left is not None:
                 if overlap.found is not None:
                     await overlap.given_up.wait()
-                await self._remove(left)
+                await self._remove(left, may_come=overlap.found is None and overlap.is_whole)
         finally:
             if left is not None:
                 left.close()
@@ -270,16 +277,13 @@ class Overlaps:
         ):
             return False
         if repo not in self._tried:  # nothing large shall stay where nothing may be removed
-            left = await waiting.on_disk(
-                self._leftovers.note, self._folder(repo), late=Leftover.remove
-            )
-            try:
-                nothing = Deployment(left.path, 0, Checksums(sha256=_OF_NOTHING))
-                await self._store.deploy(nothing, None, patient=False)
-            finally:
-                await self._remove(left)
+            path = self._folder(repo).child(_TRIED)
+            nothing = Deployment(path, 0, Checksums(sha256=_OF_NOTHING))
+            await self._store.deploy(nothing, None, patient=False)
+            with contextlib.suppress(NotFound):  # another node tries, too
+                await self._store.delete(path)
             self._tried.add(repo)
-        return repo not in self._refused
+        return True
 
     def _folder(self, repo: str) -> RepoPath:
         return self._top if self._top.repo == repo else RepoPath(repo)
@@ -289,16 +293,20 @@ class Overlaps:
             log.info("%s: what is uploaded there is uploaded when it is closed: %s", repo, error)
         self._refused.add(repo)
 
-    async def _remove(self, left: Leftover) -> None:
+    async def _remove(self, left: Leftover, *, may_come: bool = False) -> None:
         """Remove a name from the server, if it is there. Never raises JfsError, OSError.
 
         What the server does not answer to is removed by the next mount; what it refuses, stays.
+
+        Args:
+            may_come: all of it was sent, and no answer heard: it may be there in a moment.
         """
         try:
             try:
                 await self._store.delete(left.path)
             except NotFound:
-                pass
+                if may_come:
+                    return
             except (AccessDenied, ReadOnly, Conflict) as error:
                 self._refuse(left.path.repo, error)
             except JfsError as error:
