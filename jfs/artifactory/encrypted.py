@@ -20,8 +20,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 
 from jfs import native
+from jfs.native.receiving import RUN_TYPES, Run
 
 # As `struct jfs_tls` has them. Macros of OpenSSL's headers are not among them.
 _FUNCTIONS = (
@@ -76,6 +78,11 @@ class TlsSocket(ssl.SSLSocket):
         if self._held is not None:
             return self._held.receive(self.fileno(), buffer, self._patience_s)
         return self._by_records(lambda done: self.recv_into(buffer[done:]), len(buffer))
+
+    def fill_run(self, run: Run, start: int, stop: int, piece: int) -> int:
+        """As ``fill``, of many pieces: see ``Run.receive``. Only if it is hasty."""
+        assert self._held is not None
+        return self._held.receive_run(self.fileno(), run, start, stop, piece, self._patience_s)
 
     def push(self, data: memoryview) -> int:
         """Send as much as there is time for; it goes on with the rest, nothing else.
@@ -151,11 +158,16 @@ class _Calls:
         places = (ctypes.cast(getattr(self._theirs, each), ctypes.c_void_p) for each in _FUNCTIONS)
         self._table = number(*(place.value for place in places))
         place, size, patience = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+        said = ctypes.POINTER(ctypes.c_ulong)
         library.jfs_tls_held.restype = ctypes.c_void_p
         library.jfs_tls_held.argtypes = (place, ctypes.c_int)
         for call in (library.jfs_tls_receive, library.jfs_tls_send):
             call.restype = ctypes.c_ssize_t
-            call.argtypes = (place, place, ctypes.c_int, place, size, patience, place)
+            call.argtypes = (place, place, ctypes.c_int, place, size, patience, said)
+        library.jfs_tls_receive_run.restype = ctypes.c_ssize_t
+        library.jfs_tls_receive_run.argtypes = (
+            *(place, place, ctypes.c_int, *RUN_TYPES, patience, said),
+        )
         library.jfs_tls_is_quiet.argtypes = (place, place)
         self._ours = library
         self.end = self._theirs.SSL_free
@@ -176,6 +188,15 @@ class _Calls:
     def receive(self, address: int, fd: int, buffer: memoryview, patience_s: float) -> int:
         return self._moved(self._ours.jfs_tls_receive, address, fd, buffer, patience_s)
 
+    def receive_run(
+        self, address: int, fd: int, run: Run, start: int, stop: int, piece: int, patience_s: float
+    ) -> int:
+        call = partial(self._ours.jfs_tls_receive_run, self._table, address, fd)
+        said = ctypes.c_ulong()
+        count = run.receive_by(call, start, stop, piece, int(patience_s * 1000), said)
+        assert count != -errno.EINVAL, "a run, or a place in it, that cannot be"
+        return self._checked(count, said.value)
+
     def send(self, address: int, fd: int, data: memoryview, patience_s: float) -> int:
         return self._moved(self._ours.jfs_tls_send, address, fd, data, patience_s)
 
@@ -184,13 +205,14 @@ class _Calls:
     ) -> int:
         place = (ctypes.c_char * len(view)).from_buffer(view)
         said = ctypes.c_ulong()
-        count = call(
-            *(self._table, address, fd, ctypes.addressof(place), len(view)),
-            *(int(patience_s * 1000), ctypes.addressof(said)),
-        )
+        patience_ms = int(patience_s * 1000)
+        count = call(self._table, address, fd, place, len(view), patience_ms, said)
+        return self._checked(count, said.value)
+
+    def _checked(self, count: int, said: int) -> int:
         if count >= 0:
             return count
-        if count == -errno.EPROTO and said.value:
+        if count == -errno.EPROTO and said:
             reason = self._theirs.ERR_reason_error_string(said) or b"unknown"
             raise _error(reason.decode("ascii", "replace"))
         raise OSError(-count, os.strerror(-count))
@@ -205,6 +227,11 @@ class _Held:
 
     def receive(self, fd: int, buffer: memoryview, patience_s: float) -> int:
         return self._calls.receive(self._address, fd, buffer, patience_s)
+
+    def receive_run(
+        self, fd: int, run: Run, start: int, stop: int, piece: int, patience_s: float
+    ) -> int:
+        return self._calls.receive_run(self._address, fd, run, start, stop, piece, patience_s)
 
     def send(self, fd: int, data: memoryview, patience_s: float) -> int:
         return self._calls.send(self._address, fd, data, patience_s)

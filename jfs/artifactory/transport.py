@@ -101,10 +101,11 @@ class BodyStream(httpx.SyncByteStream):
 
     @property
     def takes_runs(self) -> bool:
-        """Whether what comes next can be received by ``receive``: not by TLS, nor decoded."""
-        connection = self._connection
-        is_plain = connection is not None and not isinstance(connection.sock, ssl.SSLSocket)
-        return is_plain and bool(self._remaining) and not self._leftover
+        """Whether what comes next can be received by ``receive``: not if it is decoded."""
+        if self._connection is None or not self._remaining or self._leftover:
+            return False
+        sock = self._connection.sock
+        return sock.is_hasty if isinstance(sock, TlsSocket) else True
 
     def receive(self, run: Run, start: int, stop: int, piece: int) -> int:
         """As ``readinto``, of many pieces in one call: see ``Run.receive``."""
@@ -112,7 +113,11 @@ class BodyStream(httpx.SyncByteStream):
         assert self._connection is not None
         stop = min(stop, start + self._remaining)
         with _mapped(), self._pace:
-            count = run.receive(self._connection.sock.fileno(), start, stop, piece)
+            sock = self._connection.sock
+            if isinstance(sock, TlsSocket):
+                count = sock.fill_run(run, start, stop, piece)
+            else:
+                count = run.receive(sock.fileno(), start, stop, piece)
             self._pace.moved(count)
         if not count:
             raise httpx.RemoteProtocolError(f"the body ended {self._remaining} bytes too early")

@@ -13,7 +13,7 @@
 
 /* Raised with every change of what Python sees: see jfs/native/__init__.py. */
 #ifndef JFS_NATIVE_ABI
-#define JFS_NATIVE_ABI 4
+#define JFS_NATIVE_ABI 5
 #endif
 
 #define JFS_EXPORTED __attribute__((visibility("default")))
@@ -55,6 +55,12 @@ struct jfs_run {
 JFS_EXPORTED int64_t jfs_receive(int socket, struct jfs_run *run, uint64_t at, uint64_t stop,
                                  uint64_t piece, struct jfs_arrival *arrival);
 
+/* What every way to receive does with a run: before its first byte (-EINVAL: it cannot be), and with
+ * each piece: tell of it and sum its blocks. Returns whether a byte that is wanted has come. */
+int jfs_run_begin(struct jfs_run *run, uint64_t at, uint64_t stop);
+int jfs_run_filled(struct jfs_run *run, uint64_t before, uint64_t filled,
+                   struct jfs_arrival *arrival);
+
 /* tls.c: the functions of OpenSSL that it calls, as Python's own ssl found them. */
 struct jfs_tls {
     int (*read_ex)(void *ssl, void *place, size_t size, size_t *count);
@@ -89,6 +95,11 @@ JFS_EXPORTED void *jfs_tls_held(const struct jfs_tls *tls, int fd);
  * another -errno. The descriptor does not block. */
 JFS_EXPORTED ssize_t jfs_tls_receive(const struct jfs_tls *tls, void *ssl, int fd, void *place,
                                      size_t size, int64_t patience_ms, unsigned long *said);
+/* The same for a run, `piece` at a time, as jfs_receive. */
+JFS_EXPORTED ssize_t jfs_tls_receive_run(const struct jfs_tls *tls, void *ssl, int fd,
+                                         struct jfs_run *run, uint64_t at, uint64_t stop,
+                                         uint64_t piece, struct jfs_arrival *arrival,
+                                         int64_t patience_ms, unsigned long *said);
 /* The same for sending. Who goes on after a part of *data* goes on with the rest of it. */
 JFS_EXPORTED ssize_t jfs_tls_send(const struct jfs_tls *tls, void *ssl, int fd, const void *data,
                                   size_t size, int64_t patience_ms, unsigned long *said);

@@ -29,6 +29,17 @@ void jfs_arrival_set(struct jfs_arrival *arrival, uint64_t filled) {
 
 static uint64_t blocks(uint64_t size, uint64_t block) { return size / block + (size % block != 0); }
 
+int jfs_run_begin(struct jfs_run *run, uint64_t at, uint64_t stop) {
+    if (!run->data || at >= stop || stop > run->size || stop > INT64_MAX) return -EINVAL;
+    if (run->hash) {
+        if (!run->block || run->summed > run->size || run->count != blocks(run->size, run->block))
+            return -EINVAL;
+        if (run->summed > at) run->summed = at; /* they come once more */
+        run->summed -= run->summed % run->block;
+    }
+    return 0;
+}
+
 /* Sum the blocks that are whole before byte `filled` of the run. */
 static void add_sums(struct jfs_run *run, uint64_t filled) {
     if (!run->hash) return;
@@ -38,6 +49,14 @@ static void add_sums(struct jfs_run *run, uint64_t filled) {
     jfs_sums(run->hash, run->data + run->summed, stop - run->summed, run->block, run->first + done,
              run->words + done, blocks(stop - run->summed, run->block));
     run->summed = stop;
+}
+
+int jfs_run_filled(struct jfs_run *run, uint64_t before, uint64_t filled,
+                   struct jfs_arrival *arrival) {
+    if (arrival) atomic_store(&arrival->filled, run->position + filled);
+    add_sums(run, filled);
+    uint64_t wanted = arrival ? atomic_load(&arrival->wanted) : 0;
+    return run->position + before < wanted && wanted <= run->position + filled;
 }
 
 static void set_low(int socket, int low) {
@@ -54,13 +73,7 @@ static ssize_t receive_piece(int socket, uint8_t *data, size_t size) {
 
 int64_t jfs_receive(int socket, struct jfs_run *run, uint64_t at, uint64_t stop, uint64_t piece,
                     struct jfs_arrival *arrival) {
-    if (!run->data || at >= stop || stop > run->size || !piece || stop > INT64_MAX) return -EINVAL;
-    if (run->hash) {
-        if (!run->block || run->summed > run->size || run->count != blocks(run->size, run->block))
-            return -EINVAL;
-        if (run->summed > at) run->summed = at; /* they come once more */
-        run->summed -= run->summed % run->block;
-    }
+    if (!piece || jfs_run_begin(run, at, stop)) return -EINVAL;
     uint64_t filled = at;
     int64_t failure = 0;
     int low = 1;
@@ -73,15 +86,12 @@ int64_t jfs_receive(int socket, struct jfs_run *run, uint64_t at, uint64_t stop,
             failure = count;
             break;
         }
-        uint64_t before = run->position + filled;
+        uint64_t before = filled;
         filled += (uint64_t)count;
-        uint64_t now = run->position + filled;
-        if (arrival) atomic_store(&arrival->filled, now);
-        add_sums(run, filled);
+        int is_wanted = jfs_run_filled(run, before, filled, arrival);
         /* A short piece: its deadline has passed, or the body ends. The next call meets that. */
         if ((uint64_t)count < want) break;
-        uint64_t wanted = arrival ? atomic_load(&arrival->wanted) : 0;
-        if (before < wanted && wanted <= now) break;
+        if (is_wanted) break;
     }
     if (low != 1) set_low(socket, 1);
     return filled > at ? (int64_t)(filled - at) : failure;

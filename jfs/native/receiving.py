@@ -10,6 +10,8 @@ import errno
 import functools
 import os
 from array import array
+from collections.abc import Callable
+from functools import partial
 
 from jfs import native
 from jfs.native.sums import hashing
@@ -37,6 +39,10 @@ class _Run(ctypes.Structure):
     )
 
 
+# Of what `Run.receive_by` hands to a call: the run, from where, to where, piece, who is told.
+RUN_TYPES = (ctypes.POINTER(_Run), *(ctypes.c_uint64,) * 3, ctypes.POINTER(_Words))
+
+
 @functools.cache
 def _looks(library: ctypes.CDLL) -> ctypes.PyDLL:
     """Return the part whose calls take no time: they keep the interpreter's lock."""
@@ -53,9 +59,7 @@ def _looks(library: ctypes.CDLL) -> ctypes.PyDLL:
 def _receive(library: ctypes.CDLL) -> "ctypes._NamedFuncPointer":
     call = library.jfs_receive
     call.restype = ctypes.c_int64
-    number = ctypes.c_uint64
-    address = ctypes.POINTER(_Words)
-    call.argtypes = (ctypes.c_int, ctypes.POINTER(_Run), number, number, number, address)
+    call.argtypes = (ctypes.c_int, *RUN_TYPES)
     return call
 
 
@@ -141,13 +145,23 @@ class Run:
         Raises:
             OSError: as recv(2). BlockingIOError: nothing came in time.
         """
-        position = self._run.position
-        words = self._arrival._words if self._arrival is not None else None
-        count = self._call(socket, self._run, start - position, stop - position, piece, words)
+        count = self.receive_by(partial(self._call, socket), start, stop, piece)
         if count < 0:
             assert count != -errno.EINVAL, "a run, or a place in it, that cannot be"
             raise OSError(-count, os.strerror(-count))
         return int(count)
+
+    def receive_by(
+        self, call: Callable[..., int], start: int, stop: int, piece: int, *more: object
+    ) -> int:
+        """As ``receive``, by another call of the native part; return what that returns.
+
+        Args:
+            call: takes the run, two places in it, *piece*, who is told of it, and *more*.
+        """
+        position = self._run.position
+        words = self._arrival._words if self._arrival is not None else None
+        return call(self._run, start - position, stop - position, piece, words, *more)
 
     def sums(self) -> "array[int] | None":
         """Return the sum of every block; None: some of them were not made."""

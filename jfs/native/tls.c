@@ -141,6 +141,27 @@ ssize_t jfs_tls_receive(const struct jfs_tls *tls, void *ssl, int fd, void *plac
     return (ssize_t)filled;
 }
 
+ssize_t jfs_tls_receive_run(const struct jfs_tls *tls, void *ssl, int fd, struct jfs_run *run,
+                            uint64_t at, uint64_t stop, uint64_t piece,
+                            struct jfs_arrival *arrival, int64_t patience_ms, unsigned long *said)
+{
+    uint64_t filled = at;
+
+    if (!piece || jfs_run_begin(run, at, stop))
+        return -EINVAL;
+    while (filled < stop) {
+        uint64_t before = filled, want = stop - filled < piece ? stop - filled : piece;
+        ssize_t count = jfs_tls_receive(tls, ssl, fd, run->data + filled, want, patience_ms, said);
+
+        if (count <= 0)
+            return filled > at ? (ssize_t)(filled - at) : count;
+        filled += (uint64_t)count;
+        if (jfs_run_filled(run, before, filled, arrival) || (uint64_t)count < want)
+            break;
+    }
+    return (ssize_t)(filled - at);
+}
+
 ssize_t jfs_tls_send(const struct jfs_tls *tls, void *ssl, int fd, const void *data, size_t size,
                      int64_t patience_ms, unsigned long *said)
 {

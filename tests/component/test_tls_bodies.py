@@ -19,8 +19,10 @@ from jfs.artifactory.access import Access
 from jfs.artifactory.encrypted import TlsSocket
 from jfs.artifactory.filebody import FileBody
 from jfs.artifactory.transport import BodyStream, BulkTransport
+from jfs.cache.blockmap import checksums
 from jfs.config import ServerSettings
 from jfs.extents import KiB, MiB
+from jfs.native import receiving
 from jfs.server import TlsFiles
 from tests.component.proxy import forward_proxy
 
@@ -125,6 +127,31 @@ def test_a_body_is_received_as_it_was_sent(
             body = get(transport, url)
             assert received(body, piece=piece) == BODY
             body.close()
+
+
+@pytest.mark.parametrize("want", [200_000, SIZE])
+def test_a_run_is_received_and_summed(certificate: TlsFiles, road: str, want: int) -> None:
+    """Up to a byte that somebody waits for, and on from there."""
+    block = 32 * KiB
+    place = memoryview(bytearray(SIZE))
+    with serving(certificate, whole) as (transport, url):
+        body = get(transport, url)
+        filled = body.readinto(place[: 100 * KiB])
+        filled += body.readinto(place[filled : 100 * KiB])
+        assert body.takes_runs == (road == "native")
+        if body.takes_runs:
+            arrival = receiving.arrival(filled)
+            run = receiving.run(place, 0, block, arrival)
+            assert run is not None
+            assert arrival is not None
+            arrival.want(want)
+            filled += body.receive(run, filled, SIZE, 64 * KiB)
+            assert want <= filled == arrival.filled < want + 64 * KiB
+            while filled < SIZE:
+                filled += body.receive(run, filled, SIZE, 64 * KiB)
+            assert place == BODY
+            assert run.sums() == checksums(place, block, 0)
+        body.close()
 
 
 def test_a_silent_server_is_given_up(certificate: TlsFiles) -> None:
