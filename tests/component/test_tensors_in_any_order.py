@@ -4,15 +4,17 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from jfs.extents import Extent, KiB, MiB
+from jfs.metrics import Metrics
 from jfs.server import EmbeddedServer
-from tests.component.composed import block_store
-from tests.component.test_no_byte_too_many import PAGE, SIZE, Mapping, piece, reading
+from tests.component.composed import block_store, composed, find
+from tests.component.server_requests import REPO
+from tests.component.test_no_byte_too_many import PAGE, SIZE, Mapping, heard, piece
 from tests.unit.models import safetensors_head
 
 _TENSORS, _SIZE = 16, 8 * MiB
@@ -47,13 +49,25 @@ async def loaded(
     server: EmbeddedServer, model: tuple[Path, str], cache: Path, numbers: list[int]
 ) -> tuple[int, int]:
     """Touch all of some tensors; return the bytes sent, and how many pages were asked for alone."""
+    server.deploy(REPO, "m/model.safetensors", model[0], sha256=model[1])
     before = server.stats.bytes_sent
-    mapping = Mapping()
-    with closing(block_store(cache)) as store:
-        async with reading(server, model, "model.safetensors", store, mapping) as read:
-            await read([*piece(0, 2 * MiB), Extent(2 * MiB, 2 * MiB + PAGE)])
-            mapping.read = lambda extent: read([extent])
-            await mapping.touch(tensors(numbers))
+    mapping, metrics = Mapping(), Metrics()
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(closing(block_store(cache)))
+        filesystem = await stack.enter_async_context(
+            composed(server, REPO, store=store, asker=mapping, metrics=metrics)
+        )
+        handle = (await filesystem.open(await find(filesystem, "m/model.safetensors"), 0)).handle
+
+        async def read(extent: Extent) -> None:
+            assert len(await filesystem.read(handle, extent)) == extent.size
+
+        for extent in (*piece(0, 2 * MiB), Extent(2 * MiB, 2 * MiB + PAGE)):
+            await read(extent)
+        await heard(metrics)  # else it is not known where the first tensor begins
+        mapping.read = read
+        await mapping.touch(tensors(numbers))
+        await filesystem.release(handle)
     return server.stats.bytes_sent - before - 2 * MiB, mapping.singles
 
 
