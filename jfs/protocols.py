@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from jfs.extents import Extent
 from jfs.model import (
@@ -24,7 +24,6 @@ from jfs.model import (
     RepoPath,
     Repository,
 )
-from jfs.native.receiving import Run
 from jfs.packed import Packed
 
 # Awaited before a try of a deploy, with the digests that the server said it had stored at earlier
@@ -186,22 +185,17 @@ class ArtifactStore(Protocol):
 
 
 class Sink(Protocol):
-    """Where the bytes of one fetch go. Called from one worker thread, in order, without gaps."""
+    """Where the bytes of one fetch go. Called from one worker thread, in order, without gaps.
+
+    It may have an attribute ``run``, a ``native.receiving.Run`` of all that it takes: then many
+    pieces come in one call, and ``advance`` is told of them all the same.
+    """
 
     def buffer(self) -> memoryview:
         """Return writable memory for the next bytes: at least 1, at most what is still wanted."""
 
     def advance(self, count: int) -> None:
         """Say that *count* bytes of ``buffer()`` are valid now. Must not block."""
-
-
-@runtime_checkable
-class RunSink(Sink, Protocol):
-    """A sink into which many pieces are received in one call, where there is a native part."""
-
-    run: Run | None
-    """All that the sink takes, by its places in the file; ``advance`` is told of it all the same.
-    None: it is to be filled piece by piece."""
 
 
 class RangeSource(Protocol):

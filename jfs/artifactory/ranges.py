@@ -22,7 +22,8 @@ from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion
-from jfs.protocols import RunSink, Sink
+from jfs.native.receiving import Run
+from jfs.protocols import Sink
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ class _Progress:
             body: what *readinto* is of, if it is not changed on its way.
         """
         stop = self._stop if stop is None else stop
-        run = self._sink.run if isinstance(self._sink, RunSink) else None
+        run: Run | None = getattr(self._sink, "run", None)
         # The first piece is small: somebody may wait for no more than its first page.
         piece = _FIRST_PIECE
         while self.position < stop:

@@ -137,7 +137,7 @@ class SegmentSink:
         block_size: of the blocks that are to be summed as they come; 0: none are.
     Attributes:
         began: when its first byte came, of the monotonic clock; 0: not yet.
-        run: see ``RunSink``.
+        run: see ``Sink``.
     """
 
     __slots__ = ("_position", "_segment", "_stop", "began", "run")
