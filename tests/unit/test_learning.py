@@ -24,6 +24,23 @@ async def test_the_kernel_is_told_when_somebody_streams(
     assert said == [True, False, True]
 
 
+async def test_a_stream_is_alone_until_another_one_comes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    streaming = Streaming()
+    for who in ("a", "a", "a"):
+        streaming.note(True, who)
+    assert streaming.is_alone()
+    streaming.note(False, "b")  # it looks for something
+    assert streaming.is_alone()
+    streaming.note(True, "b")
+    assert not streaming.is_alone()
+    await trio.sleep(10)
+    assert streaming.is_alone()
+    streaming.note(True, "a")
+    assert not streaming.is_alone()
+
+
 def test_a_server_is_far_if_the_fastest_of_the_last_requests_took_long() -> None:
     habits = Habits(far_s=0.01)
     for _ in range(3):

@@ -1,6 +1,7 @@
 """The native part: used where it was built and fits; what jfs says where it is not."""
 
 import logging
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_where_there_is_none_one_line_says_so(
     with caplog.at_level(logging.INFO, "jfs.native"):
         assert native.load(tmp_path) is None
     assert ["without a C compiler" in each.message for each in caplog.records] == [True]
+
+
+def test_every_source_is_built_with_the_package() -> None:
+    """What the tests build is what an installation has."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (extension,) = project["tool"]["setuptools"]["ext-modules"]
+    folder = Path(native.__file__).parent
+    assert sorted(Path(name).name for name in extension["sources"]) == sorted(
+        path.name for path in folder.glob("*.c")
+    )
+    assert extension["optional"] is True
 
 
 @pytest.mark.parametrize("content", [b"", b"no object", b"\x7fELF" + bytes(60)])

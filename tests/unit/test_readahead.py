@@ -60,6 +60,26 @@ def test_a_stream_opens_the_window() -> None:
     assert furthest_ahead(planner, sequential(3 * GiB, MiB, 140)) >= WINDOW * 3 // 4
 
 
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_stream_that_is_alone_makes_larger_requests(alone: bool, far: bool) -> None:
+    """And not one byte more; of a far server several are under way at a time."""
+    size = 8 * MiB
+    planner = ReadaheadPlanner(
+        10 * GiB, BLOCK, 4 * size, piece=size, is_far=lambda: far, doubled=lambda: alone
+    )
+    reads = sequential(0, MiB, 512)
+    plans = [planner.observe(read) for read in reads]
+    ahead = [plan.ahead for plan in plans[256:] if plan.ahead]
+    expected = 2 * size if alone and not far else size
+    assert planner.piece == expected
+    assert {extent.size for extent in ahead} == {expected}
+    assert all(extent.start % expected == 0 for extent in ahead)
+    assert max(plan.ahead.stop for plan in plans) <= reads[-1].stop + 4 * size
+    planner.observe(Extent(5 * GiB, 5 * GiB + MiB))
+    assert planner.piece == size
+
+
 def test_a_far_server_is_asked_for_more_ahead() -> None:
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW, is_far=lambda: True)
     assert furthest_ahead(planner, sequential(3 * GiB, MiB, 16)) >= 2 * MiB

@@ -1,6 +1,7 @@
 """What reading tells about what will be read. Trio thread only, unless it says otherwise."""
 
 import contextlib
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
@@ -15,6 +16,7 @@ from jfs.model import RepoPath
 _FOLDERS_KEPT = 4096
 _HEAD_AT_MOST = 8 * MiB  # larger ones are those of whole models in one file, once in a mount
 _REQUESTS_KEPT = 8
+_ALONE_S = 2.0
 _STREAM_LASTS_S = 0.25  # after its last READ: several readers are not each other's end
 
 Read = Callable[[Extent], Awaitable[bytes | bytearray | memoryview]]
@@ -57,9 +59,14 @@ class Habits:
 
 
 class Streaming:
-    """Whether somebody streams: only then may the kernel, too, ask ahead of its readers."""
+    """Whether somebody streams: only then may the kernel, too, ask ahead of its readers.
+
+    And whether it is one alone: its requests may be larger then, as memory is not shared.
+    """
 
     def __init__(self) -> None:
+        self._who: object = None
+        self._another_at = -math.inf
         self._say: Callable[[bool], None] | None = None
         self._is_on = False
         self._last = 0.0
@@ -68,8 +75,16 @@ class Streaming:
         """Have *say* called with what is true from now on; at first nobody streams."""
         self._say = say
 
-    def note(self, streams: bool) -> None:
-        """Note a READ."""
+    def is_alone(self) -> bool:
+        """Whether for some seconds no second one has streamed."""
+        return trio.current_time() - self._another_at > _ALONE_S
+
+    def note(self, streams: bool, who: object = None) -> None:
+        """Note a READ; *who* tells streams from each other."""
+        if streams and who != self._who:
+            if self._who is not None:
+                self._another_at = trio.current_time()
+            self._who = who
         if self._say is None:
             return
         if streams:

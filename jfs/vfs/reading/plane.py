@@ -23,6 +23,7 @@ from jfs.vfs.reading.whole import SMALL
 from jfs.waiting import Disk
 
 _SEGMENTS_AT_LEAST = 4  # fit into the budget
+_OF_A_STREAM = 6  # one that is read, two or three ahead of it, two that are written to the disk
 _BLOCK_SIZE_WITHOUT_CACHE = 32 * KiB
 _DISK_THREADS = 32
 
@@ -81,6 +82,11 @@ class Plane:
         self.locate = locate
         self.publisher = Publisher(settings.disk_patience_s, settings.disk_slack_s, metrics)
         self.disk = Disk("the disk of the cache", _DISK_THREADS, settings.disk_patience_s)
+
+    def may_double(self) -> bool:
+        """Whether memory allows a stream requests of twice the size."""
+        is_enough = self.budget.bound >= _OF_A_STREAM * 2 * self.settings.segment_bytes
+        return is_enough and self.streaming.is_alone()
 
     def is_small(self, version: ArtifactVersion) -> bool:
         """Whether it is fetched whole, in one segment; see ``whole``."""

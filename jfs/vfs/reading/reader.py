@@ -54,6 +54,7 @@ class ContentReader(SegmentOwner):
             cached=content is not None,
             head=describes_itself(version.path.name),
             is_far=plane.habits.is_far,
+            doubled=plane.may_double,
         )
         self._description = description(version, self._serve, plane.companions)
         self._planner.layout = plane.companions.layout(version)
@@ -233,7 +234,7 @@ class ContentReader(SegmentOwner):
         if self._plane.scattered.is_any:
             reach = self._planner.goes_on_to(extent)
             self._plane.scattered.asked(self.inode, extent, reach)
-        self._plane.streaming.note(self._planner.streams)
+        self._plane.streaming.note(self._planner.streams, self.version.content)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
         self.coverage.note(extent)
@@ -266,7 +267,7 @@ class ContentReader(SegmentOwner):
         Returns:
             Up to where everything of *extent* is there or under way.
         """
-        largest = self._plane.settings.segment_bytes
+        largest = self._planner.piece
         for gap in self._segments.gaps(extent):
             # What fits into one segment is not cut where it passes a multiple: each costs 2 ms.
             for piece in [gap] if gap.size <= largest else gap.pieces(largest):
