@@ -84,7 +84,7 @@ class FileBody(httpx.SyncByteStream):
                 pace.moved(count)
             self.sent += count
             # An answer before the end of the body is a refusal; the rest would be in vain.
-            if self.sent < self.size and _has_come(sock):
+            if self.sent < self.size and has_come(sock):
                 return
 
     def _send_piece(self, sock: socket.socket, count: int) -> int:
@@ -100,7 +100,8 @@ class FileBody(httpx.SyncByteStream):
                 if sent:
                     return sent
         if self._place is None:
-            self._place = memoryview(bytearray(min(_READ_PIECE, self.size)))
+            size = _READ_PIECE if self.size < 0 else min(_READ_PIECE, self.size)
+            self._place = memoryview(bytearray(size))
         place = self._place[:count]
         try:
             count = os.preadv(self.file, [place], self.sent)
@@ -118,7 +119,8 @@ class FileBody(httpx.SyncByteStream):
         raise RuntimeError("a FileBody is sent by BulkTransport only")
 
 
-def _has_come(sock: socket.socket) -> bool:
+def has_come(sock: socket.socket) -> bool:
+    """Whether something was received, as far as that can be told."""
     if isinstance(sock, TlsSocket):
         # A ticket of TLS 1.3 looks like an answer from outside, and Python cannot look inside.
         return sock.is_hasty and not sock.is_quiet()

@@ -1,10 +1,9 @@
 """A request body that is a file which is still being written: sent in chunks. Blocking."""
 
-import select
 import socket
 import ssl
 
-from jfs.artifactory.filebody import FileBody
+from jfs.artifactory.filebody import FileBody, has_come
 from jfs.artifactory.pace import Pace
 from jfs.extents import MiB
 from jfs.protocols import Growing
@@ -34,22 +33,20 @@ class GrowingBody(FileBody):
         """As ``FileBody.send``. Raises OSError also if what was sent has changed."""
         self.sent = 0
         pace = Pace(self.answer_s)
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        plain = not isinstance(sock, ssl.SSLSocket)
         while (ready := self._growing.ready(self.sent, _CHUNK, _LOOK_S)) is not None:
             if ready > self.sent:
-                self._send_chunk(sock, ready - self.sent, pace, plain=plain)
-            if plain and poll.poll(0):
+                self._send_chunk(sock, ready - self.sent, pace)
+            if has_come(sock):
                 return  # as of a FileBody: a refusal, or it has hung up
         self.ended = True
         sock.sendall(b"0\r\n\r\n")
         self.size = self.sent
         self.answer_s += self.sent / self._settling
 
-    def _send_chunk(self, sock: socket.socket, size: int, pace: Pace, *, plain: bool) -> None:
+    def _send_chunk(self, sock: socket.socket, size: int, pace: Pace) -> None:
         # The kernel joins what belongs together; TLS knows no such flag.
-        sock.sendall(b"%x\r\n" % size, *([socket.MSG_MORE] if plain else []))
+        more = [] if isinstance(sock, ssl.SSLSocket) else [socket.MSG_MORE]
+        sock.sendall(b"%x\r\n" % size, *more)
         left = size
         while left:
             with pace:

@@ -252,6 +252,8 @@ class Overlaps:
                 if not overlap.is_cut:
                     once = fold_as("uploading while it is written", repo)
                     log.info("%s: to be uploaded when it is closed: %s", repo, error, extra=once)
+            except Exception:  # a fault of ours must not end a mount for the sake of speed
+                log.exception("%s: to be uploaded when it is closed", repo)
             finally:
                 self._sending -= 1
                 overlap.done.set()
