@@ -69,6 +69,8 @@ class Driver:
             (self.do_ftruncate, 5),
             (self.do_fsync, 3),
             (self.do_map, 5),
+            (self.do_copy, 4),
+            (self.do_cp, 4),
             (self.do_unlink, 6),
             (self.do_rename, 8),
             (self.do_mkdir, 5),
@@ -233,6 +235,35 @@ class Driver:
 
         self.both(f"map {start}+{len(data)} of {size} {pair.path!r}", call, pair.mount, pair.plain)
 
+    def do_copy(self) -> None:
+        source, target = self.some(lambda each: each.reads), self.some(lambda each: each.writes)
+        if source is None or target is None:
+            return
+        start, offset = self.choose.choice(((0, 0), (0, 0), (5000, 70_000), (4096, 4096)))
+        size = self.choose.choice((4096, 100_000, MOST))  # a file may be copied into itself
+        self.both(
+            f"copy {start}+{size} {source.path!r} to {offset} of {target.path!r}",
+            lambda files: _copied(*files, size, start, offset),
+            (source.mount, target.mount),
+            (source.plain, target.plain),
+        )
+
+    def do_cp(self) -> None:
+        path, to = self.path(), self.path()
+
+        def call(root: Path) -> int:
+            source = os.open(root / path, os.O_RDONLY)
+            try:
+                target = os.open(root / to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                try:
+                    return _copied(source, target, 1 << 30, 0, 0)
+                finally:
+                    os.close(target)
+            finally:
+                os.close(source)
+
+        self.both(f"cp {path!r} {to!r}", call, self.mount, self.plain)
+
     def do_unlink(self) -> None:
         self.on(self.path(), os.unlink, "unlink")
 
@@ -323,6 +354,16 @@ def _result(call: Callable[[Any], Any], place: Any) -> Any:
         return call(place)
     except OSError as error:
         return error.errno
+
+
+def _copied(source: int, target: int, size: int, start: int, offset: int) -> int:
+    """Copy up to *size* bytes, as programs do: until nothing comes any more."""
+    done = 0
+    while done < size and (
+        count := os.copy_file_range(source, target, size - done, start + done, offset + done)
+    ):
+        done += count
+    return done
 
 
 def _hashable(value: Any) -> bool:
