@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_LOOK_S = 1.0  # between looks for half files, once none was found
+
 DATA, RECORD, UNWANTED = ".data", ".json", ".drop"
 
 
@@ -162,6 +164,8 @@ class Entry:
         file, self.file = self.file, -1
         if file >= 0:
             os.close(file)
+            if self.record.half:
+                self._journal.look_again()
 
 
 class Journal:
@@ -175,6 +179,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._given = directory
+        self._no_half_until = 0.0  # on the clock of time.monotonic
         self.unremoved: dict[str, Entry] = {}  # what could not be removed so far, by name
         self.directory = directories.private(directory)
         if self.directory != directory:
@@ -226,6 +231,8 @@ class Journal:
 
     def make_room(self) -> bool:
         """Drop what is half a file, and nobody's any more. Returns whether there was any."""
+        if time.monotonic() < self._no_half_until:
+            return False
         found = False
         try:
             for entry in self.left_behind((State.WRITING,)):
@@ -236,7 +243,13 @@ class Journal:
                         log.info("%s: half a file was dropped, to make room", entry.record.path)
         except OSError as error:
             log.info("half files cannot be looked for: %s", error)
+        if not found:  # every record is read for it, and on a full disk every write comes here
+            self._no_half_until = time.monotonic() + _LOOK_S
         return found
+
+    def look_again(self) -> None:
+        """Note that there is half a file now."""
+        self._no_half_until = 0.0
 
     def _with_room(self, call: Callable[[], _T]) -> _T:
         """Run *call*, which opens a file; if there is no room for it, make some. Raises OSError."""
