@@ -4,7 +4,9 @@
 kernel's timeouts; servers, networks and everybody else go on.
 """
 
+import functools
 import time
+from pathlib import Path
 
 
 def boot_time() -> float:
@@ -15,3 +17,12 @@ def boot_time() -> float:
 def suspended_s() -> float:
     """Return for how long the machine was suspended since it was started, all times together."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return what tells this run of the machine from all others; "": it is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

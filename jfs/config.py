@@ -178,6 +178,10 @@ class WriteSettings:
         write_back: a file that is closed is uploaded behind; ``close`` waits for this disk alone.
         settling_s: how long a file must have been closed before its upload begins: programs that
             save write under another name and rename.
+        settle_s: how long a file must rest that is opened again and again, before it is uploaded;
+            0: every close uploads. See vfs.files.settling, also for the next two.
+        settle_most_s: after so long a close uploads it all the same; after longer, if it is larger
+            than that many seconds times settle_rate, in bytes a second.
         queue_most: files that may wait for their upload; more are uploaded as they are closed.
         retry_s: the shortest and the longest pause between tries.
         overlap, overlap_from: a new file of so many bytes is on its way while it is written.
@@ -194,6 +198,11 @@ class WriteSettings:
     overlap: bool = True
     overlap_from: int = 64 * MiB  # what is shorter is uploaded within a second when it is closed
     settling_s: float = 1.0
+    settle_s: float = 0.0  # jfs mount: 2; programs that save in pieces compute a piece in less
+    settle_most_s: float = 60.0  # who reads a log elsewhere waits no longer than a minute
+    # A file of 28 GB that grows for an hour is not sent every minute: at most so much a second, as
+    # it is while it grows, which is a tenth of the file in all if it grows ten times faster.
+    settle_rate: int = 1 * MiB
     queue_most: int = 10_000
     retry_s: tuple[float, float] = (1.0, 60.0)
     adopt_s: float = 30.0

@@ -4,6 +4,7 @@ Blocking; any thread.
 """
 
 import ctypes
+import errno
 import os
 
 _PIECE = 1 << 20
@@ -63,3 +64,26 @@ def fill(buffer: memoryview, file: int, position: int, flags: int = 0) -> bool:
             return False
         done += count
     return True
+
+
+def copy_data(file: int, out: int) -> None:
+    """Copy the bytes of a file into an empty one, holes as holes. Blocking. Raises OSError."""
+    size = os.fstat(file).st_size
+    os.ftruncate(out, size)
+    position = 0
+    while position < size:
+        try:
+            position = os.lseek(file, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole
+                return
+            raise
+        stop = os.lseek(file, position, os.SEEK_HOLE)
+        while position < stop:
+            data = os.pread(file, min(_PIECE, stop - position), position)
+            if not data:
+                raise OSError(errno.EIO, "a staged file became shorter")
+            while data:
+                written = os.pwrite(out, data, position)
+                position += written
+                data = data[written:]

@@ -23,6 +23,7 @@ _COMMANDS = {
     "refresh": "jfs.cli.refresh",
     "serve": "jfs.cli.serve",
     "status": "jfs.cli.status",
+    "sync-file": "jfs.cli.syncfile",
     "umount": "jfs.cli.umount",
     "warm": "jfs.cli.warm",
 }

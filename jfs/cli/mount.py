@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -44,6 +45,7 @@ from jfs.mount import serving, supervisor
 from jfs.mount.mountpoint import refuse_inside
 from jfs.sources import parse_source
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 _LONGEST_S = 3600.0  # somebody waits for the answer
 # A machine that swaps, or a container that has used up its share of the CPU, stands still for a
@@ -51,6 +53,12 @@ _LONGEST_S = 3600.0  # somebody waits for the answer
 _SHORTEST_SILENCE_S = 3.0
 log = logging.getLogger(__name__)
 _FOR_EVER = "36500d"  # longer than any machine runs
+
+
+def _time(flag: str, default: float, text: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        flag, type=Duration(), default=default, show_default=True, metavar="TIME", help=text
+    )
 
 
 def _files(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,6 +93,11 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Send nothing of a large new file before it is closed.",
 )
+@_time(
+    "--settle",
+    2.0,
+    "Upload what is opened again and again once it has rested so long; 0: at each close.",
+)
 @click.option("--no-delete", is_flag=True, help="Remove and move away nothing on the server.")
 @click.option(
     "--upload-prop",
@@ -115,37 +128,16 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--staging-dir", type=_PATH, help="What is being written.  [default: staging in --cache-dir]"
 )
-@click.option(
-    "--drain-timeout",
-    type=Duration(),
-    default=30.0,
-    show_default=True,
-    metavar="TIME",
-    help="How long the end waits for uploads that are under way.",
-)
+@_time("--drain-timeout", 30.0, "How long the end waits for uploads that are under way.")
 @click.option("--cache-size", type=Size(), default="64G", show_default=True, help="Its budget.")
-@click.option(
-    "--attr-ttl",
-    type=Duration(),
-    default=10.0,
-    show_default=True,
-    metavar="TIME",
-    help="How long sizes, times and properties are believed.",
-)
+@_time("--attr-ttl", 10.0, "How long sizes, times and properties are believed.")
 @click.option(
     "--entry-ttl",
     type=Duration(),
     metavar="TIME",
     help="How long names and listings are believed.  [default: as --attr-ttl]",
 )
-@click.option(
-    "--negative-ttl",
-    type=Duration(),
-    default=5.0,
-    show_default=True,
-    metavar="TIME",
-    help="How long a missing name is believed to be missing.",
-)
+@_time("--negative-ttl", 5.0, "How long a missing name is believed to be missing.")
 @click.option(
     "--stale-if-error",
     type=Duration(),
@@ -257,6 +249,7 @@ def command(
     last_writer_wins: bool,
     write_back: bool,
     no_overlap_uploads: bool,
+    settle: float,
     no_delete: bool,
     upload_props: tuple[str, ...],
     build_name: str | None,
@@ -319,6 +312,7 @@ def command(
         no_overwrite=no_overwrite,
         last_writer_wins=last_writer_wins,
         write_back=write_back,
+        settle_s=settle,
         no_delete=no_delete,
         overlap=not no_overlap_uploads,
         drain_s=drain_timeout,

@@ -64,6 +64,8 @@ def look(journal: Journal | None, name: str) -> Entry:
 
 def export(journal: Journal | None, entry: Entry, target: Path) -> None:
     """Copy what a mount uploads; nobody writes to it while it waits. Raises JfsError."""
+    if entry.record.promised is not None:
+        raise JfsError(f"{entry.name}: a running mount is writing newer content into it")
     try:
         recovery.export(entry, target)
     except OSError as error:

@@ -23,7 +23,7 @@ from jfs.credentials import credentials_for
 from jfs.errors import ConfigError, JfsError
 from jfs.model import RepoPath
 from jfs.mount.table import mount_above
-from jfs.vfs.writing import recovery
+from jfs.vfs.writing import recovery, undo
 from jfs.vfs.writing.journal import Entry, Journal, Sighting, closing
 from jfs.vfs.writing.records import Record, State
 from jfs.vfs.writing.recovery import Outcome
@@ -165,7 +165,7 @@ def retry(
             if queued.is_queued(journal, name) and to is None:
                 click.echo(f"{name}: {queued.retry(journal, name)}")
                 continue
-            with closing(_claim(journal, name)) as entry:
+            with closing(_claim_whole(journal, name)) as entry:
                 _retry_one(entry, to, force, connection, even_open=not everything)
         except ConfigError:
             raise
@@ -204,7 +204,7 @@ def export(name: str, target: Path, journal: Journal | None, force: bool, drops:
             queued.export(journal, entry, target)
             click.echo(f"{target}: {decimal(entry.size)} copied")
         return
-    with closing(_claim(journal, name)) as entry:
+    with closing(_claim_whole(journal, name)) as entry:
         try:
             recovery.export(entry, target)
         except OSError as error:
@@ -300,6 +300,20 @@ def _claim(journal: Journal | None, name: str) -> Entry:
     if journal is None:
         raise ConfigError(f"{name}: no staged file of this name (jfs recover ls)")
     return journal.find(name)
+
+
+def _claim_whole(journal: Journal | None, name: str) -> Entry:
+    """Claim a file as it was closed; what was newer in it is another one. Raises JfsError."""
+    entry = _claim(journal, name)
+    try:
+        if journal is not None:
+            undo.settled(journal, entry)
+    except BaseException as error:
+        entry.close()
+        if isinstance(error, OSError):
+            raise JfsError(f"{name}: {error.strerror}") from None
+        raise
+    return entry
 
 
 def _retry_one(

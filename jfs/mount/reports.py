@@ -23,7 +23,7 @@ from jfs.model import RepoPath
 from jfs.mount.passthrough import Passthrough
 from jfs.vfs.files.queue import QueueState
 from jfs.vfs.namespace.reports import shown_lines
-from jfs.vfs.writing.staging import StagingArea
+from jfs.vfs.writing.area import StagingArea
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from jfs.vfs.reading.following import Following
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.reading.recall import Recall
 from jfs.vfs.writing import recovery
-from jfs.vfs.writing.staging import StagingArea
+from jfs.vfs.writing.area import StagingArea
 
 log = logging.getLogger(__name__)
 

@@ -44,8 +44,8 @@ from jfs.vfs.shards import Shards
 from jfs.vfs.sleeps import Sleeps
 from jfs.vfs.smallwrites import SmallWrites
 from jfs.vfs.standing import Standing
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.deployer import Deployer
-from jfs.vfs.writing.staging import StagingArea
 
 __all__ = ["Attributes", "Caller", "Change", "Filesystem", "Opened"]
 

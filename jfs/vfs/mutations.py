@@ -47,7 +47,7 @@ from jfs.model import (
 )
 from jfs.protocols import ArtifactStore
 from jfs.vfs.attributes.properties import PropertyTable
-from jfs.vfs.files.openfile import Opened, OpenFile
+from jfs.vfs.files.openfile import Opened
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.files.writer import Writing
 from jfs.vfs.namespace import links
@@ -229,6 +229,7 @@ class Mutations:
         writing = self._require_changeable(parent)
         self._require_place(new_parent, new_name)
         places = (parent, name), (new_parent, new_name)
+        await self._renaming.publish(parent.child(name))
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._claimed(*places, tree=True))
             source = await self._tree.lookup(parent, name)
@@ -322,11 +323,9 @@ class Mutations:
         if file.replaces is not None:
             await self._unasked.remove_replaced(source, file.replaces)
         replaces = there if isinstance(there, FileInfo) else None
-        await self._renaming.note_move(file, self._over(target), path, replaces)
+        over = self._files.find(target) if target is not None else None
+        await self._renaming.note_move(file, over, path, replaces)
         file.replaces = replaces
-
-    def _over(self, target: Inode | None) -> OpenFile | None:
-        return self._files.find(target) if target is not None else None
 
     async def _target(self, parent: Inode, name: str, source: Inode) -> Inode | None:
         """Find what has the new name; the server itself is asked before it is called free."""

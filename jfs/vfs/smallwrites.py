@@ -74,11 +74,12 @@ class SmallWrites:
 
     def _may(self, file: OpenFile, staged: StagingFile, *, beside_pages: bool) -> bool:
         entry = staged.entry
+        is_told = staged.goes_on or (entry is not None and entry.record.state is State.WRITING)
         return (
             staged.is_free
             and not (file.replaced or file.is_pending or file.broken)
             # Else the journal is to hear of it first.
-            and (entry is None or file.detached or entry.record.state is State.WRITING)
+            and (entry is None or file.detached or is_told)
             and not (beside_pages and self._kernel.may_hold_pages(file.inode.ino))
             and not self._stat.has_privileges(file.inode)
         )

@@ -33,7 +33,7 @@ from jfs.vfs.reading.following import Following
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.reading.recall import Recall
 from jfs.vfs.reading.scattered import Asker
-from jfs.vfs.writing.staging import StagingArea
+from jfs.vfs.writing.area import StagingArea
 
 # Patience longer than any test: what a loaded machine is slow at does not stand in.
 TREE = TreeSettings(uid=1, gid=2, entry_ttl_s=60, attr_ttl_s=60, negative_ttl_s=5, patience_s=600)

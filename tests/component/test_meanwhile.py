@@ -231,7 +231,7 @@ async def test_an_upload_whose_answer_was_lost_is_our_own(ask: Requests, staging
     async with writing(ask, staging, deadline_s=0.5) as fs:
         opened, _ = await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME)
         await fs.write(opened.handle, 0, b"one")
-        lost = ask.server.faults.add(Fault.drop(f"{PATH}*", method="PUT", after=1))
+        lost = ask.server.faults.add(Fault.drop(f"{PATH}*", method="PUT"))
         with pytest.raises(Exception, match="f"):
             await fs.fsync(opened.handle)
         assert lost.hits

@@ -22,9 +22,10 @@ from jfs.vfs.files.queue import may_pass
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing import recovery
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Entry, Journal
 from jfs.vfs.writing.records import Record, State
-from jfs.vfs.writing.staging import StagingArea, StagingFile
+from jfs.vfs.writing.staging import StagingFile
 from tests.component.composed import composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 

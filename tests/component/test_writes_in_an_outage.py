@@ -21,9 +21,9 @@ from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing import recovery
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Journal
 from jfs.vfs.writing.records import State
-from jfs.vfs.writing.staging import StagingArea
 from tests.component.composed import composed, content, find, names, server_settings
 from tests.component.server_requests import REPO, Requests
 

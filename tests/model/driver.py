@@ -340,6 +340,7 @@ class Driver:
         while self.open:
             self.trail.append("settle")
             self.do_close()
+        _sync(self.mount)
         self.trail.append("compare")
         expected = _tree(self.plain)
         for where, found in (("mount", _tree(self.mount)), ("server", _on_server())):
@@ -347,6 +348,18 @@ class Driver:
             if names:
                 differences = [f"{n!r}: {found.get(n)}, not {expected.get(n)}" for n in names]
                 raise Different(f"the {where} has {'; '.join(differences)}")
+
+
+def _sync(root: Path) -> None:
+    """Have everything uploaded that waits until it rests (--settle)."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder) / name for name in names):
+            if not path.is_symlink():
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
 
 
 def _result(call: Callable[[Any], Any], place: Any) -> Any:

@@ -18,9 +18,9 @@ from jfs.metrics import Metrics
 from jfs.model import RepoPath
 from jfs.server import EmbeddedServer
 from jfs.vfs.writing import recovery
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Entry, Journal
 from jfs.vfs.writing.records import State
-from jfs.vfs.writing.staging import StagingArea
 from tests.component.composed import server_settings
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter

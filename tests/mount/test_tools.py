@@ -328,7 +328,7 @@ def test_saving_over_a_file_with_properties(
     for name in _SAVES:  # before the mount looks: it believes a listing for a while
         server.deploy(REPO, f"{name}/f", b"old\n", _TAGS)
     for name, (script, kept) in _SAVES.items():
-        shell(mounted.root / name, script)
+        shell(mounted.root / name, f"{script}\nsync f")
         assert on_server(ask, name) == {"f": b"new\n"}, name
         place = f"{quote(name)}/f"
         shown = ask.get(f"/api/storage/{REPO}/{place}?properties")
@@ -441,6 +441,7 @@ def test_small_tools(mounted: MountedServer, ask: Requests, shell: Shell, tmp_pa
             shell(tmp_path, f"mkdir -p {where}")
             said.append(shell(where, script) + shell(where, listing))
         assert said[0] == said[1], name
+        shell(mounted.root / name, "find . -type f -exec sync {} +")  # what is opened often waits
         assert on_server(ask, name) == on_disk(tmp_path / "local" / name), name
 
 

@@ -54,7 +54,7 @@ def test_copies_of_a_descriptor_do_not_upload_half_a_file(
     shell("(/bin/echo c; /bin/echo d) >> f", mounted.root)
     assert ask.get(f"/{REPO}/f").body == b"a\nb\nc\nd\n"
     assert watched.hits == 2
-    shell(": > f", mounted.root)
+    shell(": > f && sync f", mounted.root)  # opened for the third time: it would wait
     assert ask.get(f"/{REPO}/f").body == b""
 
 

@@ -88,7 +88,8 @@ class Storm(Machine):
             cache=self.directory / "cache",
             options=(
                 *("--attr-ttl", ttl, "--entry-ttl", ttl, "--negative-ttl", ttl),
-                *("--cache-size", "512M", "-v", *_SHORT),
+                # What a close has promised is looked for on the server.
+                *("--cache-size", "512M", "-v", "--settle", "0", *_SHORT),
                 *("--wait-for-server", *(() if stands_in else ("--stale-if-error", "0"))),
             ),
             under=group.under if group is not None else (),

@@ -25,10 +25,11 @@ from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.questions import Questions
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.records import State
 from jfs.vfs.writing.recovery import NOT_WHOLE, digest, is_whole
-from jfs.vfs.writing.staging import StagingArea
+from jfs.vfs.writing.undo import settled
 
 log = logging.getLogger(__name__)
 
@@ -169,11 +170,17 @@ class Behind:
             # Closed while it replaced something that is queued: it is whole, and newer.
             closed = record.state is State.DEPLOYING and bool(record.supersedes)
             ours = record.server == area.server and bool(below(root, record.path))
+            if ours and record.is_of_another_boot:
+                entry.update(state=State.FAILED, error=NOT_WHOLE)
+                ours = False
             if ours and (record.state is State.PENDING or (closed and _has_all(entry))):
                 found[entry.name] = entry
             else:
                 entry.close()
         for entry in list(found.values()):
+            settled(area.journal, entry)
+            if entry.record.boot:
+                entry.make_durable()
             if entry.record.state is State.DEPLOYING and entry.name in found:
                 entry.sync_data()  # before what is on this disk goes for it
                 entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)

@@ -20,7 +20,8 @@ from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.files.table import OpenFiles
 from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.reading.reader import ContentReader, DataPlane
-from jfs.vfs.writing.staging import StagingArea, StagingFile
+from jfs.vfs.writing.area import StagingArea
+from jfs.vfs.writing.staging import StagingFile
 
 _MOST = 0xFFFFF000  # the answer has 32 bits for it
 _ON_DISK = 64 * MiB  # where the disk does not share it, a moment's work

@@ -53,6 +53,10 @@ class OpenFile:
             not uploaded; until it is emptied.
         backing: what the kernel reads through all of its handles; None: READs come here. Set before
             there is a handle, and not changed.
+        closes: how often it was closed before, each time soon after the last, when its first writer
+            opened it (``settling``).
+        waits_since: on trio's clock, when what waits until it rests was closed first; None: nothing
+            does.
         detached: the name is gone: nothing will ever be uploaded.
     """
 
@@ -60,6 +64,7 @@ class OpenFile:
         "acknowledged",
         "backing",
         "broken",
+        "closes",
         "deployed",
         "detached",
         "generation",
@@ -78,6 +83,7 @@ class OpenFile:
         "staged",
         "tried",
         "uploading",
+        "waits_since",
         "writers",
         "written",
     )
@@ -105,6 +111,8 @@ class OpenFile:
         self.acknowledged: StagingFile | None = None
         self.backing: Backing | None = None
         self.broken: OSError | None = None
+        self.closes = 0
+        self.waits_since: float | None = None
         self.detached = False
 
     @property

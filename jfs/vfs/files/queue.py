@@ -53,6 +53,7 @@ class _Item:
     file: OpenFile
     since_ns: int
     due: float
+    rest_s: float = 0.0
     tries: int = 0
     failed_at: float = -math.inf
     error: str = ""
@@ -161,11 +162,11 @@ class UploadQueue:
             refused=self._refused,
         )
 
-    def add(self, file: OpenFile, *, settled: bool = False) -> None:
+    def add(self, file: OpenFile, rest_s: float | None = None) -> None:
         """Note that a file is pending now, or has newer content.
 
         Args:
-            settled: it was closed a while ago.
+            rest_s: when its upload may begin; 0: it was closed a while ago. None: as is usual.
         """
         item = self._items.pop(file, None)
         if item is None:
@@ -173,9 +174,10 @@ class UploadQueue:
         self._items[file] = item
         item.since_ns, item.tries, item.error = time.time_ns(), 0, ""
         item.failed_at = -math.inf
-        if settled and file.staged is not None and file.staged.entry is not None:
+        if rest_s == 0 and file.staged is not None and file.staged.entry is not None:
             item.since_ns = file.staged.entry.record.queued_ns
-        self._schedule(item, trio.current_time() + (0 if settled else self._settings.settling_s))
+        item.rest_s = self._settings.settling_s if rest_s is None else rest_s
+        self._schedule(item, trio.current_time() + item.rest_s)
         if self._running is None and not self._closed:
             self._running = _Running()
             self._nursery.start_soon(self._run, self._running)
@@ -293,7 +295,7 @@ class UploadQueue:
         if not file.is_pending:
             await self._leave(item)
         elif item.due <= began:  # cut, and what was to replace it was given up
-            self._schedule(item, trio.current_time() + self._settings.settling_s)
+            self._schedule(item, trio.current_time() + item.rest_s)
         else:  # what was scheduled while it ran was passed over
             self._schedule(item, item.due)
         self._tell()

@@ -56,6 +56,16 @@ class Renaming:
                     return
         yield
 
+    async def publish(self, inode: Inode | None) -> None:
+        """Upload what waits until it rests, at or below an inode whose name changes.
+
+        Its new name shows it whole, and never what was uploaded before. Without any claims. Raises
+        JfsError, OSError: the verdict; it waits on.
+        """
+        for file in self._registry.below(inode) if inode is not None else ():
+            if file.waits_since is not None and file.is_pending and self._writer is not None:
+                await self._writer.deploy_dirty(file)
+
     @asynccontextmanager
     async def kept(self, inode: Inode | None) -> AsyncIterator[None]:
         """Keep content here for its readers while the server forgets it with its name.
@@ -72,7 +82,7 @@ class Renaming:
         file.handles += 1  # who closes it meanwhile does not take it from us
         try:
             async with file.lock:
-                await self._writer.keep_for_readers(file)
+                await self._writer.on_disk.keep_for_readers(file)
             try:
                 yield
             except BaseException:

@@ -30,6 +30,7 @@ from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
+from jfs.vfs.files.settling import Settling
 from jfs.vfs.files.writer import Writer, Writing
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import ROOT, Inode
@@ -72,14 +73,15 @@ class OpenFiles:
         self._kernel = kernel
         self._writer = None
         self._writing = writing
+        self._settling: Settling | None = None
         self._no_overwrite = False
         self.queue: UploadQueue | None = None
         if writing is not None:
             self._no_overwrite = writing.area.settings.no_overwrite
             self.queue = queue = UploadQueue(writing.area.settings, plane.nursery)
-            self._writer = Writer(
-                tree, plane, writing, locks, self._abandon, queue, self._shows_other_bytes
-            )
+            self._settling = Settling(writing.area.settings)
+            told = self._abandon, queue, self._settling, self._shows_other_bytes
+            self._writer = Writer(tree, plane, writing, locks, *told)
             queue.use(Hands(self._writer.deploy_queued, self._refuse, self._left))
         self._registry = Registry()
         self._passing = Passing(kernel.backings, plane.metrics)
@@ -201,7 +203,8 @@ class OpenFiles:
         queued = set(self.queue.files()) if self.queue is not None else set()
         found = []
         for file in self._registry:
-            promised = file.staged if file.is_pending else file.acknowledged
+            goes_on = file.staged is not None and file.staged.goes_on
+            promised = file.staged if file.is_pending or goes_on else file.acknowledged
             if promised is not None and file not in queued and not file.detached:
                 found.append(promised)
         return found
@@ -220,7 +223,7 @@ class OpenFiles:
         """Take a file that an earlier mount has queued."""
         assert self._writer is not None
         self._registry.add(file)
-        self._writer.enter(file, settled=True)
+        self._writer.enter(file, 0.0)
 
     async def flush(self, handle: int) -> None:
         """Deploy what was written, if nobody can write to the file any more: see ``handles``.
@@ -394,6 +397,8 @@ class OpenFiles:
         # Who made a file uploads it, also one that cannot write to it (O_CREAT | O_RDONLY).
         writes = flags & os.O_ACCMODE != os.O_RDONLY or (file.inode.local and not shared)
         handle, opened = self._handles.add(file, flags, pid, writes=writes)
+        if writes and file.writers == 1 and self._settling is not None:
+            self._settling.opened(file)
         self._passing.opened(file.inode, file.backing)
         file.inode.written |= writes
         return Opened(handle, self._opening.keep_cache(file, shared=shared), opened.direct)

@@ -13,7 +13,7 @@ With --write-back a file that is closed is *queued*: on this disk for good, and 
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -21,25 +21,25 @@ from typing import Protocol
 import trio
 
 from jfs import waiting
-from jfs.errors import DiskHangs, ProtocolViolation, Stale, disk_words
-from jfs.extents import Extent, GiB, MiB
+from jfs.errors import DiskHangs, JfsError, disk_words
 from jfs.model import FileInfo
-from jfs.vfs.files.openfile import OpenFile, content_of, reader_of, version_of
+from jfs.vfs.files.ondisk import OnDisk
+from jfs.vfs.files.openfile import OpenFile, content_of, version_of
+from jfs.vfs.files.promising import digest_of, keep_promise, promise
+from jfs.vfs.files.queue import may_pass
+from jfs.vfs.files.settling import Settling
 from jfs.vfs.namespace.local import STAGED, LocalAttributeTable
 from jfs.vfs.namespace.locks import PathLocks
 from jfs.vfs.namespace.tree import Tree
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.deployer import Deployer, keep
 from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.records import State
-from jfs.vfs.writing.staging import StagingArea, StagingFile, forgotten
+from jfs.vfs.writing.staging import StagingFile, forgotten
+from jfs.vfs.writing.undo import set_apart
 
 log = logging.getLogger(__name__)
-
-_COPY_PIECE = 1 * MiB
-# Content that is open while its name goes is copied to this disk first, up to so many bytes; the
-# server forgets it with its name. Readers of more get ESTALE, as after a change from elsewhere.
-_KEPT_FOR_READERS = 1 * GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Queue(Protocol):
     def done(self, file: OpenFile) -> None:
         """Note that a file is uploaded, which may be queued."""
 
-    def add(self, file: OpenFile, *, settled: bool = False) -> None:
-        """Note that a file is queued now, or queued anew; *settled*: it was a while ago."""
+    def add(self, file: OpenFile, rest_s: float | None = None) -> None:
+        """Note that a file is queued now, or queued anew. See ``UploadQueue.add``."""
 
 
 class Writer:
@@ -70,8 +70,12 @@ class Writer:
 
     Args:
         abandoned: told about a file whose upload failed and which nobody writes any more.
-        queue: told about what is queued; None: everything is uploaded as it is closed.
+        queue: told about what is queued.
+        settling: says what waits until it rests.
         fell_back: told about a file that shows again what it was before it was written.
+
+    Attributes:
+        on_disk: what is on this disk of open files.
     """
 
     def __init__(
@@ -82,16 +86,19 @@ class Writer:
         locks: PathLocks,
         abandoned: Callable[[OpenFile], None],
         queue: Queue,
+        settling: Settling,
         fell_back: Callable[[OpenFile], None],
     ) -> None:
         self._tree = tree
         self._plane = plane
         self._attributes = writing.attributes
         self._area = writing.area
+        self.on_disk = OnDisk(plane, writing.area)
         self._deployer = writing.deployer
         self._locks = locks
         self._abandoned = abandoned
         self._queue = queue
+        self._settling = settling
         self._fell_back = fell_back
 
     async def write(self, file: OpenFile, offset: int, data: bytes) -> None:
@@ -102,7 +109,7 @@ class Writer:
         self, file: OpenFile, size: int, call: Callable[..., None], *args: object
     ) -> None:
         """Call a change of ``StagingFile`` on the first *size* bytes. Raises JfsError, OSError."""
-        staged = await self._stage_newer(file, size)
+        staged = await self.on_disk.stage_newer(file, size)
         await self._change(file, staged)
         try:
             await staged.change(call, staged, *args)
@@ -116,7 +123,7 @@ class Writer:
             now = time.time_ns()  # nothing to upload, but the call sets the times (POSIX)
             self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=file.tag)
             return
-        staged = await self._stage_newer(file, min(size, file.size))
+        staged = await self.on_disk.stage_newer(file, min(size, file.size))
         await self._change(file, staged)
         try:
             await staged.change(staged.truncate, size)
@@ -127,43 +134,63 @@ class Writer:
             file.broken = None
 
     async def close(self, file: OpenFile) -> None:
-        """Do what ``close`` does: upload what is new, or queue it. Raises as ``deploy_dirty``."""
-        if self._area.settings.write_back and not self._queue.is_full:
+        """Do what the last ``close`` does: upload what is new, or let it wait (``settling``).
+
+        Raises as ``deploy_dirty``, ``enqueue``.
+        """
+        if self._queue.is_full:
+            await self.deploy_dirty(file)
+        elif self._area.settings.write_back:
             await self.enqueue(file)
+        elif self._settling.lets_wait(file):
+            await self.enqueue(file, self._settling.rest_s)
+            if self._settling.waits_too_long(file):
+                await self._deploy_at_last(file)
         else:
             await self.deploy_dirty(file)
+        self._settling.closed(file)
 
-    async def enqueue(self, file: OpenFile) -> None:
-        """Let what is new survive everything here, and have it uploaded behind.
+    async def enqueue(self, file: OpenFile, rest_s: float | None = None) -> None:
+        """Let what is new survive every process here, and have it uploaded behind.
 
         Claims the path, then takes the lock. Raises Stale; OSError: this disk does not keep it.
+
+        Args:
+            rest_s: once it has rested for so long; it need not be on disk then. None: --write-back.
         """
         async with self._placed(file):
             if not file.dirty or file.is_pending:
                 return
             file.require_current()  # given up meanwhile: the journal has it
-            generation = file.tried = file.generation
-            if file.broken is not None:
-                raise file.broken
-            staged = await self._stage(file, file.size)
-            await staged.own(staged.size)
-            assert staged.entry is not None
-            size = staged.size + waiting.SYNCED
-            try:
-                await waiting.on_disk(_queue, staged.entry, _promise(file), size=size)
-            except OSError as error:
-                await waiting.on_disk(keep, staged.entry, disk_words(error), size=size)
-                raise
-            file.queued = generation
-            await self._supersede(file)
-            self.enter(file)
+            await self._promise(file, rest_s)
 
-    def enter(self, file: OpenFile, *, settled: bool = False) -> None:
+    async def _promise(self, file: OpenFile, rest_s: float | None) -> None:
+        generation = file.tried = file.generation
+        if file.broken is not None:
+            raise file.broken
+        staged = await self.on_disk.stage(file, file.size)
+        await staged.own(staged.size)
+        assert staged.entry is not None
+        size = staged.size + waiting.SYNCED
+        keep_it = partial(keep_promise, staged, promise(file), durable=rest_s is None)
+        try:
+            await waiting.on_disk(keep_it, size=size)
+        except OSError as error:
+            if not staged.goes_on:
+                await waiting.on_disk(keep, staged.entry, disk_words(error), size=size)
+            raise
+        file.queued = generation
+        if file.waits_since is None and rest_s is not None:
+            file.waits_since = trio.current_time()
+        await self._supersede(file)
+        self.enter(file, rest_s)
+
+    def enter(self, file: OpenFile, rest_s: float | None = None) -> None:
         """Have what is pending uploaded behind; until then the inode lives. See ``Queue.add``."""
         if not file.held:
             file.held = True
             self._tree.inodes.remember(file.inode)
-        self._queue.add(file, settled=settled)
+        self._queue.add(file, rest_s)
 
     async def deploy_queued(self, file: OpenFile) -> None:
         """Upload what is queued, if it still is. Claims the path, then takes the lock.
@@ -178,7 +205,7 @@ class Writer:
                 return
             try:
                 with trio.CancelScope() as file.uploading:
-                    await self._deploy(file)
+                    await self._deploy(file, patient=False)
             finally:
                 file.uploading = None
 
@@ -216,8 +243,20 @@ class Writer:
         async with self._placed(file):
             if file.dirty:
                 file.require_current()
+                if file.staged is not None and file.staged.goes_on:
+                    # What was promised before is no file any more: it must not outlive this one.
+                    await self._promise(file, self._settling.rest_s)
                 await self._deploy(file)
         self._queue.done(file)
+
+    async def _deploy_at_last(self, file: OpenFile) -> None:
+        """Upload what waits and never rests. Raises what will not pass."""
+        try:
+            await self.deploy_dirty(file)
+        except (JfsError, OSError) as error:
+            if not may_pass(error):  # what is queued is given up soon, and says so
+                raise
+            log.info("%s: waits on: %s", file.inode.path, error)
 
     @asynccontextmanager
     async def _placed(self, file: OpenFile) -> AsyncIterator[None]:
@@ -245,6 +284,9 @@ class Writer:
         staged = file.staged
         if staged is None or file.detached or file.writers or file.is_pending:
             return
+        if file.dirty and staged.goes_on:
+            await self._go_back(file, staged)
+            return
         if file.dirty:
             await staged.give_up(file.broken)
             if file.acknowledged is not None:
@@ -259,69 +301,6 @@ class Writer:
         file.staged = None
         staged.close()
 
-    async def keep_for_readers(self, file: OpenFile) -> None:
-        """Bring the content here before the server forgets it with its name.
-
-        A staging disk that fails is no reason to keep the name: readers have what is cached then.
-
-        Raises:
-            JfsError: it cannot be read.
-        """
-        if file.staged is not None or not file.info.size or file.replaced:
-            return
-        if file.backing is not None:  # its readers have the file itself
-            return
-        file.drop_kept()
-        if file.info.size > _KEPT_FOR_READERS:
-            log.warning("%s: open, and too large to be kept for its readers", file.inode.path)
-            return
-        try:
-            file.kept = await self._kept(file)
-        except (Stale, OSError) as error:  # of Stale, its readers are told
-            if isinstance(error, OSError):
-                log.warning("%s: not kept for readers: %s", file.inode.path, disk_words(error))
-
-    async def _kept(self, file: OpenFile) -> StagingFile:
-        staged = await waiting.on_disk(self._area.anonymous, late=StagingFile.unmake)
-        try:
-            await self._copy(file, staged, file.info.size)
-        except BaseException:
-            staged.close()
-            raise
-        return staged
-
-    async def _stage(self, file: OpenFile, size: int) -> StagingFile:
-        """Make the file staged, with the first *size* bytes of what it shows."""
-        if file.staged is not None:
-            return file.staged
-        if file.detached:
-            staged = await waiting.on_disk(self._area.anonymous, late=StagingFile.unmake)
-        else:
-            new = partial(self._area.new, file.inode.path, file.base, made=file.inode.local)
-            staged = await waiting.on_disk(new, late=StagingFile.unmake)
-        try:
-            await self._copy(file, staged, size)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await forgotten(staged)
-            staged.close()
-            raise
-        file.staged = staged
-        return staged
-
-    async def _stage_newer(self, file: OpenFile, size: int) -> StagingFile:
-        """As ``_stage``, to be changed: what is queued stays as it is beside it."""
-        staged = await self._stage(file, size)
-        await staged.own(size)
-        if not file.is_pending:
-            return staged
-        successor = self._area.successor
-        newer = await waiting.on_disk(
-            successor, staged, size, late=StagingFile.unmake, size=2 * size
-        )
-        file.acknowledged, file.staged = staged, newer
-        return newer
-
     async def _supersede(self, file: OpenFile) -> None:
         """Forget what was queued before: what is newer is safe."""
         older, file.acknowledged = file.acknowledged, None
@@ -333,6 +312,22 @@ class Writer:
         """Show what was closed last again: what was written since is not what was wanted."""
         staged.close()
         file.staged, file.acknowledged = file.acknowledged, None
+        self._shows_what_waits(file)
+
+    async def _go_back(self, file: OpenFile, staged: StagingFile) -> None:
+        """As ``_fall_back``, where newer content was written into what waits."""
+        if file.broken is None and staged.entry is not None:  # whole, and not noted by the journal
+            with suppress(OSError):
+                await waiting.on_disk(set_apart, self._area.journal, staged.entry)
+        try:
+            await staged.change(staged.go_back)
+        except OSError as error:  # the next mount will do it
+            log.error("%s: what was closed last is not back: %s", file.inode.path, error)
+            self._abandon(file)
+            return
+        self._shows_what_waits(file)
+
+    def _shows_what_waits(self, file: OpenFile) -> None:
         file.broken = None
         file.generation += 1
         file.queued = file.tried = file.generation
@@ -340,16 +335,6 @@ class Writer:
         self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
         self.enter(file)
         self._fell_back(file)
-
-    async def _copy(self, file: OpenFile, staged: StagingFile, size: int) -> None:
-        await staged.require_room(size, replaces=0 if size else file.info.size)
-        reader = await reader_of(file, self._plane) if size else None
-        for piece in Extent(0, size).pieces(_COPY_PIECE):
-            assert reader is not None
-            data = bytes(await reader.read(piece))
-            if len(data) != piece.size:
-                raise ProtocolViolation(f"{file.inode.path}: ends at {piece.start + len(data)}")
-            await staged.change(staged.write, piece.start, data)
 
     def note_change(self, file: OpenFile) -> None:
         """Note that the content is about to change."""
@@ -364,26 +349,35 @@ class Writer:
         self.note_change(file)
         if not (entry := staged.entry) or file.detached or entry.record.state is State.WRITING:
             return
+        if staged.goes_on:  # the journal goes on promising what was closed
+            return
         size = file.base.size if file.base is not None else 0
-        changes = {"base": _digest_of(file.base), "base_size": size, "sha256": ""}
+        changes = {"base": digest_of(file.base), "base_size": size, "sha256": ""}
         await waiting.on_disk(lambda: entry.update(state=State.WRITING, **changes))
 
-    async def _deploy(self, file: OpenFile) -> None:
+    async def _deploy(self, file: OpenFile, *, patient: bool = True) -> None:
         inode = file.inode
         if file.broken is not None:
             file.tried = file.generation
             raise file.broken
-        staged = await self._stage(file, file.size)
+        staged = await self.on_disk.stage(file, file.size)
         generation = file.tried = file.generation
-        info = await self._deployer.deploy(
-            staged,
-            inode.path,
-            base=file.base,
-            properties=inode.properties or {} if inode.local else {},
-            modified_ns=file.modified_ns,
-        )
+        staged.is_soft = False  # a thread reads it from now on, for as long as it takes
+        try:
+            info = await self._deployer.deploy(
+                staged,
+                inode.path,
+                base=file.base,
+                properties=inode.properties or {} if inode.local else {},
+                modified_ns=file.modified_ns,
+                patient=patient,
+            )
+        except (JfsError, OSError):
+            await self._make_durable(staged)
+            raise
         # no checkpoint: the file is what the server has now
         file.deployed = generation
+        file.waits_since = None
         file.info = info
         file.ours, file.replaces = True, None
         inode.ahead = False
@@ -394,6 +388,15 @@ class Writer:
         if reader is not None:
             await reader.close()
         await self._supersede(file)
+
+    async def _make_durable(self, staged: StagingFile) -> None:
+        """Let what waits survive a loss of power: it may wait for long."""
+        entry = staged.entry
+        if entry is not None and entry.record.state is State.PENDING and entry.record.boot:
+            try:
+                await waiting.on_disk(entry.make_durable, size=staged.size + waiting.SYNCED)
+            except OSError as error:
+                log.warning("%s: may not survive: %s", entry.record.path, disk_words(error))
 
     def _adopt(self, info: FileInfo, staged: StagingFile) -> None:
         """Blocking; a worker thread."""
@@ -416,35 +419,3 @@ class Writer:
         self._attributes.forget(inode)
         self._tree.abandoned(inode)
         self._abandoned(file)
-
-
-def _digest_of(base: FileInfo | None) -> str | None:
-    """Return the digest that the journal notes as what the server had."""
-    return base.checksums.sha256 if base is not None else None
-
-
-def _promise(file: OpenFile) -> dict[str, object]:
-    """Return what the next mount needs to upload a file as this one would."""
-    inode, base = file.inode, file.base
-    assert file.staged is not None
-    assert file.staged.entry is not None
-    properties = file.staged.entry.record.properties
-    if inode.local:
-        properties = {**properties, **(inode.properties or {})}
-    return {
-        "path": inode.path,
-        "base": _digest_of(base),
-        "base_size": base.size if base is not None else 0,
-        "made": inode.local,
-        "properties": properties,
-        "modified_ns": file.modified_ns,
-        "sent": tuple(sorted(file.staged.sent)),
-    }
-
-
-def _queue(entry: Entry, promise: dict[str, object]) -> None:
-    """Write all of a staged file to disk, and that it is to be uploaded. Blocking. OSError."""
-    entry.sync_data()
-    entry.update(
-        state=State.PENDING, error="", queued_ns=time.time_ns(), tries=0, next_ns=0, **promise
-    )

@@ -35,10 +35,11 @@ from jfs.model import (
     same_content,
 )
 from jfs.protocols import ArtifactStore, BlockStore, Still
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.overlap import Overlaps
 from jfs.vfs.writing.records import State
-from jfs.vfs.writing.staging import StagingArea, StagingFile
+from jfs.vfs.writing.staging import StagingFile
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Deployer:
         base: FileInfo | None,
         properties: Properties,
         modified_ns: int | None,
+        patient: bool = True,
     ) -> FileInfo:
         """Make the staged bytes the artifact at *path*. Nobody may write to them meanwhile.
 
@@ -98,6 +100,7 @@ class Deployer:
                 properties (the server would drop them, artifactory-rest 4.4).
             properties: set on it before it ever was on the server.
             modified_ns: its time, if somebody set one.
+            patient: somebody waits for it; else it is tried again later.
         Raises:
             AlreadyExists: --no-overwrite, and somebody else was faster.
             ChangedElsewhere: the server has something else than *base* now, and it was not us.
@@ -143,7 +146,7 @@ class Deployer:
             done = trio.Event()
             self._nursery.start_soon(_sync_if_long, entry, staged.size, done)
             try:
-                info = await self._sent(staged, deployment, still)
+                info = await self._sent(staged, deployment, still, patient=patient)
             finally:
                 done.set()
                 if staged.overlap is not None:
@@ -156,10 +159,10 @@ class Deployer:
         # The answer to a deploy names no time of modification.
         return replace(info, modified_ns=modified_ns or time.time_ns())
 
-    async def _sent(self, staged: StagingFile, deployment: Deployment, still: Still) -> FileInfo:
+    async def _sent(
+        self, staged: StagingFile, deployment: Deployment, still: Still, *, patient: bool
+    ) -> FileInfo:
         """Send what is staged: first the digest of what is lent, or on its way already."""
-        assert staged.entry is not None
-        patient = staged.entry.record.state is not State.PENDING
         sha256 = deployment.checksums.sha256
         assert sha256 is not None
         if staged.lent is not None:

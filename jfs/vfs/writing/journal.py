@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 _LOOK_S = 1.0  # between looks for half files, once none was found
 
-DATA, RECORD, UNWANTED = ".data", ".json", ".drop"
+DATA, RECORD, UNWANTED, UNDO = ".data", ".json", ".drop", ".undo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,19 @@ class Entry:
         return self._directory / (self.name + DATA)
 
     @property
+    def undo_path(self) -> Path:
+        """Where what was promised of it is kept while it is changed: see ``undo``."""
+        return self._directory / (self.name + UNDO)
+
+    @property
     def size(self) -> int:
         return os.fstat(self.file).st_size
 
     def update(self, **changes: object) -> None:
         """Change fields of the record, and write it, unless it was removed. Raises OSError.
 
-        What is PENDING, or becomes so, is on disk when this returns, but for its data: *close* has
-        promised that. What cannot be written is not changed.
+        Where ``close`` has promised that a file is on disk, or will, the record is when this
+        returns. What cannot be written is not changed.
         """
         with self._changing:
             record = replace(self.record, **changes)  # type: ignore[arg-type]  # fields of Record
@@ -90,7 +95,7 @@ class Entry:
 
     def _write(self, record: Record) -> None:
         path = self._directory / (self.name + RECORD)
-        durable = State.PENDING in (self.record.state, record.state)
+        durable = self.record.is_durable or record.is_durable
         try:
             write_record(path, record, durable=durable)
         except FileNotFoundError:
@@ -140,6 +145,11 @@ class Entry:
         finally:
             os.close(file)
 
+    def make_durable(self) -> None:
+        """Let what is PENDING survive a loss of power. Raises OSError."""
+        self.sync_data()
+        self.update(boot="")
+
     def remove(self) -> None:
         """Forget it; who has the data open keeps it. What fails is tried again. Raises OSError."""
         with self._changing:
@@ -147,8 +157,9 @@ class Entry:
         self._journal.unremoved[self.name] = self
         # The data first: a record without data is swept away, data without a record is kept.
         self.data_path.unlink(missing_ok=True)
+        self.undo_path.unlink(missing_ok=True)
         (self._directory / (self.name + RECORD)).unlink(missing_ok=True)
-        if self.record.state is State.PENDING:  # or the next mount would upload it after all
+        if self.record.is_durable:  # or the next mount would upload it after all
             with contextlib.suppress(FileNotFoundError):
                 _sync(self._directory)
         self._journal.unremoved.pop(self.name, None)
@@ -387,7 +398,8 @@ class Journal:
         try:
             file = os.open(data, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            record.unlink(missing_ok=True)  # we were killed while we removed it
+            for left in (record.with_suffix(UNDO), record):  # we were killed while we removed it
+                left.unlink(missing_ok=True)
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,8 +33,9 @@ from jfs.folding import fold_as
 from jfs.metrics import Metrics
 from jfs.model import Checksums, Deployment, FileInfo, RepoPath, passing_name
 from jfs.protocols import ArtifactStore, BlockStore
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.leftovers import Leftover, Leftovers
-from jfs.vfs.writing.staging import StagingArea, StagingFile
+from jfs.vfs.writing.staging import StagingFile
 
 log = logging.getLogger(__name__)
 

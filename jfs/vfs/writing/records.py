@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from jfs.clocks import boot_id
 from jfs.model import Properties, RepoPath
 
 _VERSION = 1
@@ -21,7 +22,7 @@ class State(StrEnum):
 
     WRITING: nobody has closed it yet: it may be incomplete. DEPLOYING: it was closed, and its
     upload was under way. PENDING: ``close`` has returned, and its upload is still to come
-    (--write-back); it is on disk. FAILED: the upload was refused, and ``close`` was told so if it
+    (--write-back, --settle). FAILED: the upload was refused, and ``close`` was told so if it
     waited for it.
     """
 
@@ -50,6 +51,9 @@ class Record:
         sha256: of the data when its upload began; "": not known, or changed since.
         lent: it has no data of its own (``lent``): left behind, nobody misses it.
         half: a write was refused; what is there gives way to what needs its room.
+        boot: of a PENDING file that may not be on disk yet: of the machine, as long as it runs; it
+            is whole only if it runs still. "": it is on disk.
+        promised: size of the PENDING content, if newer is being written into it (``undo``).
     """
 
     server: str
@@ -70,6 +74,18 @@ class Record:
     sha256: str = ""
     lent: bool = False
     half: bool = False
+    boot: str = ""
+    promised: int | None = None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it is to survive a loss of power."""
+        return self.state is State.PENDING and not self.boot
+
+    @property
+    def is_of_another_boot(self) -> bool:
+        """Whether the machine stopped before all of it was on disk, as far as is known."""
+        return self.boot not in ("", boot_id())
 
 
 def write_record(path: Path, record: Record, *, durable: bool = False) -> None:
@@ -125,7 +141,9 @@ def _later(document: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {name: int(document[name]) for name in numbers if name in document}
     found |= {name: bool(document[name]) for name in flags if name in document}
     lists = {name: tuple(map(str, document.get(name, ()))) for name in ("sent", "supersedes")}
-    return {**found, **lists, "sha256": str(document.get("sha256", ""))}
+    texts = {name: str(document.get(name, "")) for name in ("sha256", "boot")}
+    promised = document.get("promised")
+    return {**found, **lists, **texts, "promised": None if promised is None else int(promised)}
 
 
 def _properties(document: Mapping[str, list[str]]) -> Properties:

@@ -9,7 +9,6 @@ Trio thread only, but for ``export``.
 """
 
 import enum
-import errno
 import hashlib
 import logging
 import os
@@ -21,13 +20,14 @@ from functools import partial
 from pathlib import Path
 
 from jfs import waiting
+from jfs.disk import copy_data
 from jfs.errors import ChangedElsewhere, IntegrityError, JfsError, NotFound, is_local
 from jfs.extents import MiB
 from jfs.model import SYMLINK_TARGET, Checksums, Deployment, FileInfo, RepoPath
 from jfs.protocols import ArtifactStore
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Entry, Sighting
 from jfs.vfs.writing.records import Record, State
-from jfs.vfs.writing.staging import StagingArea
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ async def upload(
     expected = {base, *sent}
     there = await _sha256_at(store, path)
     if not force and not is_whole(record, sha256):
-        if there == record.sha256:  # the upload had ended
+        if record.sha256 and there == record.sha256:  # the upload had ended
             await waiting.on_disk(entry.remove)
             return Outcome.WAS_THERE
         await waiting.on_disk(partial(entry.update, state=State.FAILED, error=NOT_WHOLE))
@@ -152,8 +152,10 @@ async def upload(
 
 
 def is_whole(record: Record, sha256: str) -> bool:
-    """Whether data is what its upload began with, as far as is known; *sha256*: of the data."""
-    return record.state is State.WRITING or record.sha256 in ("", sha256)
+    """Whether data is what was closed, as far as is known; *sha256*: of the data."""
+    if record.state is State.WRITING:
+        return True
+    return record.sha256 == sha256 if record.sha256 else not record.is_of_another_boot
 
 
 def _state_after(error: Exception, state: State) -> State:
@@ -186,6 +188,8 @@ def describe_waiting(sighting: Sighting) -> str:
     """Say in words since when a file is queued, and what is done about it."""
     record = sighting.record
     text = f"closed {_ago(record.queued_ns)} ago"
+    if record.promised is not None and sighting.in_use:
+        return f"{text}; newer content is being written"
     if record.tries:
         text += f", tried {record.tries} times: {record.error}"
     if not sighting.in_use:
@@ -211,7 +215,7 @@ def export(entry: Entry, target: Path) -> None:
     out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
-            _copy_data(entry.file, out)
+            copy_data(entry.file, out)
             os.fsync(out)
         finally:
             os.close(out)
@@ -224,28 +228,6 @@ def export(entry: Entry, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _copy_data(file: int, out: int) -> None:
-    size = os.fstat(file).st_size
-    os.ftruncate(out, size)
-    position = 0
-    while position < size:
-        try:
-            position = os.lseek(file, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole
-                return
-            raise
-        stop = os.lseek(file, position, os.SEEK_HOLE)
-        while position < stop:
-            data = os.pread(file, min(MiB, stop - position), position)
-            if not data:
-                raise OSError(errno.EIO, "a staged file became shorter")
-            while data:
-                written = os.pwrite(out, data, position)
-                position += written
-                data = data[written:]
 
 
 async def _sha256_at(store: ArtifactStore, path: RepoPath) -> str | None:

@@ -13,12 +13,9 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
-from jfs import threads, waiting
-from jfs.config import WriteSettings
+from jfs import waiting
 from jfs.disk import allocate, copy_at, punch, read_at
 from jfs.errors import (
     DiskHangs,
@@ -29,139 +26,18 @@ from jfs.errors import (
     is_of_the_disk,
 )
 from jfs.extents import Extent, MiB
-from jfs.model import FileInfo, Properties, RepoPath
-from jfs.protocols import BlockStore
+from jfs.model import Properties
+from jfs.vfs.writing.follower import Follower
 from jfs.vfs.writing.hand import Hand, Task
-from jfs.vfs.writing.hashing import Blocks, RunningHash
-from jfs.vfs.writing.journal import Entry, Journal
+from jfs.vfs.writing.hashing import RunningHash
+from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.lent import Lent
-from jfs.vfs.writing.records import Record, State
 from jfs.vfs.writing.room import Room, keep_half
+from jfs.vfs.writing.undo import Undo
 
 log = logging.getLogger(__name__)
 
-# Each file is hashed by one at a time, at 1.3 GB/s with the SHA instructions of the processor, by
-# OpenSSL without the interpreter's lock; more than so many files at a time wait for the network.
-_MOST_HASHERS = 8
 _PIECE = 1 * MiB
-
-
-class StagingArea:
-    """Where one mount writes: the journal, the threads that hash, and the settings.
-
-    Args:
-        server: URL of the service, for the records.
-        store: the cache that will take what was uploaded; None: there is none.
-
-    Attributes:
-        grown: told once a file that was written in order reaches ``WriteSettings.overlap_from``,
-            in the thread that writes.
-    """
-
-    def __init__(
-        self, settings: WriteSettings, server: str, store: BlockStore | None = None
-    ) -> None:
-        self.settings = settings
-        self.journal = Journal(settings.staging)
-        self.journal.require_locks()
-        self.server = server
-        self.grown: Callable[[StagingFile], None] | None = None
-        count = max(2, min(os.cpu_count() or 1, _MOST_HASHERS))
-        self._hashers = threads.started(count, "jfs-hash")
-        self._hand = Hand()
-        self._blocks = Blocks(store.block_size, store.checksum) if store is not None else None
-        self.room = Room(self.journal)
-
-    def new(self, path: RepoPath, base: FileInfo | None, *, made: bool = False) -> "StagingFile":
-        """Make an empty file that belongs at *path*. Raises OSError.
-
-        Args:
-            base: what the server has there; None: nothing.
-            made: the file is made here, and has no properties on the server.
-        """
-        entry = self.journal.create(
-            Record(
-                self.server,
-                path,
-                base=base.checksums.sha256 if base is not None else None,
-                base_size=base.size if base is not None else 0,
-                properties=self.settings.properties,
-                made=made,
-            )
-        )
-        return self._made(entry.file, entry)
-
-    def successor(self, staged: "StagingFile", size: int) -> "StagingFile":
-        """Make a file for newer content, which begins as the first *size* bytes of *staged*.
-
-        Once it is PENDING nobody needs *staged* any more. Raises OSError.
-        """
-        assert staged.entry is not None
-        record = replace(
-            staged.entry.record,
-            state=State.WRITING,
-            supersedes=(staged.entry.name,),
-            error="",
-            sha256="",
-            queued_ns=0,
-            tries=0,
-            next_ns=0,
-        )
-        entry = self.journal.create(record)
-        newer = self._made(entry.file, entry)
-        newer.sent, newer.properties = set(staged.sent), staged.properties
-        try:
-            for piece in Extent(0, size).pieces(_PIECE):
-                data = read_at(staged.file, piece.size, piece.start)
-                if len(data) != piece.size:
-                    raise OSError(f"a staged file ends at {piece.start + len(data)}, not at {size}")
-                newer.write(piece.start, data)
-        except BaseException:
-            newer.forget_quietly()
-            entry.close()
-            raise
-        return newer
-
-    def resumed(self, entry: Entry, size: int) -> "StagingFile":
-        """Return what a mount that has ended left in the journal; *entry* is claimed."""
-        staged = self._made(entry.file, entry, size)
-        staged.sent = set(entry.record.sent)
-        return staged
-
-    def anonymous(self) -> "StagingFile":
-        """Make a file for content whose name is gone. Raises OSError."""
-        return self._made(self.journal.anonymous(), None)
-
-    def _made(self, file: int, entry: Entry | None, size: int = 0) -> "StagingFile":
-        running = RunningHash(self._hashers, file, self._blocks)
-        staged = StagingFile(file, entry, running, self._hand, self.room, size)
-        staged.grown, staged.grown_at = self.grown, self.settings.overlap_from
-        return staged
-
-    def close(self) -> None:
-        """End the threads."""
-        self._hashers.shutdown()
-        self._hand.close()
-
-
-class Follower(Protocol):
-    """Who sends a file while it is written: see ``overlap``. Any thread, but for ``finish``."""
-
-    def changed(self, start: int) -> None:
-        """Bytes from *start* on were written, or cut off."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing is sent any more that could be of use."""
-
-    async def finish(self, size: int, sha256: str) -> bool:
-        """Send the rest of what nobody writes any more; whether the server has it all then.
-
-        Trio thread. Raises DiskHangs.
-        """
-
-    def give_up(self) -> None:
-        """Nobody needs it any more."""
 
 
 class StagingFile:
@@ -177,6 +53,8 @@ class StagingFile:
         sent: digests of what was deployed from it, whether the server has said yes or not.
         properties: which the server had at the place, as of a try that failed.
         lent: what it consists of; None: of its bytes on this disk.
+        is_soft: it is PENDING, no upload of it has begun, and its promise holds for as long as the
+            machine runs: newer content may be written into it.
     """
 
     def __init__(
@@ -200,6 +78,8 @@ class StagingFile:
         self.grown_at = 0
         self.size = size
         self.lent: Lent | None = None
+        self.is_soft = False
+        self._undo: Undo | None = None
         self._hash = running_hash
         self._hand = hand
         self._room = room
@@ -263,6 +143,8 @@ class StagingFile:
             OSError: the disk refuses, and some of it may be there. FileTooLarge: nothing is.
         """
         self._require_size(offset + len(data))
+        if self._undo is not None:
+            self._undo.keep(Extent(offset, offset + len(data)))
         view = memoryview(data)
         position = offset
         try:
@@ -284,6 +166,8 @@ class StagingFile:
         self._require_size(size)
         if size > self.size:
             self._room.require(size, self.file)
+        if self._undo is not None:
+            self._undo.keep(Extent(size, max(size, self.size)))
         os.ftruncate(self.file, size)
         self._hash.cut(size)
         self.size = size
@@ -308,6 +192,8 @@ class StagingFile:
         stop = min(offset + size, self.size)
         if offset >= stop:
             return
+        if self._undo is not None:
+            self._undo.keep(Extent(offset, stop))
         self._hash.rewind(offset)
         if self.overlap is not None:
             self.overlap.changed(offset)
@@ -360,6 +246,8 @@ class StagingFile:
     def copy(self, offset: int, source: "StagingFile", extent: Extent) -> None:
         """Write bytes of another one, which the disk may share. Raises as ``write``."""
         self._require_size(offset + extent.size)
+        if self._undo is not None:
+            self._undo.keep(Extent(offset, offset + extent.size))
         position = extent.start
         while position < extent.stop:
             to = offset + position - extent.start
@@ -410,6 +298,33 @@ class StagingFile:
             self.overlap.changed(start)
         elif before < self.grown_at <= self.ordered and self.grown is not None:
             self.grown(self)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether newer content is being written into what ``close`` has promised."""
+        return self._undo is not None
+
+    def go_on(self) -> None:
+        """Have what was promised kept while newer content is written into it. Raises OSError."""
+        assert self.entry is not None
+        self._undo = Undo(self.entry, self.size)
+
+    def promised(self) -> None:
+        """Let go of what was promised before: the journal promises what there is now."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    def go_back(self) -> None:
+        """Become what was promised again. Raises OSError: it may be so in part."""
+        assert self._undo is not None
+        self._undo.put_back()
+        self.size = self._undo.size
+        self.ordered = min(self.ordered, self.size)
+        self._hash.cut(0)
+        if self.overlap is not None:
+            self.overlap.changed(0)
+        self.promised()
 
     def _require_size(self, size: int) -> None:
         # A hole costs this disk nothing and the upload all of its size: what could not be on this
@@ -497,6 +412,8 @@ class StagingFile:
 
     def _close_file(self) -> None:
         self._hash.end()
+        if self._undo is not None:  # whoever finds it needs that
+            self._undo.leave()
         if self.entry is not None:
             self.entry.close()
         elif self.file >= 0:
