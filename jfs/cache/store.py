@@ -166,6 +166,10 @@ class DiskBlockStore:
         free = min(budget - used, self._free() - self._floor) - self._pending
         return max(0, free - min(_SPARED, budget // 8))
 
+    def when_rejected(self, call: Callable[[], None]) -> None:
+        """Have *call* called whenever ``rejections`` of a content has changed. In any thread."""
+        self._verifier.rejected = call
+
     def rejections(self, content: ContentKey) -> int:
         return self._verifier.rejections(content)
 

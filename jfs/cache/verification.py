@@ -41,6 +41,8 @@ class Verifier:
     Args:
         inspect: opens a content without counting that as a use. Raises CacheError.
         quiet_s: verification begins after this long without data moving.
+    Attributes:
+        rejected: called in the thread that has found out, once ``rejections`` tells.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Verifier:
         self._lock = threading.Lock()
         self._waiting: set[ContentKey] = set()
         self._rejections: TTLCache[ContentKey, int] = TTLCache(1024, _MEMORY_S)
+        self.rejected: Callable[[], None] = lambda: None
 
     def submit(self, key: ContentKey) -> None:
         """Verify *key* in the background, once no data moves. Does not block."""
@@ -106,6 +109,7 @@ class Verifier:
             self._metrics.count("integrity_errors")
             with self._lock:
                 self._rejections[key] = self._rejections.get(key, 0) + 1
+            self.rejected()
             log.error("%s: what the server sent does not match its checksum: dropped", key)
             content.drop()
             return False

@@ -25,6 +25,7 @@ from jfs.answers import Answers
 # turn of the event loop, may take longer: that the timer wakes it then is harmless.
 _PATIENCE_S = 0.02
 _descriptor: int | None = None  # of the kernel's connection, once it was waited for
+_source: Callable[[int], int] | None = None
 _closed = False
 
 
@@ -35,6 +36,10 @@ async def wait_readable(descriptor: int) -> None:
     """
     global _descriptor
     _descriptor = descriptor
+    place = _source(descriptor) if _source is not None else descriptor
+    if place != descriptor:  # what is read there does not block
+        await trio.lowlevel.wait_readable(place)
+        return
     signal.setitimer(signal.ITIMER_REAL, 0)
     await trio.lowlevel.wait_readable(descriptor)
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S, _PATIENCE_S)
@@ -61,8 +66,14 @@ def is_connected() -> bool:
     return not any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
 
 
-def prepare() -> None:
-    """Make SIGALRM interrupt system calls, and do nothing else. Main thread only."""
+def prepare(source: Callable[[int], int] | None = None) -> None:
+    """Make SIGALRM interrupt system calls, and do nothing else. Main thread only.
+
+    Args:
+        source: returns the descriptor to wait for, if that is not the connection.
+    """
+    global _source
+    _source = source
     signal.signal(signal.SIGALRM, lambda number, frame: None)
 
 

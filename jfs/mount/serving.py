@@ -245,6 +245,9 @@ async def _compose(
                 filesystem.mounted(mount.device)
                 ahead = await threads.own_mount(fusectl.reading_ahead, mount.device)
                 plane.streaming.tell(ahead)
+                plane.beside.tell(mount.beside.replies)
+                if store is not None:
+                    store.when_rejected(plane.beside.pause)
                 plane.scattered.tell(Faults(operations.answers, mount.withdrawals, nursery))
                 cuts = (source.close, client.cut_uploads)
                 await _serve(settings, filesystem, mount, ending, cuts, ready)

@@ -20,6 +20,7 @@ from jfs.config import MountSettings
 from jfs.errors import ConfigError
 from jfs.fuse import Operations
 from jfs.mount import atonce, requests
+from jfs.mount.beside import Beside
 from jfs.mount.copying import copied_by
 from jfs.mount.fallocate import handled_by
 from jfs.mount.libfuse import table_changed_by
@@ -58,6 +59,7 @@ class Session:
         self.withdrawals = Withdrawals(operations.answers)
         self.small_writes = SmallWrites(operations.write_at_once)
         self.kept: object = None  # by libfuse, as long as the session lives
+        self.beside = Beside()
 
     def fallocate(
         self,
@@ -115,6 +117,7 @@ class Session:
         self._operations.answers.nursery = behind
         async with trio.open_nursery() as self._loops, trio.open_nursery() as watch:
             watch.start_soon(self.withdrawals.run)
+            watch.start_soon(self.beside.hear)
             with self._requests:
                 await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MAX_TASKS)
             watch.cancel_scope.cancel()
@@ -127,6 +130,7 @@ class Session:
         Takes 11 s at most.
         """
         self._operations.ended = True
+        self.beside.end()
         # The kernel forgets what it asked as the mount goes: answers to that fail, as they must.
         logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)
         if self._loops is None:
@@ -146,6 +150,7 @@ class Session:
         """Close the connection of the kernel: whoever still has files open gets ENOTCONN."""
         self.small_writes.end()
         requests.rest()
+        self.beside.close()
         if self.passthrough is not None:
             self.passthrough.end()
         if threads.notifications():
@@ -192,7 +197,7 @@ async def mounted(
         *map(_option_value, settings.fuse_options),
     }
     session = Session(operations, settings.mountpoint, passthrough)
-    requests.prepare()
+    requests.prepare(session.beside.requests)
     pyfuse3.trio = requests.Trio(operations.answers)  # type: ignore[attr-defined]  # as .asyncio
     changes = (
         session.withdrawals.change,
@@ -207,6 +212,7 @@ async def mounted(
         with _libfuse_messages() as messages, table_changed_by(changes) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)
     except RuntimeError as error:
+        session.beside.close()
         reason = messages().splitlines()
         if reason and "could not determine username" in reason[0]:
             reason[0] += f": uid {os.getuid()} needs an entry in the password database"

@@ -24,7 +24,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 # JFS_NATIVE_ABI of native.h. An object of another number was left by another version.
-ABI = 5
+ABI = 6
 _NAME = "_native"
 
 _lock = threading.Lock()

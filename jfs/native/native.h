@@ -2,7 +2,8 @@
  *
  * The rules. Called through ctypes, without the interpreter's lock: nothing here may touch a Python
  * object. Memory, descriptors and counters belong to the caller, which holds them for as long as the
- * call lasts. Nothing is kept between calls. A failure is returned as -errno.
+ * call lasts. Nothing is kept between calls, except by
+ * reply.c. A failure is returned as -errno.
  */
 #ifndef JFS_NATIVE_H
 #define JFS_NATIVE_H
@@ -13,7 +14,7 @@
 
 /* Raised with every change of what Python sees: see jfs/native/__init__.py. */
 #ifndef JFS_NATIVE_ABI
-#define JFS_NATIVE_ABI 5
+#define JFS_NATIVE_ABI 6
 #endif
 
 #define JFS_EXPORTED __attribute__((visibility("default")))
@@ -34,6 +35,8 @@ struct jfs_arrival;
 JFS_EXPORTED uint64_t jfs_arrival_filled(struct jfs_arrival *arrival);
 JFS_EXPORTED uint64_t jfs_arrival_want(struct jfs_arrival *arrival, uint64_t until);
 JFS_EXPORTED void jfs_arrival_set(struct jfs_arrival *arrival, uint64_t filled);
+/* Have the READs of a struct jfs_piece answered by who fills, who holds it; 0: of none. */
+JFS_EXPORTED void jfs_arrival_tell(struct jfs_arrival *arrival, uint64_t piece);
 
 /* A run of bytes and where it goes; as in jfs/native/receiving.py. */
 struct jfs_run {
@@ -105,5 +108,53 @@ JFS_EXPORTED ssize_t jfs_tls_send(const struct jfs_tls *tls, void *ssl, int fd, 
                                   size_t size, int64_t patience_ms, unsigned long *said);
 /* Whether nothing came and it has not ended; tickets and the like are taken in. */
 JFS_EXPORTED int jfs_tls_is_quiet(const struct jfs_tls *tls, void *ssl);
+
+/* Replies to READs; see reply.c, and jfs/native/replies.py for who calls what. Any thread, unless
+ * it says otherwise. What is made is freed by its own function, in any order. */
+struct jfs_replies; /* those of one mount */
+struct jfs_reader;  /* of one content */
+struct jfs_piece;   /* bytes of one content in memory */
+enum {
+    JFS_ANSWERED,
+    JFS_WAITS,         /* it will be answered, or passed on */
+    JFS_ANSWERED_LATE, /* after that */
+    JFS_PASSED_ON,     /* libfuse has it now */
+};
+struct jfs_note { /* READs of one handle, one after another: bytes `start` to `stop` */
+    uint64_t handle, start, stop, kind, count, is_quiet;
+};
+
+JFS_EXPORTED int jfs_replies_new(void (*exit_session)(void *session), struct jfs_replies **made);
+JFS_EXPORTED void jfs_replies_free(struct jfs_replies *replies);
+/* Descriptors that are readable while there is a request for libfuse, or a note. */
+JFS_EXPORTED int jfs_replies_ready(struct jfs_replies *replies);
+JFS_EXPORTED int jfs_replies_noted(struct jfs_replies *replies);
+/* Read the requests of `device` from now on; one at a time of a process. */
+JFS_EXPORTED int jfs_replies_start(struct jfs_replies *replies, int device);
+JFS_EXPORTED void jfs_replies_stop(struct jfs_replies *replies);
+/* As fuse_session_receive_buf, but -EINTR if there is no request. */
+JFS_EXPORTED int jfs_replies_receive(void *session, void *buffer);
+/* Take notes; returns how many. */
+JFS_EXPORTED size_t jfs_replies_notes(struct jfs_replies *replies, struct jfs_note *notes,
+                                      size_t room);
+/* Answer no more READs of a handle, or of any; returns when none is being answered. */
+JFS_EXPORTED void jfs_replies_revoke(struct jfs_replies *replies, uint64_t handle);
+JFS_EXPORTED void jfs_replies_revoke_all(struct jfs_replies *replies);
+
+JFS_EXPORTED struct jfs_reader *jfs_reader_new(struct jfs_replies *replies, uint64_t size);
+JFS_EXPORTED void jfs_reader_free(struct jfs_reader *reader);
+JFS_EXPORTED int jfs_reader_publish(struct jfs_reader *reader, uint64_t handle);
+JFS_EXPORTED void jfs_reader_revoke(struct jfs_reader *reader);
+/* READs within need not be known at once. */
+JFS_EXPORTED void jfs_reader_quiet(struct jfs_reader *reader, uint64_t start, uint64_t stop);
+
+/* Bytes `start` to `stop` of the file come to `data`; up to `filled` they are there. */
+JFS_EXPORTED struct jfs_piece *jfs_piece_new(struct jfs_reader *reader, const uint8_t *data,
+                                             uint64_t start, uint64_t stop, uint64_t filled);
+JFS_EXPORTED void jfs_piece_filled(struct jfs_piece *piece, uint64_t filled);
+JFS_EXPORTED void jfs_piece_failed(struct jfs_piece *piece);
+/* When it returns nobody reads `data` any more. */
+JFS_EXPORTED void jfs_piece_end(struct jfs_piece *piece);
+JFS_EXPORTED void jfs_piece_free(struct jfs_piece *piece);
 
 #endif

@@ -12,6 +12,7 @@ enum { LOW = 256 * 1024 };
 struct jfs_arrival {
     _Atomic uint64_t filled; /* everything before it is there */
     _Atomic uint64_t wanted; /* who fills returns when it gets there; 0: nobody waits */
+    _Atomic uint64_t piece;  /* a struct jfs_piece, whose READs are answered as they can be; 0 */
 };
 
 uint64_t jfs_arrival_filled(struct jfs_arrival *arrival) { return atomic_load(&arrival->filled); }
@@ -25,6 +26,16 @@ uint64_t jfs_arrival_want(struct jfs_arrival *arrival, uint64_t until) {
 
 void jfs_arrival_set(struct jfs_arrival *arrival, uint64_t filled) {
     atomic_store(&arrival->filled, filled);
+}
+
+void jfs_arrival_tell(struct jfs_arrival *arrival, uint64_t piece) {
+    atomic_store(&arrival->piece, piece);
+}
+
+static void arrive(struct jfs_arrival *arrival, uint64_t filled) {
+    atomic_store(&arrival->filled, filled);
+    uint64_t piece = atomic_load(&arrival->piece);
+    if (piece) jfs_piece_filled((struct jfs_piece *)(uintptr_t)piece, filled);
 }
 
 static uint64_t blocks(uint64_t size, uint64_t block) { return size / block + (size % block != 0); }
@@ -53,7 +64,7 @@ static void add_sums(struct jfs_run *run, uint64_t filled) {
 
 int jfs_run_filled(struct jfs_run *run, uint64_t before, uint64_t filled,
                    struct jfs_arrival *arrival) {
-    if (arrival) atomic_store(&arrival->filled, run->position + filled);
+    if (arrival) arrive(arrival, run->position + filled);
     add_sums(run, filled);
     uint64_t wanted = arrival ? atomic_load(&arrival->wanted) : 0;
     return run->position + before < wanted && wanted <= run->position + filled;

@@ -20,7 +20,11 @@ from jfs.native.sums import hashing
 class _Words(ctypes.Structure):
     """``struct jfs_arrival``."""
 
-    _fields_ = (("filled", ctypes.c_uint64), ("wanted", ctypes.c_uint64))
+    _fields_ = (
+        ("filled", ctypes.c_uint64),
+        ("wanted", ctypes.c_uint64),
+        ("piece", ctypes.c_uint64),
+    )
 
 
 class _Run(ctypes.Structure):
@@ -51,7 +55,8 @@ def _looks(library: ctypes.CDLL) -> ctypes.PyDLL:
     looks.jfs_arrival_filled.restype = looks.jfs_arrival_want.restype = word
     looks.jfs_arrival_filled.argtypes = (address,)
     looks.jfs_arrival_want.argtypes = looks.jfs_arrival_set.argtypes = (address, word)
-    looks.jfs_arrival_set.restype = None
+    looks.jfs_arrival_tell.argtypes = (address, word)
+    looks.jfs_arrival_set.restype = looks.jfs_arrival_tell.restype = None
     return looks
 
 
@@ -73,7 +78,7 @@ class Arrival:
 
     def __init__(self, library: ctypes.CDLL, filled: int) -> None:
         self._looks = _looks(library)
-        self._words = _Words(filled, 0)
+        self._words = _Words(filled, 0, 0)
 
     @property
     def filled(self) -> int:
@@ -90,6 +95,14 @@ class Arrival:
         One of the two sees the other: it returns, or *until* was there already.
         """
         return int(self._looks.jfs_arrival_want(self._words, until))
+
+    def tell(self, piece: int) -> None:
+        """Have READs answered as what they want comes; see ``jfs.native.replies``.
+
+        Args:
+            piece: the pointer of a ``Piece``, which whoever fills must hold; 0: of none.
+        """
+        self._looks.jfs_arrival_tell(self._words, piece)
 
 
 def arrival(filled: int) -> Arrival | None:

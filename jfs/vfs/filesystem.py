@@ -99,7 +99,7 @@ class Filesystem:
             deployer = Deployer(store, area, plane.metrics, plane.nursery, root.path, plane.store)
             self._writing = Writing(area, deployer, local)
         self._kernel = KernelView(plane.nursery, notifier, backings)
-        refusals = Refusals()
+        refusals = Refusals(plane.beside.pause)
         self.claims = locks = PathLocks()
         self._files = OpenFiles(
             self._tree, plane, self._numbers, self._writing, self._kernel, locks, refusals

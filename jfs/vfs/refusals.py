@@ -9,6 +9,7 @@ not there) is no refusal. Trio thread only; no I/O but the log's.
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,11 +88,14 @@ class Refusal:
 class Refusals:
     """The last refusals of one mount.
 
+    Args:
+        stands: called when something was refused.
     Attributes:
         standing: whether there is any whose thing has not succeeded since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stands: Callable[[], None] = lambda: None) -> None:
+        self._stands = stands
         self.standing = False
         self._kept: dict[tuple[RepoPath | None, str], Refusal] = {}  # newest last
 
@@ -117,6 +121,7 @@ class Refusals:
             del self._kept[next(iter(self._kept))]
         self._kept[path, operation] = refusal
         self.standing = True
+        self._stands()
         return refusal
 
     def succeeded(self, operation: str, path: RepoPath | None) -> None:

@@ -1,13 +1,14 @@
 """Proofs on a real mount: kills while the cache fills, small disks, eviction, crowds of readers."""
 
 import hashlib
+import mmap
 import os
 import random
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -58,19 +59,123 @@ def test_a_daemon_killed_while_it_fills_its_cache(
         successor.stop()
 
 
-def test_what_is_in_memory_is_answered_at_once(server: EmbeddedServer, mounter: Mounter) -> None:
+@pytest.mark.parametrize(
+    ("options", "counter"), [((), "reads_beside"), (("--native", "off"), "reads_at_once")]
+)
+def test_what_is_in_memory_is_answered_at_once(
+    server: EmbeddedServer, mounter: Mounter, options: Sequence[str], counter: str
+) -> None:
     """A stream, and what the kernel has dropped again: READs that need no task."""
     data = random.Random(13).randbytes(8 * MiB + 77)
     server.deploy(REPO, "f", data)
-    mounted = mount(server, mounter)
+    mounted = mount(server, mounter, *options)
     with (mounted.root / "f").open("rb", buffering=0) as file:
         for _ in range(2):
             read = b"".join(os.pread(file.fileno(), MiB, at * MiB) for at in range(9))
             assert read == data
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     stats = (mounted.root / ".jfs" / "stats").read_text()
-    (count,) = re.findall(r"counters\.reads_at_once (\d+)", stats)
+    (count,) = re.findall(rf"counters\.{counter} (\d+)", stats)
     assert int(count) >= 1
+    mounted.stop()
+
+
+@pytest.mark.parametrize("options", [(), ("--native", "off")])
+def test_whoever_reads_sees_what_was_written(
+    server: EmbeddedServer, mounter: Mounter, options: Sequence[str]
+) -> None:
+    """A handle whose READs are answered from memory, and one through which the file is changed."""
+    choose = random.Random(17)
+    data = bytearray(choose.randbytes(6 * MiB))
+    for name in ("a", "b", "c"):
+        server.deploy(REPO, name, bytes(data))
+    mounted = mount(server, mounter, *options)
+    for name in ("a", "b", "c"):
+        path, expected = mounted.root / name, bytearray(data)
+        with path.open("rb", buffering=0) as reader:
+            for at in range(0, len(data), MiB):
+                assert os.pread(reader.fileno(), MiB, at) == expected[at : at + MiB]
+            with path.open("r+b", buffering=0) as writer:
+                for _ in range(8):
+                    at, piece = choose.randrange(len(data) - 9000), choose.randbytes(9000)
+                    os.pwrite(writer.fileno(), piece, at)
+                    expected[at : at + len(piece)] = piece
+                    os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    start = max(0, at - 5000)
+                    assert (
+                        os.pread(reader.fileno(), 20_000, start)
+                        == (expected[start : start + 20_000])
+                    )
+            os.posix_fadvise(reader.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert b"".join(iter(lambda: reader.read(MiB), b"")) == expected
+    mounted.stop()
+
+
+@pytest.mark.parametrize("options", [(), ("--native", "off")])
+def test_a_crowd_of_readers_of_one_file(
+    server: EmbeddedServer, mounter: Mounter, options: Sequence[str]
+) -> None:
+    """In order and at random, by read(2) and by mapping, with the page cache and without."""
+    size = 20 * MiB + 4321
+    data = random.Random(19).randbytes(size)
+    server.deploy(REPO, "f", data)
+    mounted = mount(server, mounter, *options)
+    path = mounted.root / "f"
+    wrong: list[str] = []
+
+    def check(what: str, at: int, got: bytes) -> None:
+        if got != data[at : at + len(got)] or not got:
+            wrong.append(f"{what} at {at}: {len(got)}")
+
+    def in_order(piece: int) -> None:
+        with path.open("rb", buffering=0) as file:
+            at = 0
+            while got := file.read(piece):
+                check("in order", at, got)
+                at += len(got)
+            assert at == size
+
+    def direct() -> None:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        with mmap.mmap(-1, MiB) as buffer:
+            for at in range(0, size, MiB):
+                count = os.preadv(file, [buffer], at)
+                check("direct", at, buffer[:count])
+        os.close(file)
+
+    def at_random(seed: int) -> None:
+        choose = random.Random(seed)
+        with path.open("rb", buffering=0) as file:
+            for _ in range(60):
+                at = choose.randrange(size)
+                check("at random", at, os.pread(file.fileno(), choose.choice([1, 4096, MiB]), at))
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def mapped() -> None:
+        # A process: a page fault holds its interpreter's lock, which the server needs, too.
+        script = "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=1)"
+        hashed = "; import hashlib; print(hashlib.sha256(m).hexdigest())"
+        done = subprocess.run(
+            [sys.executable, "-c", script + hashed, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=_WATCHDOG_S,
+        )
+        if done.stdout.strip() != hashlib.sha256(data).hexdigest():
+            wrong.append(f"mapped: {done.stderr}")
+
+    readers = [
+        *(threading.Thread(target=in_order, args=(piece,)) for piece in (MiB, 100_000)),
+        *(threading.Thread(target=at_random, args=(seed,)) for seed in (1, 2)),
+        threading.Thread(target=direct),
+        threading.Thread(target=mapped),
+    ]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(_WATCHDOG_S)
+    assert wrong == []
+    assert not any(reader.is_alive() for reader in readers)
     mounted.stop()
 
 

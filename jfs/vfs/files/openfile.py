@@ -61,6 +61,9 @@ class OpenFile:
     """
 
     __slots__ = (
+        "_reader",
+        "_replaced",
+        "_staged",
         "acknowledged",
         "backing",
         "broken",
@@ -77,10 +80,7 @@ class OpenFile:
         "modified_ns",
         "ours",
         "queued",
-        "reader",
-        "replaced",
         "replaces",
-        "staged",
         "tried",
         "uploading",
         "waits_since",
@@ -91,8 +91,9 @@ class OpenFile:
     def __init__(self, inode: Inode, info: FileInfo) -> None:
         self.inode = inode
         self.info = info
-        self.reader: ContentReader | None = None
-        self.staged: StagingFile | None = None
+        self._reader: ContentReader | None = None
+        self._staged: StagingFile | None = None
+        self._replaced = False
         self.kept: StagingFile | None = None
         self.handles = 0
         self.writers = 0
@@ -104,7 +105,6 @@ class OpenFile:
         self.modified_ns: int | None = None
         self.ours = False
         self.replaces: FileInfo | None = None
-        self.replaced = False
         self.queued = 0
         self.held = False
         self.uploading: trio.CancelScope | None = None
@@ -114,6 +114,45 @@ class OpenFile:
         self.closes = 0
         self.waits_since: float | None = None
         self.detached = False
+
+    # What is shown changes with each of these three: READs are answered from none but what is
+    # shown (``jfs.vfs.reading.beside``).
+
+    @property
+    def reader(self) -> ContentReader | None:
+        return self._reader
+
+    @reader.setter
+    def reader(self, reader: ContentReader | None) -> None:
+        self._changes()
+        self._reader = reader
+
+    @property
+    def staged(self) -> StagingFile | None:
+        return self._staged
+
+    @staged.setter
+    def staged(self, staged: StagingFile | None) -> None:
+        self._changes()
+        self._staged = staged
+
+    @property
+    def replaced(self) -> bool:
+        return self._replaced
+
+    @replaced.setter
+    def replaced(self, replaced: bool) -> None:
+        self._changes()
+        self._replaced = replaced
+
+    def _changes(self) -> None:
+        if self._reader is not None:
+            self._reader.shown.revoke()
+
+    def answer_beside(self, handle: int) -> None:
+        """Have READs of a handle answered beside the interpreter, while they are of *reader*."""
+        if not self._replaced and self._staged is None and self._reader is not None:
+            self._reader.shown.publish(handle)
 
     @property
     def dirty(self) -> bool:

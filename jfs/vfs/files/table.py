@@ -23,6 +23,7 @@ from jfs.errors import (
 )
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
+from jfs.vfs.files.beside import ReadBeside
 from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.files.openfile import Opened, OpenFile, reader_of
 from jfs.vfs.files.opening import Opening
@@ -90,6 +91,8 @@ class OpenFiles:
             self._registry, locks, self._writer, self.queue, self._opening.let_go
         )
         self._handles = Handles(numbers)
+        self._beside = ReadBeside(self._handles, kernel, refusals)
+        plane.beside.listen(self._beside.noted)
         self._refusals = refusals
 
     def find(self, inode: Inode) -> OpenFile | None:
@@ -251,6 +254,7 @@ class OpenFiles:
         """Close a handle. What no FLUSH saw, such as the last stores of a mapping, is deployed."""
         opened = self._handles.find(handle)
         file = opened.file
+        self._beside.released(handle, opened)
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:
                 await self.require_writer(file.inode).close(file)
@@ -306,16 +310,15 @@ class OpenFiles:
         opened = self._handles.find(handle)
         data = await self._read(opened.file, extent)
         # no checkpoint until it is answered
-        if not opened.direct:
-            self._kernel.filled(opened.file.inode.ino)
+        self._beside.read(handle, opened)
         return data
 
     def read_at_once(self, handle: int, extent: Extent) -> memoryview | None:
         """As ``read``, of bytes that are in memory; None: ``read`` has more to do."""
         opened = self._handles.get(handle)
         data = opened.file.read_at_once(extent) if opened is not None else None
-        if opened is not None and data is not None and not opened.direct:
-            self._kernel.filled(opened.file.inode.ino)
+        if opened is not None and data is not None:
+            self._beside.read(handle, opened)
         return data
 
     async def _read(self, file: OpenFile, extent: Extent) -> bytes | bytearray | memoryview:

@@ -13,6 +13,7 @@ from jfs.memory import Budget
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, RepoPath
 from jfs.protocols import BlockStore, RangeSource
+from jfs.vfs.reading.beside import Beside
 from jfs.vfs.reading.companions import Companions
 from jfs.vfs.reading.intent import Foreground, Intent
 from jfs.vfs.reading.learning import Habits, Streaming
@@ -76,6 +77,7 @@ class Plane:
         self.habits = Habits(settings.far_s)
         self.streaming = Streaming()
         self.scattered = Scattered()
+        self.beside = Beside(metrics)
         self.companions = Companions(metrics)
         self.intent = Intent()
         self.foreground = Foreground()

@@ -213,6 +213,27 @@ class ReadaheadPlanner:
         run.ahead = max(start, stop)
         return ReadPlan(demand, Extent(start, max(start, stop)), run.warm)
 
+    def nothing(self, extent: Extent) -> ReadPlan:
+        """Return the plan of a READ that was observed before."""
+        demand = extent.aligned(self._block_size, self._size)
+        return ReadPlan(demand, Extent(demand.stop, demand.stop))
+
+    def quiet(self) -> Extent:
+        """Return of which bytes READs change no plan, as the last READ left it.
+
+        An eighth of the window at most: who reads is to be known.
+        """
+        run = self._latest
+        if run is None:
+            return Extent(0, 0)
+        eighth = self._window // 8
+        stop = self._size
+        if run.ahead < self._size:
+            # Nothing is planned before a READ has come so near to what is under way (``observe``).
+            stop = min(run.ahead - 7 * eighth, self._size - self._window)
+        stop = min(stop, run.position + eighth)
+        return Extent(run.position, max(run.position, stop))
+
     @property
     def streams(self) -> bool:
         """Whether the last READ was one of a stream."""

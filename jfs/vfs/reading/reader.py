@@ -65,7 +65,8 @@ class ContentReader(SegmentOwner):
         self.was_cold = False  # something of it came from the server
         self._whole = Extent(0, version.size)
         self._is_small = plane.is_small(version)
-        self._segments = Placed()
+        self.segments = Placed()
+        self.shown = plane.beside.shown(self, 0 if self._is_small else version.size)
         self._looking = trio.StrictFIFOLock()
         self._working = 0  # tasks that still use our segments
         self._resting = trio.lowlevel.ParkingLot()
@@ -96,7 +97,8 @@ class ContentReader(SegmentOwner):
             raise self._stale
         if self._plane.rejections(self.version) != self.rejections:
             raise IntegrityError(f"{self.version.path}: does not match its checksum: open it again")
-        resident, is_fetched = None, self._segments.covering(extent) is not None
+        self._plane.beside.hear()
+        resident, is_fetched = None, self.segments.covering(extent) is not None
         if self.cached is not None and not is_fetched:
             resident = self.cached.resident(extent)
         is_here = is_fetched or resident is not None
@@ -122,11 +124,10 @@ class ContentReader(SegmentOwner):
 
     def read_at_once(self, extent: Extent) -> memoryview | None:
         """As ``read``, if one segment has all of *extent*. None: it has not, nothing is noted."""
+        self._plane.beside.hear()  # before it takes a segment: it may free some
         extent = extent.clipped(self.version.size)
-        segment = self._segments.covering(extent) if extent else None
-        if segment is None or segment.filled < extent.stop or self._is_small:
-            return None
-        if self._stale is not None or self._plane.rejections(self.version) != self.rejections:
+        segment = self.segments.covering(extent) if extent else None
+        if segment is None or segment.filled < extent.stop or self._is_small or not self.is_right:
             return None
         segment.users += 1  # its memory is not to be had for what is started now
         try:
@@ -135,6 +136,16 @@ class ContentReader(SegmentOwner):
             return segment.taken(extent)
         finally:
             self.give_back(segment)
+
+    def went_on(self, extent: Extent) -> Extent:
+        """Note a READ answered beside us; return among which bytes the next fetch nothing more."""
+        self._start_ahead(self._observed(extent))
+        return self._planner.quiet()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether what is here may be read, as far as anybody knows."""
+        return self._stale is None and self._plane.rejections(self.version) == self.rejections
 
     @property
     def streams(self) -> bool:
@@ -152,7 +163,7 @@ class ContentReader(SegmentOwner):
         """
         extent = self._whole if self._is_small else extent
         self._start_missing(extent, demand=demand)
-        segment = self._segments.at(extent.start)
+        segment = self.segments.at(extent.start)
         if segment is not None:
             segment.users += 1
         return segment
@@ -176,6 +187,7 @@ class ContentReader(SegmentOwner):
 
     async def close(self) -> None:
         """Free everything once the fetches under way have ended. Idempotent."""
+        self.shown.revoke()
         if not self.is_closed:
             self.is_closed = True
             self._plane.intent.left(self)
@@ -184,7 +196,7 @@ class ContentReader(SegmentOwner):
             await self._close_when_idle()
 
     def discard(self, segment: Segment) -> None:
-        if self._segments.remove(segment) and segment.users == 0:
+        if self.segments.remove(segment) and segment.users == 0:
             self._plane.pool.free(segment)
 
     def give_back(self, segment: Segment) -> None:
@@ -192,19 +204,19 @@ class ContentReader(SegmentOwner):
         segment.users -= 1
         if segment.users:
             return
-        if segment in self._segments:
+        if segment in self.segments:
             self._plane.pool.unused(segment, is_kept=self.cached is not None)
         else:
             self._plane.pool.free(segment)
 
     async def _serve(self, extent: Extent) -> memoryview | bytearray:
-        first = self._segments.at(extent.start)
+        first = self.segments.at(extent.start)
         if first is not None and first.extent.stop >= extent.stop:
             return await self._take(first, extent)
         parts = bytearray()
         position = extent.start
         while position < extent.stop:
-            segment = self._segments.at(position)
+            segment = self.segments.at(position)
             if segment is None:
                 # There was no memory for it, or it was given up while we waited for the piece
                 # before it.
@@ -229,11 +241,12 @@ class ContentReader(SegmentOwner):
             self.give_back(segment)
 
     def _observed(self, extent: Extent, told: int = 0) -> ReadPlan:
-        """Note a READ; return what to fetch."""
+        """Note a READ, unless that was done; return what to fetch."""
+        if self.shown.was_noted(extent):
+            return self._planner.nothing(extent)
         plan = self._planner.observe(extent, told)
         if self._plane.scattered.is_any:
-            reach = self._planner.goes_on_to(extent)
-            self._plane.scattered.asked(self.inode, extent, reach)
+            self._plane.scattered.asked(self.inode, extent, self._planner.goes_on_to(extent))
         self._plane.streaming.note(self._planner.streams, self.version.content)
         if self._is_small:
             plan = ReadPlan(self._whole, Extent(self.version.size, self.version.size))
@@ -262,19 +275,16 @@ class ContentReader(SegmentOwner):
             self._planner.retract(planned, reached)
 
     def _start_missing(self, extent: Extent, *, demand: bool) -> int:
-        """Start fetching what nobody fetches yet, as far as memory allows.
-
-        Returns:
-            Up to where everything of *extent* is there or under way.
-        """
+        """Start fetching what nobody fetches yet; return up to where memory allows."""
         largest = self._planner.piece
-        for gap in self._segments.gaps(extent):
+        for gap in self.segments.gaps(extent):
             # What fits into one segment is not cut where it passes a multiple: each costs 2 ms.
             for piece in [gap] if gap.size <= largest else gap.pieces(largest):
                 segment = self._plane.pool.allocate(piece, self.version.path.repo)
                 if segment is None:
                     return piece.start
-                self._segments.add(segment)
+                self.segments.add(segment)
+                self.shown.add(segment)
                 self._begin(self._work, segment, demand)
         return extent.stop
 
@@ -326,6 +336,7 @@ class ContentReader(SegmentOwner):
             error = failure
             if isinstance(failure, Stale):
                 self._stale = failure
+                self.shown.revoke()
             log.debug("%s %s: %s", self.version.path, segment.extent, failure)
         except Exception as failure:
             error = JfsError(f"internal error: {failure!r}")
@@ -412,7 +423,7 @@ class ContentReader(SegmentOwner):
         self._resting.unpark_all()
         if self._working or not self.is_closed:
             return  # the last of them comes back here
-        for segment in list(self._segments):
+        for segment in list(self.segments):
             self.discard(segment)
         content, self.cached = self.cached, None
         if content is not None:

@@ -14,7 +14,7 @@ import time
 from array import array
 from bisect import bisect_right, insort
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -23,6 +23,7 @@ from jfs.extents import Extent
 from jfs.memory import LARGE, Budget
 from jfs.native import receiving
 from jfs.native.receiving import Run
+from jfs.native.replies import Piece
 
 
 class Segment:
@@ -34,12 +35,14 @@ class Segment:
         group: see ``SegmentPool.allocate``.
         users: who waits for it, fills it or takes from it; its buffer is not reused meanwhile.
         is_read: its last byte was answered.
+        piece: as what the native part answers from it; None: it does not.
     """
 
     __slots__ = (
         "_filled",
         "_need",
         "_parked",
+        "_shown",
         "_token",
         "arrival",
         "buffer",
@@ -48,6 +51,7 @@ class Segment:
         "extent",
         "group",
         "is_read",
+        "piece",
         "users",
         "view",
     )
@@ -63,6 +67,8 @@ class Segment:
         self.done = False
         self.users = 0
         self.is_read = False
+        self.piece: Piece | None = None
+        self._shown: Callable[[Segment], Piece] | None = None
         self._need = 0  # the least `filled` that somebody waits for; 0: nobody does
         self._parked = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
@@ -84,6 +90,24 @@ class Segment:
         self.is_read |= extent.stop == self.extent.stop
         return self.slice(extent)
 
+    def shown_by(self, shown: "Callable[[Segment], Piece]") -> None:
+        """Have it answered from by what *shown* makes of it, while it has its buffer."""
+        self._shown = shown
+        self._show(shown)
+
+    def _show(self, shown: "Callable[[Segment], Piece]") -> None:
+        self.piece = shown(self)
+        if self.arrival is not None:
+            self.arrival.tell(self.piece.pointer)
+
+    def hide(self) -> None:
+        """Return when nobody but the trio thread answers from it any more."""
+        piece, self.piece = self.piece, None
+        if piece is not None:
+            if self.arrival is not None:
+                self.arrival.tell(0)
+            piece.end()
+
     def replace_buffer(self) -> None:
         """Go on in another buffer: a thread that nobody waits for may still write to this one.
 
@@ -93,11 +117,17 @@ class Segment:
         view = memoryview(fresh)[: self.extent.size]
         arrived = self.filled - self.extent.start
         view[:arrived] = self.view[:arrived]
+        self.hide()
         self.buffer, self.view = fresh, view
+        if self._shown is not None:
+            self._show(self._shown)
 
     def progress(self, filled: int) -> None:
         """Say from the filling thread that everything before *filled* has arrived."""
         self._filled = filled
+        piece = self.piece
+        if piece is not None:
+            piece.filled(filled)
         # The waiter writes _need and then reads filled; we write filled and then read _need: with
         # the interpreter's lock one of the two sees the other.
         if 0 < self._need <= filled:
@@ -107,6 +137,8 @@ class Segment:
         """End the filling; trio thread. Waiters get the bytes there are, or *error*."""
         self.error = error
         self.done = True
+        if error is not None and self.piece is not None:
+            self.piece.failed()
         self._wake()
 
     async def wait(self, until: int) -> None:
@@ -140,7 +172,7 @@ class SegmentSink:
         run: see ``Sink``.
     """
 
-    __slots__ = ("_position", "_segment", "_stop", "began", "run")
+    __slots__ = ("_piece", "_position", "_segment", "_stop", "began", "run")
 
     def __init__(self, segment: Segment, run: Extent, block_size: int = 0) -> None:
         self.began = 0.0
@@ -148,6 +180,7 @@ class SegmentSink:
         if run.size >= LARGE and segment.arrival is not None:
             view = segment.slice(run)
             self.run = receiving.run(view, run.start, block_size, segment.arrival)
+        self._piece = segment.piece  # the call that fills may use it, whatever becomes of us
         self._segment = segment
         self._position = run.start
         self._stop = run.stop
@@ -216,6 +249,16 @@ class Placed:
         """Return the segment that holds all of *extent*."""
         segment = self.at(extent.start)
         return segment if segment is not None and segment.extent.contains(extent) else None
+
+    def ending_in(self, extent: Extent) -> list[Segment]:
+        """Return those whose last byte is in *extent*."""
+        found = []
+        position = extent.start
+        while position < extent.stop and (segment := self.at(position)) is not None:
+            position = segment.extent.stop
+            if position <= extent.stop:
+                found.append(segment)
+        return found
 
     def gaps(self, extent: Extent) -> list[Extent]:
         """Return the runs of *extent* that no segment covers."""
@@ -298,6 +341,7 @@ class SegmentPool:
     def free(self, segment: Segment) -> None:
         """Take the memory of a segment that its owner has discarded."""
         self._idle.pop(segment, None)
+        segment.hide()
         buffer = segment.buffer
         if segment.is_read:
             self._read[len(buffer)].pop(segment, None)
