@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from jfs.server import EmbeddedServer, Fault
 from tests.mount.conftest import MountedServer, Mounter
@@ -153,6 +155,35 @@ def test_onnx_with_its_tensors_in_another_file(mounted: MountedServer) -> None:
     stats = json.loads((mounted.root / ".jfs/stats.json").read_text())
     assert stats["counters"]["described_files"] >= 1
     assert server.stats.bytes_sent < len(weights) + 8 * MiB  # of 40
+
+
+_TENSORS = """
+import random
+import numpy as np
+from safetensors import safe_open
+numbers = list(range(1, COUNT, 2))
+random.Random(7).shuffle(numbers)
+with safe_open(path, framework="np") as model:
+    for number in numbers:
+        tensor = model.get_tensor(f"layers.{number:02}")
+        assert np.array_equal(tensor, np.arange(SIZE, dtype="u4") * 3 + number)
+"""
+
+
+def test_tensors_of_a_mapping_in_any_order_are_right_and_cost_themselves(
+    mounted: MountedServer,
+) -> None:
+    """Half of a model. Where its reader is not seen to wait it costs a MiB at each end more."""
+    count, size = 12, 6 * MiB // 4
+    tensors = {
+        f"layers.{number:02}": np.arange(size, dtype="u4") * 3 + np.uint32(number)
+        for number in range(count)
+    }
+    mounted.server.deploy(REPO, "half.safetensors", save(tensors))
+    before = mounted.server.stats.bytes_sent
+    run(f"COUNT, SIZE = {count}, {size}{_TENSORS}", mounted.root / "half.safetensors")
+    mounted.mount.stop()  # what was begun for it has ended
+    assert mounted.server.stats.bytes_sent - before < 1.6 * (count // 2) * 4 * size
 
 
 def test_shards_of_a_model_that_is_read_are_fetched(
