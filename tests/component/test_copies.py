@@ -154,6 +154,24 @@ async def test_what_cannot_be_told_by_its_digest_is_left_to_the_kernel(
         await copy.close()
 
 
+async def test_a_copy_over_what_waits_is_made_at_once(ask: Requests, staging: Path) -> None:
+    """Also where the file is opened again and again: it has no bytes that could wait."""
+    async with writing(ask, staging) as fs:
+        for number in range(4):
+            handle = (await opened(fs)).target
+            await fs.write(handle, 0, b"%d" % number)
+            await fs.flush(handle)
+            await fs.release(handle)
+        copy = await opened(fs)
+        ask.server.stats.reset()
+        assert await copy.run() == len(DATA)
+        await copy.close()
+        assert content_requests(ask) == {"PUT content": 1}
+        assert ask.server.stats.bytes_received == 0
+        assert ask.content("copy") == DATA
+    assert kept(staging) == []
+
+
 async def test_with_write_back_the_bytes_are_on_this_disk(ask: Requests, staging: Path) -> None:
     async with writing(ask, staging, write_back=True) as fs:
         copy = await opened(fs)

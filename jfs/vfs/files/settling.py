@@ -95,8 +95,12 @@ class Settling:
             del self._past[first]
 
     def lets_wait(self, file: OpenFile) -> bool:
-        """Whether what is closed now may wait until it rests."""
-        return bool(self.rest_s) and file.closes >= _CLOSES
+        """Whether what is closed now may wait until it rests.
+
+        A copy of what the server has need not: it sends no bytes, and has none that could wait.
+        """
+        is_lent = file.staged is not None and file.staged.lent is not None
+        return bool(self.rest_s) and file.closes >= _CLOSES and not is_lent
 
     def waits_too_long(self, file: OpenFile) -> bool:
         """Whether a file that waits is uploaded though it does not rest."""
