@@ -156,7 +156,8 @@ async def test_what_cannot_be_told_by_its_digest_is_left_to_the_kernel(
 
 async def test_a_copy_over_what_waits_is_made_at_once(ask: Requests, staging: Path) -> None:
     """Also where the file is opened again and again: it has no bytes that could wait."""
-    async with writing(ask, staging) as fs:
+    settings = WriteSettings(staging, settle_s=60)
+    async with composed(ask.server, REPO, writes=settings) as fs:
         for number in range(4):
             handle = (await opened(fs)).target
             await fs.write(handle, 0, b"%d" % number)
