@@ -150,8 +150,8 @@ class _Calls:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Raises OSError, AttributeError: this ssl is another one."""
-        if not ssl.OPENSSL_VERSION.startswith("OpenSSL "):
-            raise AttributeError(ssl.OPENSSL_VERSION)
+        if not ssl.OPENSSL_VERSION.startswith(("OpenSSL 1.", "OpenSSL 3.")):
+            raise AttributeError(ssl.OPENSSL_VERSION)  # what these calls are there is not known
         # Where the names of this object lead to is what it calls itself.
         self._theirs = ctypes.CDLL(getattr(_ssl, "__file__", None))
         number = ctypes.c_void_p * len(_FUNCTIONS)

@@ -15,12 +15,14 @@ import trio
 
 from jfs.cache import DiskBlockStore
 from jfs.config import CacheSettings, Fetch, ReadSettings
-from jfs.errors import IntegrityError, JfsError, errno_of
+from jfs.errors import DeadlineExceeded, IntegrityError, JfsError, errno_of
 from jfs.extents import Extent, KiB, MiB
 from jfs.metrics import Metrics
-from jfs.model import ContentKey
+from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Filesystem
+from jfs.vfs.reading.bringing import arrived
+from jfs.vfs.reading.reader import DataPlane
 from tests.component.composed import block_store, composed, find
 from tests.component.server_requests import Requests
 from tests.component.test_passing import Kernel
@@ -277,3 +279,38 @@ async def test_what_is_here_already_is_not_fetched_again(
         assert server.stats.bytes_sent < 2 * MiB + 64 * KiB
         assert list(here.kernel.has.values()) == [DATA]
         await here.close(handle)
+
+
+class _Silent:
+    """A source that nobody asks."""
+
+    def fetch(self, *_: object) -> None:
+        raise AssertionError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("step", "comes"), [(MiB, True), (MiB - 1, False)])
+async def test_what_comes_slowly_is_waited_for_and_what_stands_still_is_not(
+    autojump_clock: object, step: int, comes: bool
+) -> None:
+    """A MiB in the time of a READ is enough, however long all of it takes."""
+    version = ArtifactVersion(RepoPath(REPO, "f"), KEY, None)
+    async with trio.open_nursery() as nursery:
+        settings = ReadSettings(deadline_s=10)
+        plane = DataPlane(_Silent(), None, settings, Metrics(), nursery, fetches=1)
+        reader = await plane.open(version)
+        segment = plane.pool.allocate(Extent(0, 8 * MiB), REPO)
+        assert segment is not None
+
+        async def fill() -> None:
+            for filled in range(step, 8 * MiB + step, step):
+                await trio.sleep(9)
+                segment.progress(min(filled, 8 * MiB))
+
+        nursery.start_soon(fill)
+        with contextlib.nullcontext() if comes else pytest.raises(DeadlineExceeded):
+            await arrived(segment, plane, reader)
+        assert (segment.filled == 8 * MiB) == comes
+        nursery.cancel_scope.cancel()
