@@ -40,6 +40,7 @@ from jfs.model import RepoPath
 
 log = logging.getLogger(__name__)
 
+READING = "read"  # an operation
 _KEPT = 256  # refusals: of a KiB at most, each
 _PATH_MAX = 1024  # characters of a path that are shown
 _WORDS_MAX = 600
@@ -89,7 +90,7 @@ class Refusals:
     """The last refusals of one mount.
 
     Args:
-        stands: called when something was refused.
+        stands: called when a READ was refused.
     Attributes:
         standing: whether there is any whose thing has not succeeded since.
     """
@@ -121,7 +122,8 @@ class Refusals:
             del self._kept[next(iter(self._kept))]
         self._kept[path, operation] = refusal
         self.standing = True
-        self._stands()
+        if operation == READING:
+            self._stands()
         return refusal
 
     def succeeded(self, operation: str, path: RepoPath | None) -> None:
@@ -130,6 +132,11 @@ class Refusals:
         if refusal is not None and not refusal.over:
             refusal.over = True
             self.standing = any(not each.over for each in self._kept.values())
+
+    def stands(self, operation: str, path: RepoPath) -> bool:
+        """Whether this of all was refused, and has not succeeded since."""
+        refusal = self._kept.get((path, operation)) if self.standing else None
+        return refusal is not None and not refusal.over
 
     def last(self, path: RepoPath) -> str | None:
         """Say why something of a path was refused last, unless the same has succeeded since."""

@@ -24,6 +24,7 @@ from jfs.config import (
 from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import FolderInfo, RepoPath
+from jfs.native.replies import Replies
 from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.kept.keeper import FORGETFUL, Keeper
@@ -76,6 +77,7 @@ async def composed(
     notes: Notes | None = None,
     reads: ReadSettings | None = None,
     asker: Asker | None = None,
+    replies: Replies | None = None,
 ) -> AsyncIterator[Filesystem]:
     """Run the filesystem of *source*, ``repo/path`` or empty for every repository.
 
@@ -112,6 +114,8 @@ async def composed(
         )
         if asker is not None:
             plane.scattered.tell(asker)
+        if store is not None:
+            store.when_rejected(plane.beside.pause)
         recall = Recall(notes, plane.disk, nursery, server.url)
         await recall.load()
         Following(plane, recall)
@@ -127,6 +131,7 @@ async def composed(
             kept=kept or FORGETFUL,
             backings=backings,
         )
+        plane.beside.tell(replies)
         await filesystem.behind.resume()
         yield filesystem
         await filesystem.close()

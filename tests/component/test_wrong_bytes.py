@@ -29,11 +29,11 @@ async def read(filesystem: Filesystem, handle: int) -> bytes:
     return bytes(got)
 
 
-async def completed(store: DiskBlockStore) -> None:
+async def completed(store: DiskBlockStore, key: ContentKey = KEY) -> None:
     """Return when every block is on disk: that is behind the reader."""
-    content = store.inspect(KEY)
+    content = store.inspect(key)
     with trio.fail_after(30):
-        while content.missing(Extent(0, len(DATA))):
+        while content.missing(Extent(0, key.size)):
             await trio.lowlevel.checkpoint()
     content.close()
 

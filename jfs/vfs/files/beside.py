@@ -6,7 +6,7 @@ Trio thread only.
 from jfs.native.replies import Note
 from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.kernel import KernelView
-from jfs.vfs.refusals import Refusals
+from jfs.vfs.refusals import READING, Refusals
 
 
 class ReadBeside:
@@ -20,7 +20,8 @@ class ReadBeside:
     def read(self, number: int, opened: Handle) -> None:
         """Note that a READ is about to be answered by Python; the next may be beside it."""
         self._filled(opened)
-        if not self._refusals.standing:  # else its success is to be noted
+        # What was refused is told to be over when it succeeds: so Python has to see that.
+        if not self._refusals.stands(READING, opened.file.inode.path):
             opened.file.answer_beside(number)
 
     def noted(self, note: Note) -> None:
