@@ -35,6 +35,17 @@ def quarters(path: str) -> None:
             part[: part.get_shape()[0] // 4]
 
 
+def store(source: str, path: str) -> None:
+    """Copy a file and print how many seconds its close took."""
+    with Path(source).open("rb", buffering=0) as data, Path(path).open("wb", buffering=0) as file:
+        buffer = memoryview(bytearray(256 * 1024))
+        while count := data.readinto(buffer):
+            file.write(buffer[:count])
+        start = time.perf_counter()
+        file.close()
+        print(time.perf_counter() - start)
+
+
 def others(path: str) -> None:
     """Read every second tensor, as who wants one projection of every layer."""
     from safetensors import safe_open
@@ -149,4 +160,5 @@ if __name__ == "__main__":
         "header": header,
         "at": at,
         "random": random_reads,
+        "store": store,
     }[what](*arguments)

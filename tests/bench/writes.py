@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,12 +58,12 @@ class Writes:
         self.remove("curl.bin")
         return sample
 
-    def copied(self, *, again: bool = False) -> Sample:
-        """``cp`` into a fresh mount; *again*: of content that the server has."""
+    def copied(self, *options: str, again: bool = False) -> Sample:
+        """``cp`` into a fresh mount; *again*: of content that this node has uploaded before."""
         with self.bench.fresh_cache() as cache:
-            if again:
-                timed(self.served.curl("known.bin", "-T", str(self.big), "-o", "/dev/null"))
-            with self.bench.mount(cache) as mounted:
+            with self.bench.mount(cache, *options) as mounted:
+                if again:
+                    timed(["cp", str(self.big), str(mounted.root / "known.bin")])
                 self.bench.quiet()
                 received = self.received()
                 sample = self.bench.measured(
@@ -74,6 +75,21 @@ class Writes:
                 self.remove("known.bin")
         return sample
 
+    def closed(self, *options: str) -> Sample:
+        """The seconds between the last write of a large file and the return of its close."""
+        with self.bench.fresh_cache() as cache:
+            with self.bench.mount(cache, *options) as mounted:
+                self.bench.quiet()
+                load = (sys.executable, "-m", "tests.bench.loads", "store")
+                said = subprocess.run(
+                    [*load, str(self.big), str(mounted.root / "closed.bin")],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+            self.remove("closed.bin")
+        return Sample(float(said.stdout))
+
     def received(self) -> int:
         url = urlsplit(self.served.url)
         request = Request(f"{url.scheme}://{url.netloc}/jfs/stats")
@@ -81,11 +97,13 @@ class Writes:
         with urlopen(request, context=loads.unverified()) as answer:
             return int(json.load(answer)["bytes_received"])
 
-    def many(self) -> Sample:
-        with self.bench.fresh_cache() as cache, self.bench.mount(cache) as mounted:
+    def many(self, *options: str) -> Sample:
+        with self.bench.fresh_cache() as cache, self.bench.mount(cache, *options) as mounted:
+            received = self.received()
             sample = self.bench.measured(
                 [mounted], [["cp", "-r", str(self.small), str(mounted.root / "many")]]
             )
+            sample.sent = self.received() - received
         self.remove("many")
         return sample
 
@@ -172,13 +190,24 @@ def main(mib: int, rounds: int, peers: bool, only: str | None) -> None:
 
 
 def large(writes: Writes, mib: int, rounds: int, *, peers: bool, hashed: bool) -> None:
-    run: dict[str, Contender] = {"curl -T": writes.curl, "jfs, cp": writes.copied}
+    late = "--no-overlap-uploads"
+    run: dict[str, Contender] = {
+        "curl -T": writes.curl,
+        "jfs, cp": writes.copied,
+        f"jfs {late}, cp": lambda: writes.copied(late),
+    }
     if peers:
         run["rclone mount, cp"] = lambda: rclone(writes, writes.big)
     race(f"{mib} MiB", mib * MiB, rounds, run)
+    race(
+        f"from the last write of {mib} MiB to the return of close",
+        mib * MiB,
+        rounds,
+        {f"jfs {late}": lambda: writes.closed(late), "jfs": writes.closed},
+    )
     if hashed:
         race(
-            f"{mib} MiB that the server has",
+            f"{mib} MiB that was uploaded from here before",
             mib * MiB,
             rounds,
             {
