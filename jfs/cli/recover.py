@@ -76,8 +76,8 @@ def command() -> None:
 
     Their bytes are in the staging directory until they are uploaded or dropped. An ID is one that
     `jfs recover ls` prints, or the beginning of it. Mounts may run meanwhile; what a running mount
-    is writing is shown, and left to it. What waits for its upload (jfs mount --write-back) is
-    uploaded, or dropped, by the mount that has it.
+    is writing is shown, and left to it. What waits for its upload (jfs mount --write-back,
+    --settle) is uploaded, or dropped, by the mount that has it.
 
     \b
     Example:

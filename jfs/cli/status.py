@@ -42,8 +42,8 @@ def command(mountpoints: Sequence[Path], patience_s: float, as_json: bool) -> No
     """Show the mounts of this machine: do they answer, is their server up, what waits.
 
     A mount is asked for what it knows: it asks nobody, and one that hangs is not waited for.
-    PENDING files were closed with --write-back and are on no server yet; FAILED ones were refused
-    (`jfs recover ls`). A file that is being fetched whole (--fetch) has a line of its own.
+    PENDING files were closed and are on no server yet (--write-back, --settle); FAILED ones were
+    refused (`jfs recover ls`). A file that is being fetched whole (--fetch) has a line of its own.
 
     \b
     Example:

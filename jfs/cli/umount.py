@@ -15,6 +15,7 @@ from jfs.mount.table import FSTYPE, mount_at
 
 _POLL_S = 0.2
 _PATIENCE_S = 2.0  # whether something waits is only good to know for who does not wait
+_UPLOADING_S = 30.0  # as long as the end of a mount waits, by default
 _FOR_EVER = "inf"
 
 
@@ -44,9 +45,11 @@ class _Wait(Duration):
 def command(mountpoint: Path, lazy: bool, wait_s: float | None) -> None:
     """Take the mount at MOUNTPOINT away; its daemon ends.
 
-    What was closed with --write-back and is not uploaded by then stays on this disk, and the next
-    mount of the same place uploads it. With --wait the mount stays until nothing is left of it; if
-    TIME (seconds, or such as 10m) is over before, it is not taken away.
+    What rests (jfs mount --settle) is uploaded first, unless the server refuses it or cannot be
+    asked. What was closed and is not uploaded by then stays on this disk, and the next mount of the
+    same place uploads it: so does all that was closed with --write-back. With --wait the mount
+    stays until nothing is left of it; if TIME (seconds, or such as 10m) is over before, it is not
+    taken away.
 
     \b
     Example:
@@ -65,7 +68,7 @@ def command(mountpoint: Path, lazy: bool, wait_s: float | None) -> None:
         _wait(entry.mountpoint, mountpoint, wait_s)
         left = 0
     else:
-        left = _waiting(mounted.ask(entry.mountpoint, _PATIENCE_S))[0]
+        left = _uploaded(entry.mountpoint, lazy=lazy)
     try:
         unmount(place, lazy=lazy)
     except ConfigError as error:
@@ -81,6 +84,21 @@ def command(mountpoint: Path, lazy: bool, wait_s: float | None) -> None:
             f"the next one of {entry.source} uploads (jfs recover ls)",
             err=True,
         )
+
+
+def _uploaded(root: str, *, lazy: bool) -> int:
+    """Have uploaded what rests until nobody opens it again; return how many files wait still."""
+    deadline, is_told = time.monotonic() + _UPLOADING_S, False
+    while True:
+        asked = mounted.ask(root, _PATIENCE_S)
+        left, _, error = _waiting(asked)
+        is_over = error or lazy or time.monotonic() > deadline
+        if not left or is_over or asked.section("uploads").get("write_back"):
+            return left
+        if not is_told:
+            mounted.upload_now(root)
+            is_told = True
+        time.sleep(_POLL_S)
 
 
 def _wait(root: str, shown: Path, limit_s: float) -> None:

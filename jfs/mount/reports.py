@@ -108,7 +108,7 @@ def server(breakers: Breakers, metrics: Metrics, *, offline: bool = False) -> Fi
 
 
 def uploads(state: QueueState, area: StagingArea | None = None) -> Figures:
-    """Return what is queued for upload (``--write-back``), and where it is staged."""
+    """Return what waits for its upload (``--write-back``, ``--settle``), and where it is staged."""
     return {
         "write_back": area is not None and area.settings.write_back,
         "staging": str(area.journal.directory) if area is not None else None,

@@ -126,6 +126,19 @@ def boot_of(staging: Path, change: str | None = None) -> str:
     return str(record["boot"])
 
 
+def blocked(staging: Path) -> Callable[[], object]:
+    """Let what was kept of the only file be unreadable; return what ends that."""
+    (path,) = staging.glob("*.undo")
+    moved = path.rename(staging / "away")
+    path.mkdir()
+
+    def end() -> None:
+        path.rmdir()
+        moved.rename(path)
+
+    return end
+
+
 def die(fs: Filesystem) -> None:
     """Let the end of the mount upload nothing: its process was killed."""
     assert fs._files.queue is not None
@@ -500,6 +513,28 @@ async def test_what_close_has_promised_outlives_what_is_written_into_it(
     assert ask.get(PATH).body == promised
     left = [(State.WRITING, bytes(shown))] if bytes(shown) != promised else []
     assert [each for each in journal(staging) if each[1] != promised] == left
+
+
+async def test_one_file_that_cannot_be_put_back_holds_up_no_other(
+    ask: Requests, staging: Path, mock_clock: MockClock, expected_logs: list[str]
+) -> None:
+    expected_logs.append("cannot be put back yet")
+    async with settling(ask, staging) as fs:
+        for name in "fg":
+            await waiting(fs, name)
+        handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        await fs.write(handle, 0, b"newer")
+        die(fs)
+    kept = blocked(staging)
+    async with settling(ask, staging) as fs:
+        await until(lambda: not fs.behind.state.pending)
+        assert ask.get(f"/{REPO}/g").body == b"onetwothree"
+        assert await content(fs, "f") == b"onetwo"
+        kept()
+        assert await fs.behind.look() == 1
+        await until(lambda: not fs.behind.state.pending)
+    assert ask.get(PATH).body == b"onetwothree"
+    assert journal(staging) == [(State.WRITING, b"newerothree")]
 
 
 async def test_what_was_not_on_disk_when_the_machine_stopped_waits_for_a_person(

@@ -160,8 +160,9 @@ def test_what_rests_is_uploaded_by_itself_and_at_the_end(
     for word in ("four", "five", "six"):
         with (mounted.root / "f").open("a") as file:
             file.write(word)
-    mounted.stop()
+    run_here(server, "umount", str(mounted.root))
     assert Requests(server).get(PATH).body == b"onetwothreefourfivesix"
+    assert mounted.process.wait(30) == 0
 
 
 def test_a_save_by_rename_of_what_was_written_in_pieces(

@@ -1,6 +1,7 @@
 """What is open: handles, the pinned version of each, staged copies, copies of descriptors.
 
-``table`` keeps the handles; ``opening`` says which open file an open gets, ``passing`` which the
+``table`` is the facade, ``handles`` knows which close is the last one, ``settling`` which uploads
+and which lets its file wait; ``opening`` says which open file an open gets, ``passing`` which the
 kernel reads itself; ``writer`` changes and uploads one; ``renaming`` is told when names change. May
 import ``kernel``, ``reading``, ``writing`` and ``namespace``.
 

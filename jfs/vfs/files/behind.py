@@ -26,7 +26,7 @@ from jfs.vfs.namespace.local import STAGED
 from jfs.vfs.namespace.tree import Tree, below
 from jfs.vfs.questions import Questions
 from jfs.vfs.writing.area import StagingArea
-from jfs.vfs.writing.journal import Entry
+from jfs.vfs.writing.journal import Entry, Journal
 from jfs.vfs.writing.records import State
 from jfs.vfs.writing.recovery import NOT_WHOLE, digest, is_whole
 from jfs.vfs.writing.undo import settled
@@ -58,6 +58,18 @@ def _has_all(entry: Entry) -> bool:
     except OSError as error:  # nothing else waits for it
         log.info("%s: cannot be looked at: %s", entry.record.path, disk_words(error))
     return False
+
+
+def _is_settled(journal: Journal, entry: Entry) -> bool:
+    """Make an entry what its mount has promised, on disk for good; False: not now. Blocking."""
+    try:
+        settled(journal, entry)
+        if entry.record.boot:
+            entry.make_durable()
+    except OSError as error:  # nothing else waits for it
+        log.warning("%s: cannot be put back yet: %s", entry.record.path, disk_words(error))
+        return False
+    return True
 
 
 class Behind:
@@ -178,9 +190,9 @@ class Behind:
             else:
                 entry.close()
         for entry in list(found.values()):
-            settled(area.journal, entry)
-            if entry.record.boot:
-                entry.make_durable()
+            if entry.name in found and not _is_settled(area.journal, entry):
+                found.pop(entry.name).close()
+                continue
             if entry.record.state is State.DEPLOYING and entry.name in found:
                 entry.sync_data()  # before what is on this disk goes for it
                 entry.update(state=State.PENDING, queued_ns=entry.record.created_ns)

@@ -44,7 +44,7 @@ class OpenFile:
         modified_ns: its time, if somebody set one since it was deployed.
         ours: what is at the path was put there through this open file.
         replaced: nothing can be read: its bytes did not match the checksum, or its upload failed.
-        queued: the generation that waits to be uploaded behind (--write-back); 0: none.
+        queued: the generation that waits to be uploaded behind; 0: none.
         held: the queue has it: it stays open without handles.
         uploading: of the upload behind that is under way; cancelled, it is cut.
         acknowledged: what waits, or did until newer content is being written: that is lost with

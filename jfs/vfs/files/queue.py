@@ -1,6 +1,7 @@
-"""What is uploaded behind (--write-back): when, how many at a time, and when it is tried again.
+"""What is uploaded behind: when, how many at a time, and when it is tried again.
 
-An item is an open file that is *pending*: ``close`` has returned, and the journal keeps it. Of one
+An item is an open file that is *pending*: ``close`` has returned, and the journal keeps it, as with
+--write-back; or until it rests, as with --settle, which has it wait for longer (``add``). Of one
 file only the newest content is in here. An upload begins once the file has been closed for a
 moment; a few run at a time. One that fails for a reason that may pass is tried again, after a pause
 that grows, with jitter; and as an outage is of a repository rather than of a file, the others of

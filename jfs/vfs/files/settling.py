@@ -11,7 +11,7 @@ What ``close`` has promised of what waits: it outlives every process, ``kill -9`
 (the next mount of the place uploads it), and whatever is written into the file before it is closed
 again. It does not outlive a loss of power: for that there is ``fsync``, as on any disk. What is not
 whole after one is not uploaded: it waits for ``jfs recover``. Once an upload of it was tried and
-failed, it is on disk for good.
+failed, it is on disk for good, until newer content takes its place.
 
 =======================================  =======================================================
 event                                    what it is

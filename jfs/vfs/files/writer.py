@@ -7,7 +7,8 @@ nobody moves or removes it meanwhile. Trio thread only; disk and hashing are in 
 
 With --write-back a file that is closed is *queued*: on this disk for good, and uploaded behind
 (``queue``). Newer content is written beside it, and takes its place once it is queued itself: what
-``close`` has promised is never overwritten.
+``close`` has promised is never overwritten. So is, without that, what waits until it rests
+(``settling``); of that newer content is written into the same file (``writing.undo``).
 """
 
 import logging
@@ -142,7 +143,7 @@ class Writer:
             await self.deploy_dirty(file)
         elif self._area.settings.write_back:
             await self.enqueue(file)
-        elif self._settling.lets_wait(file):
+        elif self._settling.lets_wait(file) and (file.staged is None or file.staged.lent is None):
             await self.enqueue(file, self._settling.rest_s)
             if self._settling.waits_too_long(file):
                 await self._deploy_at_last(file)

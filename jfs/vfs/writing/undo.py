@@ -96,6 +96,8 @@ def settled(journal: Journal, entry: Entry) -> None:
     size = entry.record.promised
     if size is None:
         return
+    for _ in _pieces(entry.undo_path):
+        pass  # what cannot be read now is not set apart each time that somebody looks
     set_apart(journal, entry)
     _put_back(entry.file, entry.undo_path, size)
     entry.update(promised=None)
