@@ -56,7 +56,9 @@ def test_sixty_files_are_written_and_read_at_once(
     for number, (write, size) in last.items():
         content = bytes_of(whole(write, size))
         path = Path(path_of(str(mount.root), int(number)))
-        assert path.read_bytes() == content, (seed, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is opened again and again waits until it rests
+            assert file.read() == content, (seed, path)
         assert ask.get(f"/{REPO}/{path.relative_to(mount.root)}").body == content, (seed, path)
 
 
