@@ -236,6 +236,21 @@ async def test_a_copy_is_of_the_version_that_was_opened(ask: Requests, staging: 
     assert kept(staging) == []
 
 
+async def test_a_source_that_is_removed_before_the_copy_is_closed(
+    ask: Requests, staging: Path
+) -> None:
+    """Who copies has it open still: what was kept for its readers is what is sent."""
+    async with writing(ask, staging) as fs:
+        copy = await opened(fs)
+        assert await copy.run() == len(DATA)
+        await fs.unlink(ROOT, "f")
+        assert ask.content("f") is None
+        assert await copy.read() == DATA
+        await copy.close()
+    assert ask.content("copy") == DATA
+    assert kept(staging) == []
+
+
 async def test_a_copy_that_is_refused_keeps_nothing_to_recover(
     ask: Requests, staging: Path
 ) -> None:

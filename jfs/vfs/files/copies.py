@@ -13,7 +13,7 @@ Properties are not copied, as by ``cp`` in a directory. Trio thread only.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from jfs.errors import BadHandle
+from jfs.errors import BadHandle, RemoteError
 from jfs.extents import Extent, MiB
 from jfs.model import ArtifactVersion
 from jfs.vfs.files.openfile import OpenFile
@@ -101,9 +101,9 @@ class Copies:
         self, origin: OpenFile, extent: Extent, file: OpenFile, offset: int
     ) -> "_Content | None":
         """Return what *file* consists of after the copy, if that is the beginning of a content."""
-        version = origin.info.version
-        if origin.staged is not None and isinstance(origin.staged.lent, _Content):
-            version = origin.staged.lent.version
+        version, source, generation = origin.info.version, origin, origin.generation
+        if origin.staged is not None and isinstance(of := origin.staged.lent, _Content):
+            version, source, generation = of.version, of.source, of.generation
         if version is None or not version.content.digest.startswith(_SHA256):
             return None
         if extent.start != offset or self._write_back:
@@ -114,16 +114,23 @@ class Copies:
             known = before.size
         if offset > known or max(extent.stop, known) < file.size:
             return None
-        return _Content(self._plane, version, max(extent.stop, known))
+        size = max(extent.stop, known)
+        return _Content(self._plane, version, size, source, generation)
 
 
 @dataclass(eq=False, slots=True)
 class _Content:
-    """The beginning of a content that the server has: ``writing.lent.Lent``."""
+    """The beginning of a content that the server has: ``writing.lent.Lent``.
+
+    Attributes:
+        source, generation: where it was copied from, and how often that was changed by then.
+    """
 
     plane: DataPlane
     version: ArtifactVersion
     size: int
+    source: OpenFile
+    generation: int
     _reader: ContentReader | None = None
     _is_closed: bool = False
 
@@ -136,6 +143,17 @@ class _Content:
         return self.size == self.version.size
 
     async def read(self, extent: Extent) -> bytes:
+        extent = extent.clipped(self.size)
+        try:
+            return await self._read(extent)
+        except RemoteError:
+            # Its name may have gone here: then it is on this disk for who still has it open.
+            kept = self.source.staged
+            if not self.source.detached or kept is None or self.source.generation > self.generation:
+                raise
+            return await kept.read(extent)
+
+    async def _read(self, extent: Extent) -> bytes:
         reader = self._reader
         if reader is None:
             reader = await self.plane.open(self.version)
@@ -143,7 +161,7 @@ class _Content:
             if self._reader is None and not self._is_closed:
                 self._reader = reader
         try:
-            return bytes(await reader.read(extent.clipped(self.size)))
+            return bytes(await reader.read(extent))
         finally:
             if reader is not self._reader:
                 self.plane.nursery.start_soon(reader.close)
