@@ -39,6 +39,16 @@ class Side:
         os.close(self.file)
         self.file = os.open(self.path, os.O_RDWR | flags)
 
+    def end(self) -> None:
+        """Close everything, and have all of it uploaded."""
+        self.let_go()
+        os.close(self.file)
+        for path in (self.path, self.other):
+            if os.path.exists(path):
+                file = os.open(path, os.O_RDONLY)
+                os.fsync(file)  # what is opened again and again waits until it rests
+                os.close(file)
+
     def let_go(self) -> None:
         """Close the second descriptor, which only writes."""
         if self.second is not None:
@@ -161,8 +171,7 @@ def main(seed: int, steps: int, plain: str, mounted: str) -> None:
             answers = [each if isinstance(each, int | str) else "" for each in (right, found)]
             sys.exit(f"seed {seed}: {answers}, sizes {a[:2]} {b[:2]}, first at {at}")
     for side in sides:
-        side.let_go()
-        os.close(side.file)
+        side.end()
     print(dict(counts))
 
 

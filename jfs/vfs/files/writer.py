@@ -143,7 +143,7 @@ class Writer:
             await self.deploy_dirty(file)
         elif self._area.settings.write_back:
             await self.enqueue(file)
-        elif self._settling.lets_wait(file) and (file.staged is None or file.staged.lent is None):
+        elif self._settling.lets_wait(file):
             await self.enqueue(file, self._settling.rest_s)
             if self._settling.waits_too_long(file):
                 await self._deploy_at_last(file)
