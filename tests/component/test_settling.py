@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoEntry, QuotaExceeded
+from jfs.errors import JfsError, NoEntry, QuotaExceeded, Replaced
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller, Change
@@ -53,7 +53,11 @@ async def put(
     """Open a file, make it if it is not there, write at an offset or its end, close it."""
     try:
         attributes = await fs.lookup(ROOT, name)
-        handle = (await fs.open(attributes.ino, os.O_RDWR | flags)).handle
+        try:
+            handle = (await fs.open(attributes.ino, os.O_RDWR | flags)).handle
+        except Replaced:  # the kernel looks again
+            attributes = await fs.lookup(ROOT, name)
+            handle = (await fs.open(attributes.ino, os.O_RDWR | flags)).handle
     except NoEntry:
         opened, attributes = await fs.create(ROOT, name, 0o644, os.O_RDWR, ME)
         handle = opened.handle
@@ -574,6 +578,21 @@ async def test_the_next_mount_that_may_write_goes_on(
         assert await content(fs, "f") == data
         await until(lambda: not fs.behind.state.pending)
     assert ask.get(PATH).body == data
+
+
+async def test_what_two_mounts_append_to_in_turn_is_uploaded_at_each_close(
+    ask: Requests, staging: Path, tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """Each finds what the other wrote, which is another file: no close of it counts."""
+    async with settling(ask, staging) as one, settling(ask, tmp_path / "other") as two:
+        for turn in range(12):
+            fs = one if turn % 2 == 0 else two
+            for _ in range(1 + turn % 3 // 2):  # twice in a row, too
+                await put(fs, "f", b"%02d\n" % turn)
+            assert ask.get(PATH).body.endswith(b"%02d\n" % turn)
+    lines = ask.get(PATH).body.split()
+    assert sorted(set(lines)) == [b"%02d" % turn for turn in range(12)]
+    assert journal(staging) == journal(tmp_path / "other") == []
 
 
 async def test_others_change_the_artifact_while_it_waits(

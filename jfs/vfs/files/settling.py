@@ -19,6 +19,9 @@ event                                    what it is
 first and second close                   upload, and return the verdict
 opened again later than ``--settle``     closes are counted anew
 opened and not changed, or read          nothing; what waits rests on
+changed elsewhere between two closes     another file, whose closes are counted anew: what several
+                                         mounts append to in turn is uploaded at each close
+changed elsewhere while it waits         as by any two writers: not uploaded, in ``jfs recover``
 ``fsync`` (also ``sync FILE``,           uploads at once, and returns the verdict; later closes have
 ``jfs sync-file``)                       nothing to upload. If it fails, the file waits on
 ``open(O_TRUNC)`` again and again        a reopening as any other: the last content is uploaded
