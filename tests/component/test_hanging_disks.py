@@ -22,7 +22,7 @@ from jfs.extents import Extent, MiB
 from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, Checksums, ContentKey, FileInfo, RepoPath
 from jfs.protocols import Sink
-from jfs.server import EmbeddedServer
+from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Caller, Change
 from jfs.vfs.freshness import Asked
 from jfs.vfs.kept.keeper import Keeper
@@ -197,6 +197,38 @@ async def test_a_staging_disk_that_hangs_fails_writes_in_time(
     assert stored["half"].body == b"4"
     assert stored["changed"].body == b"before" * 1000
     assert ask.get(f"/{REPO}/new").status == 404
+
+
+async def test_a_staging_disk_that_hangs_fails_an_upload_that_is_under_way_in_time(
+    server: EmbeddedServer, disk: Disk, expected_logs: list[str]
+) -> None:
+    """The rest of a large file is read by who sends it, once it is closed."""
+    expected_logs += ["the staging directory's disk has not answered for 0.3 s"]
+    passing = f"/{REPO}/.jfs-staging-*"
+    held = server.faults.add(Fault.hold(passing, method="PUT", after=1))
+    asked = server.faults.add(Fault.hold(f"/{REPO}/f", method="PUT", times=1))
+    settings = WriteSettings(disk.place / "staging", overlap_from=MiB)
+    async with composed(server, REPO, writes=settings) as fs:
+        handle = (await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME))[0].handle
+        data = content(1) + content(2) + content(3)
+        for offset in range(0, len(data), 131072):
+            await fs.write(handle, offset, data[offset : offset + 131072])
+        await trio.to_thread.run_sync(held.wait_hit)
+
+        async def flush() -> None:
+            with trio.fail_after(30), pytest.raises(OSError, match=r"has not answered for 0\.3 s"):
+                await fs.flush(handle)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            await trio.to_thread.run_sync(asked.wait_hit)  # whether the server has it
+            await _hang(disk, all="hang")
+            server.faults.clear()
+        await _answer(disk)
+        with trio.fail_after(30):
+            await fs.flush(handle)
+            await fs.release(handle)
+    assert Requests(server).get(f"/{REPO}/f").body == data
 
 
 async def test_a_staging_disk_that_hangs_holds_up_the_event_loop_for_a_moment_alone(

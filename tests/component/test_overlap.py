@@ -222,7 +222,7 @@ async def test_whatever_becomes_of_it_the_file_is_uploaded(
 
 async def test_a_server_that_falls_silent_is_given_up_in_time(ask: Requests, staging: Path) -> None:
     ask.server.faults.add(Fault.stall(PASSING, method="PUT", after=1))
-    async with mounted(ask, staging, idle_s=0.5) as fs:
+    async with mounted(ask, staging, idle_s=1) as fs:
         await closed(fs, await begun(fs))
         assert ask.get(f"/{REPO}/f").body == DATA
         ask.server.faults.clear()

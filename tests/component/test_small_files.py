@@ -25,7 +25,8 @@ async def test_a_small_new_file_is_one_upload(ask: Requests, tmp_path: Path) -> 
         routes = ask.server.stats.by_route
         assert routes["PUT content"] == 1
         # whether the name is taken, at open; whether somebody took it meanwhile, at close
-        assert routes == {"PUT content": 1, "GET api/storage": 2}
+        assert routes.keys() == {"PUT content", "GET api/storage"}
+        assert routes["GET api/storage"] <= 3  # once more if it had to wait for its turn
     assert ask.get(f"/{REPO}/f").body == data[1:]
 
 

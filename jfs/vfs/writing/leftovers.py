@@ -12,9 +12,11 @@ import json
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from jfs import waiting
 from jfs.model import RepoPath, is_passing, passing_name
 
 _NOTE = ".passing"
@@ -31,10 +33,16 @@ class Leftover:
     def remove(self) -> None:
         """Forget it: it is not on the server. Raises OSError."""
         self._note.unlink(missing_ok=True)
-        self.close()
+        self._close()
 
     def close(self) -> None:
-        """Let go of it; the note stays for the next mount."""
+        """Let go of it; the note stays for the next mount. Does not wait for a disk that hangs."""
+        if waiting.may_hang():
+            threading.Thread(target=self._close, daemon=True).start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)

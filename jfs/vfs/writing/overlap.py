@@ -24,6 +24,7 @@ from jfs import waiting
 from jfs.errors import (
     AccessDenied,
     Conflict,
+    DiskHangs,
     JfsError,
     NotFound,
     ReadOnly,
@@ -129,7 +130,7 @@ class Overlap:
             with trio.move_on_after(_LOOK_S):
                 await self.done.wait()
             if not self.done.is_set() and given == self._given:
-                await waiting.on_disk(_look, self.file, given)  # or is it the disk that hangs?
+                await _require_no_hang(self.file, given)
             given = self._given
         found = self.found
         return found is not None and found.size == size and found.checksums.sha256 == sha256
@@ -320,6 +321,16 @@ class Overlaps:
             log.info("%s: its note stays: %s", left.path, disk_words(error))
         finally:
             left.close()
+
+
+async def _require_no_hang(file: Path, offset: int) -> None:
+    """Whoever sends stands still: for the server, or for the disk? Raises DiskHangs."""
+    try:
+        await waiting.on_disk(_look, file, offset)
+    except DiskHangs:
+        raise
+    except OSError:
+        pass  # who sends will find out
 
 
 def _look(file: Path, offset: int) -> None:
