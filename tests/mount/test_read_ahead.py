@@ -88,9 +88,9 @@ def test_a_mib_at_a_time_is_asked_for_so(mounted: MountedServer) -> None:
     """The kernel asks for two, and gets what the call reads; the rest is there for the next one."""
     mounted.server.deploy(REPO, "whole", bytes(24 * MiB))
     subprocess.run([sys.executable, "-c", _READ, str(mounted.root / "whole")], check=True)
-    stats = json.loads((mounted.root / ".jfs/stats.json").read_bytes())
+    counters = json.loads((mounted.root / ".jfs/stats.json").read_bytes())["counters"]
     # READs of a page find their bytes here, mostly: there were 250 for the second MiB alone.
-    assert stats["counters"].get("reads_at_once", 0) < 100
+    assert counters.get("reads_at_once", 0) + counters.get("reads_beside", 0) < 100
 
 
 # As zipfile and tarfile read: Python fills a buffer of st_blksize for each look.

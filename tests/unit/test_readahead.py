@@ -220,6 +220,34 @@ def test_the_page_that_two_tensors_share_is_of_the_one_that_is_read(share: int) 
     assert first + sum(later) <= 40 * MiB // share + 2 * BLOCK
 
 
+def test_behind_the_end_of_a_tensor_nothing_is_wanted_that_the_kernel_reads_ahead() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    for number in (3, 6):
+        planned(planner, odd_reads(number))
+    *reads, last = odd_reads(1)
+    for read in reads:
+        assert not planner.is_spare(read)
+        planner.observe(read)
+    for start in (last.start, last.start + MiB, last.start + 2 * MiB):
+        assert planner.is_to_be_looked_at(Extent(start, start + MiB))
+        assert planner.is_spare(Extent(start, start + MiB))
+    planner.observe(last)
+    assert planner.is_spare(Extent(last.start + MiB, last.start + 2 * MiB))
+    assert not planner.is_spare(Extent(last.stop, last.stop + MiB))  # its reader goes on
+
+
+def test_the_page_where_two_tensors_meet_tells_nothing_of_either() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    for number in (3, 6):
+        planned(planner, odd_reads(number))
+    planner.observe(odd_reads(0)[-1])
+    first = odd_reads(8)[0]
+    assert not planner.is_spare(first)
+    assert planner.observe(first).ahead.stop > first.stop + 16 * MiB
+
+
 def test_a_fault_that_begins_a_large_tensor_is_answered_whole() -> None:
     """Page by page it would take hundreds of READs until it is known to go on."""
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
