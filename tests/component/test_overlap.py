@@ -148,6 +148,24 @@ async def test_what_changes_after_it_was_sent_is_uploaded_as_it_is(
         await until(lambda: not left(ask))
 
 
+async def test_kinds_of_files_that_are_rewritten_are_sent_in_vain_once(
+    ask: Requests, staging: Path
+) -> None:
+    async with mounted(ask, staging) as fs:
+        for name in ("a.h5", "b.h5"):
+            ask.server.stats.reset()
+            handle = await begun(fs, name)
+            if name == "a.h5":
+                await until(lambda: received(ask) >= MiB)
+            await fs.write(handle, 8, name.encode())
+            await closed(fs, handle)
+            assert ask.get(f"/{REPO}/{name}").body == DATA[:8] + name.encode() + DATA[12:]
+        assert received(ask) == len(DATA)
+        handle = await begun(fs, "c.bin", DATA[1:])  # another kind
+        await until(lambda: received(ask) >= 2 * len(DATA) - 1)
+        await closed(fs, handle)
+
+
 async def test_who_seeks_back_in_what_is_not_sent_yet_disturbs_nothing(
     ask: Requests, staging: Path
 ) -> None:

@@ -59,6 +59,7 @@ class Overlap:
         file: where it is staged.
         done: nothing is sent any more. *given_up*: nobody needs what was sent.
         found: what the server has received; None: not all of it, or it was cut.
+        is_rewritten: bytes that were sent have changed.
     """
 
     def __init__(self, staged: StagingFile, path: Path) -> None:
@@ -74,6 +75,7 @@ class Overlap:
         self.scope = trio.CancelScope()
         self.done = trio.Event()
         self.given_up = trio.Event()
+        self.is_rewritten = False
         self.found: FileInfo | None = None
 
     # StagingFile's side: the thread that writes
@@ -82,6 +84,7 @@ class Overlap:
         """Bytes from *start* on were written, or cut off. Any thread."""
         with self._moved:
             if start < self._given:
+                self.is_rewritten = True
                 self._cut_now()
             # Woken for every write, the sender would cost as much as what it sends.
             if self._cut or self._staged.ordered >= self._awaited:
@@ -189,6 +192,9 @@ class Overlaps:
         self._from = settings.overlap_from
         self._refused: set[str] = set()  # repositories
         self._tried: set[str] = set()
+        # Kinds of files whose writers come back to their beginning, as those of HDF5 do and some
+        # of zip: what was sent of one was sent in vain, and of the next would be.
+        self._rewritten: set[str] = set()
         self._sending = 0
         self._under_way: set[Overlap] = set()
         self._idle = trio.Event()
@@ -207,7 +213,10 @@ class Overlaps:
         """Begin to send a file that has grown, if that is worth it. Never waits."""
         if staged.entry is None or staged.inherits or staged.is_gone or staged.overlap is not None:
             return
-        repo = staged.entry.record.path.repo
+        path = staged.entry.record.path
+        repo, kind = path.repo, _kind_of(path)
+        if kind in self._rewritten:
+            return
         if self._sending >= _MOST or repo in self._refused or not self._store.removes(repo):
             return
         overlap = Overlap(staged, staged.entry.data_path)
@@ -216,7 +225,7 @@ class Overlaps:
             self._idle = trio.Event()
         self._under_way.add(overlap)
         self._sending += 1
-        self._nursery.start_soon(self._run, overlap, repo)
+        self._nursery.start_soon(self._run, overlap, repo, kind)
 
     async def sweep(self) -> None:
         """Remove what mounts have left on the server that live no more. Never raises."""
@@ -238,7 +247,7 @@ class Overlaps:
         with trio.move_on_after(_END_S):
             await self.wait_idle()
 
-    async def _run(self, overlap: Overlap, repo: str) -> None:
+    async def _run(self, overlap: Overlap, repo: str, kind: str) -> None:
         left = None
         try:
             try:
@@ -259,6 +268,8 @@ class Overlaps:
             finally:
                 self._sending -= 1
                 overlap.done.set()
+            if overlap.is_rewritten:
+                self._rewritten.add(kind)
             if left is not None:
                 if overlap.found is not None:
                     await overlap.given_up.wait()
@@ -321,6 +332,10 @@ class Overlaps:
             log.info("%s: its note stays: %s", left.path, disk_words(error))
         finally:
             left.close()
+
+
+def _kind_of(path: RepoPath) -> str:
+    return path.name.rpartition(".")[2].lower()
 
 
 async def _require_no_hang(file: Path, offset: int) -> None:
