@@ -9,6 +9,7 @@
 ``requests``    how pyfuse3 waits for requests
 ``withdrawals`` lets go whoever was told to end, in any state of the server
 ``atonce``      answers READs of what is in memory, without a task
+``beside``      has the native part answer them, without the interpreter
 ``waiters``     whether a thread was told to end; which call it waits in
 ``watchdog``    ends a mount that does not answer
 ``survivor``    cuts the connection of a daemon that was killed, by a child

@@ -4,6 +4,7 @@
 - ``readahead``: what to fetch for a READ. It is told by ``learning`` how files were read,
   by ``companions`` what files say of themselves and of others; ``scattered`` refuses what nobody
   waits for.
+- ``beside``: what the native part answers READs from, and until when.
 - ``segments``, ``whole``, ``limits``: from the server into memory, by how many threads.
 - ``cached``, ``publisher``: from the block cache, and to it.
 - ``fetching``, ``following``, ``background``: whole contents, before an open is answered, behind a
