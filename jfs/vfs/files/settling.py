@@ -39,8 +39,8 @@ it never rests                           a close that comes ``settle_most_s`` af
 the server cannot be asked               it is tried again, as with --write-back; what is refused
                                          for good is in ``jfs recover``, ``user.jfs.last_error``
 more wait than ``queue_most``            closes upload
-end of the mount                         uploads (``--drain-timeout``; ``jfs umount --wait`` says
-                                         what waits); what is left the next mount uploads
+end of the mount                         uploads: ``jfs umount`` first, any other end for as long as
+                                         ``--drain-timeout``; what is left the next mount uploads
 ``kill -9`` while it is written again    the next mount uploads what was closed; what was newer is
                                          in ``jfs recover``, as what was never closed
 the next mount is read-only              it waits on: ``jfs recover ls``
