@@ -30,14 +30,15 @@ class Room:
 
         Raises OSError: the disk is full.
         """
-        if self._lacks(size, file) and not (self.make() and not self._lacks(size, file)):
+        if self.lacks(size, file) and not (self.make() and not self.lacks(size, file)):
             raise no_room()
 
     def make(self) -> bool:
         """Drop what is half a file, and nobody's any more. Returns whether there was any."""
         return self._journal.make_room()
 
-    def _lacks(self, size: int, file: int | None) -> bool:
+    def lacks(self, size: int, file: int | None) -> bool:
+        """Whether so many bytes do not fit, as far as is known; as ``require``."""
         try:
             status = os.statvfs(self._journal.directory)
             held = os.fstat(file).st_blocks * 512 if file is not None else 0

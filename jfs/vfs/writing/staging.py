@@ -214,12 +214,13 @@ class StagingFile:
             replaces: size of what the file was. It is emptied, and may become as large again: that
                 there is no room for it is only said, as nobody knows.
         """
-        try:
-            if max(size, replaces) > _PIECE:
-                await waiting.on_disk(self._room.require, max(size, replaces), self.file)
-        except OSError as error:
-            if size or not is_of_the_disk(error) or self.entry is None:
-                raise
+        if size > _PIECE:
+            await waiting.on_disk(self._room.require, size, self.file)
+        elif (
+            replaces > _PIECE
+            and self.entry is not None
+            and await waiting.on_disk(self._room.lacks, replaces, self.file)
+        ):
             log.warning(
                 "%s: %d bytes are to be replaced, and the staging directory's disk has no room for "
                 "as many",
