@@ -3,10 +3,14 @@
 Trio thread only.
 """
 
+import logging
+
 from jfs.native.replies import Note
 from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.kernel import KernelView
 from jfs.vfs.refusals import READING, Refusals
+
+log = logging.getLogger(__name__)
 
 
 class ReadBeside:
@@ -29,8 +33,11 @@ class ReadBeside:
         opened = self._handles.get(note.handle)
         if opened is not None:
             self._filled(opened)
-            if opened.file.reader is not None:
-                opened.file.reader.shown.noted(note)
+            try:
+                if opened.file.reader is not None:
+                    opened.file.reader.shown.noted(note)
+            except Exception:  # they were answered: nobody's READ fails for it, nor the mount
+                log.exception("%s: READs were not noted", opened.file.inode)
 
     def _filled(self, opened: Handle) -> None:
         if not opened.direct:
