@@ -136,6 +136,7 @@ class Operations(pyfuse3.Operations):
         self._filesystem = filesystem
         self.answers = Answers()
         self._behind = Behind(self.answers, filesystem)
+        self._made_passed: dict[int, Attributes] = {}
         self.ended = False  # True: every request is answered ENOTCONN
 
     @_boundary
@@ -160,6 +161,8 @@ class Operations(pyfuse3.Operations):
         opened, attributes = await self._behind.run(
             lambda: create(parent_inode, _new_name(name), mode, flags, _caller(ctx))
         )
+        if self._filesystem.small_writes.passes(opened.handle, flags, mode, ctx.pid):
+            self._made_passed[opened.handle] = attributes
         return _file_info(opened), _entry(attributes)
 
     @_boundary
@@ -268,11 +271,7 @@ class Operations(pyfuse3.Operations):
     def write_at_once(
         self, fh: int, off: int, data: bytes, answer: Callable[[int], object]
     ) -> bool:
-        """As ``write``, if that waits for nothing but a disk; False: ``write`` is to be asked.
-
-        Args:
-            answer: called once, now or later, with an errno; 0: all of it is written.
-        """
+        """As ``write``; *answer* hears an errno, now or later. False: ``write`` is to be asked."""
         boundary = self._filesystem.boundary
         if self.ended or boundary.expects:
             return False
@@ -381,7 +380,11 @@ class Operations(pyfuse3.Operations):
         # Reached only without default_permissions, which jfs.mount.session always sets.
         raise Unsupported("access is the kernel's to decide")
 
-    def backing_of(self, handle: int) -> int:
+    def made_of(self, handle: int) -> Attributes | None:
+        """Return what the answer to CREATE says of what the kernel writes; see ``backing_of``."""
+        return self._made_passed.pop(handle, None)
+
+    def backing_of(self, handle: int) -> tuple[int, bool]:
         """Return what the answer to OPEN names; for ``jfs.mount.passthrough``, not for pyfuse3."""
         return self._filesystem.holdings.backing_of(handle)
 

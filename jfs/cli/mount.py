@@ -163,7 +163,7 @@ def _files(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["auto", "off"]),
     default="auto",
     show_default=True,
-    help="Let the kernel itself read what is cached and verified, where it can.",
+    help="Let the kernel itself read what is cached and verified, and write what is made here.",
 )
 @click.option(
     "--verify-reads",

@@ -207,7 +207,7 @@ async def mounted(
         session.small_writes.change,
     )
     if passthrough is not None:
-        passthrough.prepare(operations.backing_of)
+        passthrough.prepare(operations.backing_of, operations.made_of)
     try:
         with _libfuse_messages() as messages, table_changed_by(changes) as session.kept:
             pyfuse3.init(operations, str(settings.mountpoint), options)

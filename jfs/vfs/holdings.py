@@ -48,9 +48,9 @@ class Holdings:
         """Return which contents are being fetched as a whole, for ``.jfs/stats``."""
         return self._files.opening.fetching.figures()
 
-    def backing_of(self, handle: int) -> int:
-        """Return the number of what the kernel reads itself through a handle; 0: nothing."""
-        return self._files.backing_of(handle)
+    def backing_of(self, handle: int) -> tuple[int, bool]:
+        """See ``PassedWrites.backing_of``."""
+        return self._files.passed.backing_of(handle)
 
     async def shed(self, share: float = 1.0) -> None:
         """Have the kernel forget files that are not open, and forget them too.

@@ -77,6 +77,9 @@ class BackingFiles(Protocol):
     def open(self, file: int) -> int | None:
         """Register an open file; None: the kernel does not take it. Never 0."""
 
+    def open_to_write(self, file: int) -> int | None:
+        """As ``open``, a file that the kernel may write to: on a local disk. Does not block."""
+
     def close(self, number: int) -> None:
         """Take a registration back; handles that have it go on."""
 

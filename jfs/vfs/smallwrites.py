@@ -44,6 +44,10 @@ class SmallWrites:
         self._kernel = kernel
         self._nursery = nursery
 
+    def passes(self, handle: int, flags: int, mode: int, pid: int) -> bool:
+        """Whether the kernel writes itself through a handle of CREATE: ``PassedWrites.made``."""
+        return self._files.passed.made(handle, flags, mode, pid)
+
     def write(self, handle: int, offset: int, data: bytes, answer: Answer) -> bool:
         """Write all of *data*, at most ``LARGEST``; False: that takes more than is done here.
 
@@ -60,6 +64,7 @@ class SmallWrites:
             file.lock.acquire_nowait()
         except trio.WouldBlock:
             return False
+        self._files.passed.wrote(handle, len(data))
         try:
             writer.note_change(file)
             under_way = staged.write_at_once(offset, data)

@@ -40,6 +40,9 @@ class Kernel:
         self.has[number] = os.pread(file, 1 << 30, 0)
         return number
 
+    def open_to_write(self, file: int) -> int | None:
+        return self.open(file)
+
     def close(self, number: int) -> None:
         del self.has[number]
 
@@ -58,7 +61,7 @@ class Bench:
     async def open(self, ino: int, flags: int = os.O_RDONLY) -> tuple[int, int]:
         """Return a handle, and what the kernel is to read for it."""
         handle = (await self.filesystem.open(ino, flags)).handle
-        return handle, self.filesystem.holdings.backing_of(handle)
+        return handle, self.filesystem.holdings.backing_of(handle)[0]
 
     async def close(self, *handles: int) -> None:
         for handle in handles:

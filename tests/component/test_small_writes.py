@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from jfs.config import WriteSettings
-from jfs.extents import Extent
+from jfs.extents import Extent, MiB
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Caller, Change, Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -167,3 +167,59 @@ def test_a_call_that_takes_long_is_waited_for_elsewhere() -> None:
     assert done == [True]
     assert not hand.is_free  # for a while
     hand.close()
+
+
+class Kernel:
+    """Takes files to write, and notes how many it has."""
+
+    is_on = True
+
+    def __init__(self) -> None:
+        self.has: set[int] = set()
+
+    def open(self, file: int) -> int | None:
+        return None
+
+    def open_to_write(self, file: int) -> int | None:
+        self.has.add(len(self.has) + 1)
+        return len(self.has)
+
+    def close(self, number: int) -> None:
+        self.has.remove(number)
+
+
+async def test_who_writes_little_at_a_time_is_learnt(ask: Requests) -> None:
+    """What the kernel shall write itself: see ``files.passed``."""
+    kernel = Kernel()
+    async with composed(ask.server, REPO, backings=kernel) as fs:
+        pid, names = os.getpid(), iter(range(10_000))
+
+        async def passes(
+            ending: str, flags: int = os.O_WRONLY, mode: int = 0o644, size: int = 0
+        ) -> bool:
+            name = f"{next(names)}{ending}"
+            opened, attributes = await fs.create(ROOT, name, mode, flags, ME)
+            passed = fs.small_writes.passes(opened.handle, flags, mode, pid)
+            assert len(kernel.has) == passed
+            if size:
+                await fs.setattr(attributes.ino, Change(size=size), opened.handle)
+            elif not passed and ending == ".pt":
+                for number in range(200):  # a busy disk is left alone: not all of them count
+                    await at_once(fs, opened.handle, number * 100, bytes(100))
+            await fs.unlink(ROOT, name)  # nothing is uploaded
+            await fs.release(opened.handle)
+            assert not kernel.has
+            return passed
+
+        assert await passes(".tar")
+        assert not await passes(".tar", os.O_RDWR)
+        assert not await passes(".tar", os.O_WRONLY | os.O_DIRECT)
+        assert not await passes(".tar", mode=0o4755)
+        assert not await passes(".pt")
+        with trio.fail_after(30):
+            while not await passes(".pt"):  # until enough was seen
+                await trio.lowlevel.checkpoint()
+        assert await passes(".large", size=100 * MiB)
+        assert not await passes(".large")  # it comes here, and shows how it writes
+        kernel.is_on = False
+        assert not await passes(".tar")

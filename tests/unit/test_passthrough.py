@@ -9,9 +9,9 @@ import pyfuse3
 import pytest
 
 from jfs.mount import libfuse
-from jfs.mount.passthrough import Passthrough, _agree, _offers, _Piece
+from jfs.mount.passthrough import _KILLPRIV_V2, Passthrough, _agree, _offers, _Piece
 
-_CHANGED = (b"fuse_session_process_buf", b"fuse_reply_open")
+_CHANGED = (b"fuse_session_process_buf", b"fuse_reply_open", b"fuse_reply_create")
 _EXT, _PASSTHROUGH = 1 << 30, 1 << 5
 
 
@@ -22,7 +22,7 @@ def slots() -> list[int | None]:
 def test_what_is_changed_is_put_back(tmp_path: Path) -> None:
     before = slots()
     passthrough = Passthrough(tmp_path)
-    passthrough.prepare(lambda handle: 0)
+    passthrough.prepare(lambda handle: (0, False), lambda handle: None)
     assert passthrough.reason is None
     assert all(now != then for now, then in zip(slots(), before, strict=True))
     passthrough.end()
@@ -32,7 +32,7 @@ def test_what_is_changed_is_put_back(tmp_path: Path) -> None:
 def test_without_a_cache_nothing_is_changed() -> None:
     before = slots()
     passthrough = Passthrough(None)
-    passthrough.prepare(lambda handle: 0)
+    passthrough.prepare(lambda handle: (0, False), lambda handle: None)
     assert slots() == before
     passthrough.try_it()
     assert not passthrough.is_on
@@ -45,7 +45,7 @@ def test_a_libfuse_that_is_not_known_is_left_alone(
     """Here: a module that does not know libfuse."""
     monkeypatch.setattr(pyfuse3, "__file__", _ctypes.__file__)
     passthrough = Passthrough(tmp_path)
-    passthrough.prepare(lambda handle: 0)
+    passthrough.prepare(lambda handle: (0, False), lambda handle: None)
     passthrough.try_it()
     assert not passthrough.is_on
     assert passthrough.reason is not None
@@ -100,14 +100,14 @@ def answer(error: int, size: int) -> tuple[bytes, bool]:
     pieces = (_Piece * 2)(
         _Piece(ctypes.addressof(header), 16), _Piece(ctypes.addressof(body), size)
     )
-    agreed = _agree(ctypes.addressof(pieces), 2, 2)
+    agreed = _agree(ctypes.addressof(pieces), 2, 2, privileges=True)
     return body.raw, agreed
 
 
 def test_the_answer_to_init_accepts_it() -> None:
     body, agreed = answer(0, 64)
     assert agreed
-    assert struct.unpack_from("=IIII", body) == (7, 38, 131072, 0x1001 | _EXT)
+    assert struct.unpack_from("=IIII", body) == (7, 38, 131072, 0x1001 | _EXT | _KILLPRIV_V2)
     assert struct.unpack_from("=II", body, 32) == (_PASSTHROUGH, 2)
 
 
@@ -122,7 +122,7 @@ def test_a_cache_that_may_hang_is_never_passed_on() -> None:
     """Here a file system that is none of a disk; those of networks, and FUSE, are as well."""
     before = slots()
     passthrough = Passthrough(Path("/proc"))
-    passthrough.prepare(lambda handle: 0)
+    passthrough.prepare(lambda handle: (0, False), lambda handle: None)
     passthrough.try_it()
     assert slots() == before
     assert not passthrough.is_on

@@ -90,6 +90,8 @@ class StatView:
         """Describe an inode as of now."""
         settings = self._settings
         file = self._files.shown(inode)
+        if file is not None and file.passed is not None:
+            self._files.passed.look(file)
         info = file.info if file is not None else inode.info
         is_attached = inode.attached()
         local = self._set_here(inode)
@@ -213,8 +215,14 @@ class StatView:
         given = {name: value for name in fields if (value := getattr(change, name)) is not None}
         if not given:
             return
-        self._note(inode, given)
+        mode = self._local.get(inode).mode
+        if given.keys() & {"uid", "gid"} and "mode" not in given and mode and inode.below is None:
+            # chown(2), which the kernel leaves to who keeps these bits right.
+            given["mode"] = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
         file = self._files.find(inode)
+        if file is not None:
+            self._files.passed.look(file)  # what was written before is not newer than this
+        self._note(inode, given)
         if file is not None and change.mtime_ns is not None:
             file.modified_ns = change.mtime_ns
 

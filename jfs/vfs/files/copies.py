@@ -62,7 +62,7 @@ class Copies:
             return None
         if not target.writes:
             raise BadHandle(f"handle {handle} is not open for writing")
-        if origin.file is target.file:
+        if origin.file is target.file or target.file.passed is not None:
             return None
         self._files.require_writer(target.file.inode).cut(target.file)
         async with target.file.lock:

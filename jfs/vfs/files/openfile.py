@@ -28,6 +28,23 @@ class Opened:
     direct: bool = False
 
 
+@dataclass(slots=True)
+class Passed:
+    """A staged file that is registered with the kernel, until the last handle has gone.
+
+    Attributes:
+        number: of the registration.
+        handle: through which the kernel writes itself; None: it was closed.
+        who: has made the file.
+        is_over: nobody writes to it any more; it becomes a file of the cache, or nothing.
+    """
+
+    number: int
+    handle: int | None
+    who: tuple[str, str]
+    is_over: bool = False
+
+
 class OpenFile:
     """All handles of one inode; see the module.
 
@@ -57,6 +74,7 @@ class OpenFile:
             opened it (``settling``).
         waits_since: on trio's clock, when what waits until it rests was closed first; None: nothing
             does.
+        passed: what the kernel writes to itself; None: nothing.
         detached: the name is gone: nothing will ever be uploaded.
     """
 
@@ -79,6 +97,7 @@ class OpenFile:
         "lock",
         "modified_ns",
         "ours",
+        "passed",
         "queued",
         "replaces",
         "tried",
@@ -110,6 +129,7 @@ class OpenFile:
         self.uploading: trio.CancelScope | None = None
         self.acknowledged: StagingFile | None = None
         self.backing: Backing | None = None
+        self.passed: Passed | None = None
         self.broken: OSError | None = None
         self.closes = 0
         self.waits_since: float | None = None
@@ -157,7 +177,10 @@ class OpenFile:
     @property
     def dirty(self) -> bool:
         """Whether there is something that the server does not have."""
-        return self.generation > self.deployed and not self.detached
+        if self.detached:
+            return False
+        unseen = self.staged.unseen if self.staged is not None else None
+        return self.generation > self.deployed or (unseen is not None and unseen.is_there())
 
     @property
     def is_pending(self) -> bool:

@@ -27,6 +27,7 @@ from jfs.vfs.files.beside import ReadBeside
 from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.files.openfile import Opened, OpenFile, reader_of
 from jfs.vfs.files.opening import Opening
+from jfs.vfs.files.passed import PassedWrites
 from jfs.vfs.files.passing import Passing
 from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
@@ -93,6 +94,7 @@ class OpenFiles:
         self._handles = Handles(numbers)
         self._beside = ReadBeside(self._handles, kernel, refusals)
         plane.beside.listen(self._beside.noted)
+        self.passed = PassedWrites(self._handles, kernel, self._writer, plane, writing)
         self._refusals = refusals
 
     def find(self, inode: Inode) -> OpenFile | None:
@@ -142,12 +144,6 @@ class OpenFiles:
         self._handles.device = device
 
     # opening and closing
-
-    def backing_of(self, handle: int) -> int:
-        """Return the number of what the kernel reads itself through a handle; 0: nothing."""
-        opened = self._handles.get(handle)
-        backing = opened.file.backing if opened is not None else None
-        return backing.number if backing is not None else 0
 
     async def open(self, inode: Inode, flags: int, pid: int, *, creates: bool = False) -> Opened:
         """Open a file, pin its version; with O_TRUNC empty it. See ``Filesystem.open``.
@@ -237,6 +233,7 @@ class OpenFiles:
         opened = self._handles.find(handle)
         file = opened.file
         opened.flushed = True
+        self.passed.look(file)
         if not opened.writes or not file.dirty or file.is_pending:
             return
         if await self._handles.can_write(file):
@@ -247,6 +244,7 @@ class OpenFiles:
     async def fsync(self, handle: int) -> None:
         """Deploy what was written. Raises as ``flush``."""
         file = self._handles.find(handle).file
+        self.passed.look(file)
         if file.dirty:
             await self.require_writer(file.inode).deploy_dirty(file)
 
@@ -255,6 +253,7 @@ class OpenFiles:
         opened = self._handles.find(handle)
         file = opened.file
         self._beside.released(handle, opened)
+        self.passed.closed(file, handle)
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:
                 await self.require_writer(file.inode).close(file)

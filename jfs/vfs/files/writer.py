@@ -337,13 +337,13 @@ class Writer:
         self.enter(file)
         self._fell_back(file)
 
-    def note_change(self, file: OpenFile) -> None:
-        """Note that the content is about to change."""
+    def note_change(self, file: OpenFile, now: int | None = None) -> None:
+        """Note that the content is about to change, or has at *now* (ns since 1970)."""
         file.generation += 1
         file.modified_ns = None
         file.drop_kept()
         file.inode.ahead = not file.detached
-        now = time.time_ns()
+        now = time.time_ns() if now is None else now
         self._attributes.set(file.inode, mtime_ns=now, ctime_ns=now, content=STAGED)
 
     async def _change(self, file: OpenFile, staged: StagingFile) -> None:

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 # A shorter one is slowed down by that (2 GiB on two cores: 0.60 of curl's speed, not 0.71); it is
 # synced if it fails.
 _SYNC_AFTER_S = 10.0
+_TRIES_BESIDE_WRITES = 4
 
 
 class Deployer:
@@ -107,6 +108,36 @@ class Deployer:
             IntegrityError, RemoteError: the server's verdict; the journal has kept it.
             OSError: the local disk failed.
         """
+        deploy = partial(self._deploy, staged, path, base, properties, modified_ns, patient)
+        for _ in range(_TRIES_BESIDE_WRITES - 1):
+            try:
+                return await self._noted(staged, await deploy())
+            except JfsError:
+                # The kernel writes to it: somebody has, and what came is not what was hashed.
+                if staged.unseen is None or not staged.unseen.is_there():
+                    raise
+        return await self._noted(staged, await deploy())
+
+    async def _noted(self, staged: StagingFile, info: FileInfo) -> FileInfo:
+        """Have the journal expect more of what the kernel still writes to."""
+        entry = staged.entry
+        if staged.unseen is not None and entry is not None:
+            change = partial(entry.update, state=State.WRITING, sha256="", base_size=info.size)
+            try:
+                await waiting.on_disk(partial(change, base=info.checksums.sha256))
+            except OSError as error:
+                log.warning("%s: its journal is behind: %s", info.path, disk_words(error))
+        return info
+
+    async def _deploy(
+        self,
+        staged: StagingFile,
+        path: RepoPath,
+        base: FileInfo | None,
+        properties: Properties,
+        modified_ns: int | None,
+        patient: bool,
+    ) -> FileInfo:
         settings = self._area.settings
         async with self._under_way(staged) as entry:
             if staged.lent is not None and not staged.lent.is_whole:

@@ -34,13 +34,14 @@ from jfs.vfs.writing.journal import Entry
 from jfs.vfs.writing.lent import Lent
 from jfs.vfs.writing.room import Room, keep_half
 from jfs.vfs.writing.undo import Undo
+from jfs.vfs.writing.unseen import Sized
 
 log = logging.getLogger(__name__)
 
 _PIECE = 1 * MiB
 
 
-class StagingFile:
+class StagingFile(Sized):
     """The bytes of one file; made by ``StagingArea``.
 
     Attributes:
@@ -66,7 +67,7 @@ class StagingFile:
         room: Room,
         size: int,
     ) -> None:
-        self.file = file
+        super().__init__(file, size)
         self.entry = entry
         self.sent: set[str] = set()
         self.properties: Properties = {}
@@ -76,7 +77,7 @@ class StagingFile:
         self.is_gone = False
         self.grown: Callable[[StagingFile], None] | None = None
         self.grown_at = 0
-        self.size = size
+        self._in_order = True
         self.lent: Lent | None = None
         self.is_soft = False
         self._undo: Undo | None = None
@@ -87,6 +88,21 @@ class StagingFile:
         self._closing = False
         self._changing = threading.Lock()
         self._changes = 0  # goes up when one is given up
+
+    def grew(self) -> None:
+        """Take what the kernel has written for written in order. Does not wait for the disk.
+
+        Whoever sends it meanwhile compares: nothing that is wrong takes its place.
+        """
+        if self.unseen is not None and (size := self.unseen.size) > self.ordered and self._in_order:
+            self._followed(self.ordered, size)
+
+    def take_back(self) -> None:
+        """The kernel writes to it no more."""
+        if self.unseen is not None:
+            self.grew()
+            self._size, self.unseen = self.unseen.size, None
+            self._hash.rewind(0)
 
     async def change(self, call: Callable[..., None], *args: object) -> None:
         """Call ``write`` or ``truncate`` in a thread. Trio thread.
@@ -168,6 +184,7 @@ class StagingFile:
             self._room.require(size, self.file)
         if self._undo is not None:
             self._undo.keep(Extent(size, max(size, self.size)))
+        self._in_order = self._in_order and size <= self.size  # or a hole is no sign of a write
         os.ftruncate(self.file, size)
         self._hash.cut(size)
         self.size = size
@@ -358,6 +375,8 @@ class StagingFile:
         """Return the digest of all that was written. Raises OSError."""
         if self.lent is not None and self.lent.is_whole:
             return self.lent.sha256
+        if self.seal():
+            self._hash.rewind(0)
         return self._hash.digest(self.size)
 
     def sums(self, sha256: str) -> "array[int] | None":
@@ -389,6 +408,7 @@ class StagingFile:
     def close(self) -> None:
         """Close the file, after its readers; the journal keeps what it has. Trio thread."""
         self._give_up()
+        self.take_back()
         self._closing = True
         if self.lent is not None:
             self.lent.close()
