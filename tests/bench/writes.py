@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 import click
 
 from tests.bench import loads
+from tests.bench.littlewrites import littles
 from tests.bench.machine import Contender, Sample, compete, cpu_of, peak_rss_of, report, timed
 from tests.bench.reads import Bench, Served, served, unmount_left
 from tests.bench.server import serving
@@ -158,7 +159,7 @@ def race(title: str, amount: int, rounds: int, run: dict[str, Contender]) -> Non
 @click.option("--mib", default=2048, show_default=True, help="Size of the file.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--peers/--no-peers", default=True, show_default=True)
-@click.option("--only", type=click.Choice(["big", "small"]), help="One part of it.")
+@click.option("--only", type=click.Choice(["big", "small", "little"]), help="One part of it.")
 def main(mib: int, rounds: int, peers: bool, only: str | None) -> None:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jfs-bench-")))
@@ -187,6 +188,8 @@ def main(mib: int, rounds: int, peers: bool, only: str | None) -> None:
                         )
                     title = f"{_SMALL_FILES} files of {_SMALL // KiB} KiB"
                     race(title, _SMALL * _SMALL_FILES, rounds, run)
+                if only in (None, "little") and not tls:
+                    littles(writes.bench, work, rounds)
 
 
 def large(writes: Writes, mib: int, rounds: int, *, peers: bool, hashed: bool) -> None:
