@@ -35,13 +35,11 @@ class Passed:
     Attributes:
         number: of the registration.
         handle: through which the kernel writes itself; None: it was closed.
-        who: has made the file.
         is_over: nobody writes to it any more; it becomes a file of the cache, or nothing.
     """
 
     number: int
     handle: int | None
-    who: tuple[str, str]
     is_over: bool = False
 
 

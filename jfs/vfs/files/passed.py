@@ -8,7 +8,7 @@ What that costs: bytes that nobody sees come are not hashed beside the writes, b
 closed; of a large file, what it has grown by is sent meanwhile (``writing.overlap``), which is in
 vain if it is written out of order. So one that comes in large pieces is better without. The kernel
 does not say how a program is going to write: those that copy, and files of weights, are
-taken for such; whoever has made a large file comes here the next time, and shows how he writes.
+taken for such, until they are seen to write little at a time.
 
 - Only a file that is made, for writing alone, is written so, through this handle: nobody can map
   it, and whoever opens it besides (the kernel demands that it has the same backing file) comes here
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import trio
 
-from jfs.extents import GiB, KiB, MiB
+from jfs.extents import GiB, KiB
 from jfs.vfs.files.handles import Handles
 from jfs.vfs.files.openfile import OpenFile, Passed
 from jfs.vfs.files.writer import Writer, Writing
@@ -49,7 +49,6 @@ _COPYING = frozenset(
     ]
 )
 _WEIGHTS = frozenset([".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".onnx", ".h5"])
-_LARGE = 64 * MiB
 _LOOK_S = 0.1
 _ROOM = 1 * GiB  # of the staging disk, to begin with
 
@@ -82,7 +81,7 @@ class PassedWrites:
         self._writer = writer
         self._writes_back = writing is not None and writing.area.settings.write_back
         self._written: OrderedDict[int, _Written] = OrderedDict()  # by handle
-        self._writes_little: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._writes_little: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def made(self, handle: int, flags: int, mode: int, pid: int) -> bool:
         """Whether the kernel shall write itself through a handle whose file was made a moment ago.
@@ -102,7 +101,7 @@ class PassedWrites:
         ):
             return False
         who = _who(pid, file.inode.name)
-        if not self._writes_little.get(who, who[0] not in _COPYING and who[1] not in _WEIGHTS):
+        if (who[0] in _COPYING or who[1] in _WEIGHTS) and who not in self._writes_little:
             self._written[handle] = _Written(who)
             if len(self._written) > _KEPT:
                 self._written.popitem(last=False)
@@ -112,7 +111,7 @@ class PassedWrites:
         number = backings.open_to_write(staged.file)
         if number is None:
             return False
-        file.passed = Passed(number, handle, who)
+        file.passed = Passed(number, handle)
         staged.pass_on()
         if not self._followed:
             self._nursery.start_soon(self._follow)
@@ -165,8 +164,6 @@ class PassedWrites:
         if opened.writes and file.writers == 1 and file.staged is not None:
             passed.is_over = True
             file.staged.take_back()
-            if file.staged.size >= _LARGE and passed.who not in self._writes_little:
-                self._learn(passed.who, little=False)
         if file.handles == 1 and self._kernel.backings is not None:
             file.passed = None
             self._kernel.backings.close(passed.number)
@@ -182,12 +179,9 @@ class PassedWrites:
             return
         del self._written[handle]
         if written.size <= _WRITES * _SMALL:
-            self._learn(written.who, little=True)
-
-    def _learn(self, who: tuple[str, str], *, little: bool) -> None:
-        self._writes_little[who] = little
-        if len(self._writes_little) > _KEPT:
-            self._writes_little.popitem(last=False)
+            self._writes_little[written.who] = None
+            if len(self._writes_little) > _KEPT:
+                self._writes_little.popitem(last=False)
 
 
 def _who(pid: int, name: str) -> tuple[str, str]:
