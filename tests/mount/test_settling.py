@@ -251,7 +251,8 @@ def test_nothing_that_was_closed_is_lost_by_a_mount_that_is_killed(
             changed(str(beside / "f"), last)
         assert there == (beside / "f").read_bytes()
         for row in json.loads(run_here(server, "recover", "ls", "--json", *_cache(mounted))):
-            assert row["state"] == "writing"
+            # Half done; or its close was uploading it, and this mount has ended before it looked.
+            assert row["state"] in ("writing", "deploying")
             run_here(server, "recover", "drop", "--yes", *_cache(mounted), row["id"])
 
 
