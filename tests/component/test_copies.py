@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import trio
 
 from jfs.config import WriteSettings
 from jfs.errors import AccessDenied, ChangedElsewhere, Stale
@@ -216,6 +217,26 @@ async def test_content_that_the_server_does_not_know_by_its_digest_is_sent(
         assert await content(fs, "copy") == DATA
     assert ask.content("copy") == DATA
     assert kept(staging) == []
+
+
+async def test_what_others_put_there_while_a_copy_is_fetched_is_not_overwritten(
+    ask: Requests, staging: Path
+) -> None:
+    ask.server.faults.add(Fault.status(404, COPY, method="PUT", times=1))
+    held = ask.server.faults.add(Fault.hold(f"/{REPO}/f", method="GET"))
+    async with writing(ask, staging) as fs, trio.open_nursery() as nursery:
+        copy = await opened(fs)
+        assert await copy.run() == len(DATA)
+
+        async def close() -> None:
+            with pytest.raises(Stale):
+                await copy.close()
+
+        nursery.start_soon(close)
+        await trio.to_thread.run_sync(held.wait_hit)
+        ask.server.deploy(REPO, "copy", b"theirs")
+        held.release()
+    assert ask.content("copy") == b"theirs"
 
 
 async def test_a_copy_is_of_the_version_that_was_opened(ask: Requests, staging: Path) -> None:

@@ -324,6 +324,26 @@ async def test_what_others_put_there_while_the_rest_is_sent_is_not_overwritten(
     assert ask.get(f"/{REPO}/f").body == b"theirs"
 
 
+async def test_what_others_put_there_before_it_is_sent_once_more_is_not_overwritten(
+    ask: Requests, staging: Path
+) -> None:
+    """What was on its way is of no use, and all is sent anew: a while after it was looked."""
+    held = ask.server.faults.add(Fault.hold(f"/{REPO}/f", method="PUT", times=1))
+    ask.server.faults.add(Fault.wrong_checksums(PASSING, method="PUT", after=1))
+    async with mounted(ask, staging) as fs, trio.open_nursery() as nursery:
+        handle = await begun(fs)
+
+        async def close() -> None:
+            with pytest.raises(JfsError):
+                await closed(fs, handle)
+
+        nursery.start_soon(close)
+        await trio.to_thread.run_sync(held.wait_hit)  # whether the server has the content
+        ask.server.deploy(REPO, "f", b"theirs")
+        held.release()
+    assert ask.get(f"/{REPO}/f").body == b"theirs"
+
+
 async def test_a_file_that_is_removed_while_it_is_written_leaves_nothing(
     ask: Requests, staging: Path
 ) -> None:

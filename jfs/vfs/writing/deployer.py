@@ -202,12 +202,13 @@ class Deployer:
             await staged.own(staged.size)
             if await waiting.hashing(staged.sha256, staged.size) != sha256:
                 raise IntegrityError(f"{deployment.path}: what was copied is not what it was")
+            await still(())  # to fetch it may have taken a while
         if staged.overlap is not None and not staged.overlap.has_ended:
             with suppress(RemoteError):
                 return await self._store.deploy(deployment, None, patient=False, still=still)
             if await staged.overlap.finish(staged.size, sha256):
                 self._metrics.count("overlapped")
-                await still(())  # that may have taken a while
+            await still(())  # that may have taken a while, of use or not
         return await self._store.deploy(deployment, staged.file, patient=patient, still=still)
 
     async def close(self) -> None:
