@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import os
 import random
+import threading
+import time
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +15,13 @@ import pytest
 
 from jfs.cache import DiskBlockStore
 from jfs.cache.blockmap import checksum
-from jfs.config import CacheSettings
+from jfs.config import CacheSettings, WriteSettings
 from jfs.extents import KiB, MiB
 from jfs.metrics import Metrics
-from jfs.model import ContentKey
+from jfs.model import ContentKey, RepoPath
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.hashing import Blocks, RunningHash
+from jfs.vfs.writing.staging import StagingFile
 
 BLOCK = CacheSettings(Path()).block_size
 
@@ -120,6 +124,50 @@ def test_a_disk_that_fails_beside_the_writes_is_asked_again(tmp_path: Path) -> N
         staged.hash.wrote(5 * MiB, 5 * MiB)
         assert not staged.hash.is_busy  # nobody reads what is about to be closed
     os.close(staged.file)
+
+
+class _HashesMeanwhile:
+    """A follower: once it hears of a change, all is hashed that may be."""
+
+    has_ended = False
+
+    def __init__(self, go_on: threading.Event, staged: StagingFile) -> None:
+        self._go_on, self._staged = go_on, staged
+
+    def changed(self, start: int) -> None:
+        self._go_on.set()
+        while self._staged._hash.is_busy:
+            time.sleep(0.001)
+
+    async def finish(self, size: int, sha256: str) -> bool:
+        return False
+
+    def give_up(self) -> None:
+        pass
+
+
+def test_a_hole_that_is_punched_while_others_hash_is_in_the_digest(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Store(DiskBlockStore):
+        def checksum(self, data: memoryview, number: int) -> int:
+            begun.set()
+            assert go_on.wait(30)
+            return super().checksum(data, number)
+
+    store = Store(CacheSettings(tmp_path / "cache", free_floor_bytes=0), Metrics())
+    area = StagingArea(WriteSettings(tmp_path / "staging"), "https://server.example", store)
+    data = random.Random(5).randbytes(5 * MiB)
+    staged = area.new(RepoPath("repo", "f"), None)
+    staged.write(0, data)
+    assert begun.wait(30)  # the first MiB; the others have their turn yet
+    staged.overlap = _HashesMeanwhile(go_on, staged)
+    staged.zero(2 * MiB, 64 * KiB)
+    expected = data[: 2 * MiB] + bytes(64 * KiB) + data[2 * MiB + 64 * KiB :]
+    assert staged.sha256() == hashlib.sha256(expected).hexdigest()
+    staged.unmake()
+    area.close()
+    store.close()
 
 
 def test_what_is_adopted_with_its_sums_is_not_read_again(tmp_path: Path) -> None:

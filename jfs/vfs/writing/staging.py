@@ -211,9 +211,6 @@ class StagingFile(Sized):
             return
         if self._undo is not None:
             self._undo.keep(Extent(offset, stop))
-        self._hash.rewind(offset)
-        if self.overlap is not None:
-            self.overlap.changed(offset)
         try:
             punch(self.file, offset, stop - offset)
         except OSError as error:
@@ -221,6 +218,10 @@ class StagingFile(Sized):
                 raise
             for piece in Extent(offset, stop).pieces(_PIECE):
                 self.write(piece.start, bytes(piece.size))
+        finally:  # not before: who hashes or sends beside us might still read what was there
+            self._hash.rewind(offset)
+            if self.overlap is not None:
+                self.overlap.changed(offset)
 
     async def require_room(self, size: int, *, replaces: int = 0) -> None:
         """Make sure that so many bytes can be here, before they are brought. Trio thread. OSError.
