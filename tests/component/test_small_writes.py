@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,22 @@ def test_a_call_that_takes_long_is_waited_for_elsewhere() -> None:
     assert done == [True]
     assert not hand.is_free  # for a while
     hand.close()
+
+
+def test_a_call_that_ends_just_when_it_is_given_up_takes_nobody_for_ever() -> None:
+    def run() -> None:  # past the moment that it has, and keeps the interpreter's lock
+        end = time.monotonic() + 0.006
+        while time.monotonic() < end:
+            pass
+
+    hands = [Hand() for _ in range(8)]
+    for hand in hands:
+        if (task := hand.do(run)) is not None:
+            task.wait()
+    while not all(hand.is_free for hand in hands):  # it rests for a while
+        time.sleep(0.01)
+    for hand in hands:
+        hand.close()
 
 
 class Kernel:

@@ -19,13 +19,14 @@ _PAUSE_S = 1.0
 
 
 class Task:
-    """A call that was begun at once."""
+    """A call that was begun at once. *is_over*: it was made, and nothing else is to come of it."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
         self._done = threading.Lock()
         self._done.acquire()
         self._error: BaseException | None = None
+        self.is_over = False
 
     def run(self) -> None:
         """Do it, in the thread."""
@@ -33,6 +34,7 @@ class Task:
             self._call()
         except BaseException as error:
             self._error = error
+        self.is_over = True
         self._done.release()
 
     def is_done(self, timeout_s: float) -> bool:
@@ -90,6 +92,8 @@ class Hand:
             return None
         self._under_way = task
         self._rests_until = time.monotonic() + _PAUSE_S
+        if task.is_over:  # since the moment was over, and the thread has looked already
+            self._under_way = None
         return task
 
     def close(self) -> None:
