@@ -38,11 +38,9 @@ class Beside:
         if loaded is None:
             return
         try:
-            slot = entry(library(), b"fuse_session_receive_buf")
+            self._slot = entry(library(), b"fuse_session_receive_buf")
             leave = ctypes.cast(library().fuse_session_exit, ctypes.c_void_p).value
             self.replies = Replies(loaded, leave or 0)
-            self._slot, self._before = slot, slot.value
-            put(slot, self.replies.receive)
         except (OSError, AttributeError, LookupError, ValueError) as error:
             log.debug("READs are answered by pyfuse3 alone: %s", error)
             self.replies = None
@@ -56,9 +54,14 @@ class Beside:
         if self.replies is None:
             return device
         if not self._is_started:
+            assert self._slot is not None
             try:
                 self.replies.start(device)
-            except OSError as error:
+                # Not before: another pyfuse3 may not wait here, and has to read for itself.
+                before = self._slot.value
+                put(self._slot, self.replies.receive)
+                self._before = before
+            except (OSError, LookupError) as error:
                 log.debug("READs are answered by pyfuse3 alone: %s", error)
                 self.close()
                 return device
@@ -82,5 +85,5 @@ class Beside:
             return
         self.replies.stop()
         self.replies = None
-        if self._slot is not None:
+        if self._slot is not None and self._before is not None:
             put(self._slot, self._before)

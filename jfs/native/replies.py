@@ -205,18 +205,17 @@ class Content:
         Args:
             hears: else they will be.
         """
-        if self._handles:
-            self._handles.clear()
-            self._calls.reader_revoke(self.pointer)
-            if hears:
-                self.replies.hear()
+        # Also if we know of no handle: another thread may be about to end a pause of all.
+        self._handles.clear()
+        self._calls.reader_revoke(self.pointer)
+        if hears:
+            self.replies.hear()
 
     def revoke_one(self, handle: int) -> None:
         """As ``revoke``, of one handle."""
-        if handle in self._handles:
-            self._handles.discard(handle)
-            self._calls.revoke(self.replies.pointer, handle)
-            self.replies.hear()
+        self._handles.discard(handle)
+        self._calls.revoke(self.replies.pointer, handle)
+        self.replies.hear()
 
     def quiet(self, start: int, stop: int) -> None:
         """Say that READs of these bytes need not be noted before any other."""

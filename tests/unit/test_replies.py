@@ -208,6 +208,19 @@ def test_a_handle_that_was_revoked_can_be_published_again(kernel: Kernel) -> Non
     piece.end()
 
 
+def test_nothing_is_answered_once_it_is_revoked_while_another_thread_pauses(
+    kernel: Kernel,
+) -> None:
+    content = kernel.content(64 * KiB)
+    piece = Piece(content, _bytes(64 * KiB), 0, 64 * KiB, 64 * KiB)
+    kernel.replies.round += 1  # it has come so far
+    assert not content.is_published(HANDLE)
+    content.revoke()
+    kernel.read(2, 0, 4 * KiB)
+    assert kernel.passed_on()[:2] == (READ, 2)
+    piece.end()
+
+
 def test_quiet_reads_wake_nobody_and_are_one_note(kernel: Kernel) -> None:
     content = kernel.content(64 * KiB)
     content.quiet(0, 12 * KiB)
