@@ -617,3 +617,27 @@ async def test_a_full_queue_uploads_as_files_are_closed(
             assert ask.get(f"/{REPO}/g").body == b"x" * count
         await put(fs, "f", b"four")
         assert ask.get(PATH).body == b"onetwothreefour"
+
+
+async def test_newer_content_that_was_being_uploaded_is_put_back_to_nothing_else(
+    ask: Requests, staging: Path, mock_clock: MockClock
+) -> None:
+    """It was written into what waits at first, and is a file of its own once that was emptied."""
+    newer = b"newer, and longer than what waits"
+    async with settling(ask, staging) as fs:
+        await waiting(fs)
+        handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        await fs.write(handle, 0, b"ONE")
+        await fs.setattr(await find(fs, "f"), Change(size=0), handle)
+        await fs.write(handle, 0, newer)
+        held = ask.server.faults.add(Fault.stall(PATH, method="PUT", times=1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.fsync, handle)
+            await trio.to_thread.run_sync(held.wait_hit)
+            nursery.cancel_scope.cancel()
+        die(fs)
+    held.release()
+    async with settling(ask, staging) as fs:
+        await until(lambda: not fs.behind.state.pending)
+    assert ask.get(PATH).body == newer
+    assert journal(staging) == []

@@ -84,6 +84,7 @@ class StagingArea:
             tries=0,
             next_ns=0,
             boot="",
+            promised=None,
         )
         entry = self.journal.create(record)
         newer = self._made(entry.file, entry)
