@@ -147,6 +147,7 @@ def die(fs: Filesystem) -> None:
     """Let the end of the mount upload nothing: its process was killed."""
     assert fs._files.queue is not None
     fs._files.queue._closed = True
+    fs._files._writer = None
 
 
 async def test_a_log_that_is_opened_for_each_line_is_uploaded_when_it_rests(
@@ -641,3 +642,35 @@ async def test_newer_content_that_was_being_uploaded_is_put_back_to_nothing_else
         await until(lambda: not fs.behind.state.pending)
     assert ask.get(PATH).body == newer
     assert journal(staging) == []
+
+
+async def test_what_waits_for_a_server_that_is_down_outlives_an_orderly_end(
+    ask: Requests, staging: Path, expected_logs: list[str]
+) -> None:
+    """Also what was never tried, as others of its repository were in vain: machines restart."""
+    expected_logs.extend(OUTAGE)
+    async with settling(ask, staging, settle_s=600.0, retry_s=(600.0, 600.0)) as fs:
+        data = [await waiting(fs, f"f{number}") for number in range(6)]
+        ask.server.faults.add(Fault.cut("*"))
+        await fs.drain()
+    assert [kept for _, kept in journal(staging)] == data
+    assert {json.loads(path.read_text())["boot"] for path in staging.glob("*.json")} == {""}
+
+
+async def test_what_cannot_be_put_back_is_not_uploaded_half(
+    ask: Requests, staging: Path, mock_clock: MockClock, expected_logs: list[str]
+) -> None:
+    async with settling(ask, staging) as fs:
+        data = await waiting(fs)
+        handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        await fs.write(handle, 0, b"ONE")
+        end = blocked(staging)
+        with pytest.raises(OSError):
+            await fs.setattr(await find(fs, "f"), Change(size=0), handle)
+        end()
+        with pytest.raises(OSError):
+            await fs.flush(handle)
+        await fs.release(handle)
+        assert await content(fs, "f") == data
+        await uploaded(fs, mock_clock)
+    assert ask.get(PATH).body == data

@@ -288,12 +288,12 @@ class OpenFiles:
         left = []
         if self.queue is not None:
             await self.queue.close()
+        if self._writer is not None:
+            await self._writer.leave(self._registry)
         for file in self._registry:
-            if file.is_pending:
-                pass  # the next mount goes on with it
-            elif file.dirty:
+            if file.dirty and not file.is_pending:  # with what is the next mount goes on
                 left.append(file.inode.path)
-            elif file.staged is not None:
+            elif not file.dirty and file.staged is not None:
                 await forgotten(file.staged)
             await self._opening.let_go(file)
         if self._writing is not None:
