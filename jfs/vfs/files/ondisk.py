@@ -106,7 +106,9 @@ class OnDisk:
         if staged.goes_on:
             try:
                 await staged.change(staged.go_back)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, OSError):
+                    file.broken = error  # some of it may be what was promised, and some newer
                 await forgotten(newer)
                 newer.close()
                 raise
