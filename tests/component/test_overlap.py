@@ -397,6 +397,24 @@ async def test_what_a_mount_that_was_killed_has_left_is_removed_by_the_next(
     alive.remove()
 
 
+@pytest.mark.parametrize("code", [401, 403, 405, 423])
+async def test_what_the_server_refuses_to_remove_is_tried_again_by_each_mount(
+    ask: Requests, staging: Path, code: int
+) -> None:
+    """With other rights, or once the repository may be written to again."""
+    os.mkdir(staging, 0o700)
+    ours = killed(staging, ask.server.url)
+    ask.server.deploy(REPO, ours, b"left")
+    refused = ask.server.faults.add(Fault.status(code, f"/{REPO}/{ours}", method="DELETE"))
+    async with mounted(ask, staging) as fs:
+        await until(lambda: refused.hits > 0)
+        await closed(fs, await begun(fs))
+    assert left(ask) == [f"/{ours}"]
+    ask.server.faults.clear()
+    async with mounted(ask, staging):
+        await until(lambda: not left(ask) and not notes(staging))
+
+
 async def test_what_may_come_late_is_removed_by_the_next_mount(
     ask: Requests, staging: Path
 ) -> None:

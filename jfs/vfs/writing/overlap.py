@@ -28,6 +28,7 @@ from jfs.errors import (
     JfsError,
     NotFound,
     ReadOnly,
+    RemoteError,
     disk_words,
 )
 from jfs.folding import fold_as
@@ -47,6 +48,9 @@ _RESTS_S = 30.0
 _LOOK_S = 1.0
 # At the end of a mount: what is not removed by then, the next one removes.
 _END_S = 3.0
+# What is so for a repository. Not so: a token that has expired, and is replaced one day.
+_REFUSALS = (AccessDenied, Conflict, ReadOnly)
+_WANTS_CREDENTIALS = 401
 _OF_NOTHING = hashlib.sha256().hexdigest()
 # The same for every node: where it cannot be removed, one empty file is all that stays.
 _TRIED = passing_name("0" * 8, "0" * 16)
@@ -257,7 +261,7 @@ class Overlaps:
                     self._metrics.count("overlaps")
                     with overlap.scope:
                         overlap.found = await self._store.stream(left.path, overlap.file, overlap)
-            except (AccessDenied, Conflict, NotFound, ReadOnly) as error:
+            except (*_REFUSALS, NotFound) as error:
                 self._refuse(repo, error)
             except (JfsError, OSError) as error:
                 if not overlap.is_cut:
@@ -303,7 +307,10 @@ class Overlaps:
     def _folder(self, repo: str) -> RepoPath:
         return self._top if self._top.repo == repo else RepoPath(repo)
 
-    def _refuse(self, repo: str, error: JfsError) -> None:
+    def _refuse(self, repo: str, error: RemoteError) -> None:
+        if error.status == _WANTS_CREDENTIALS:
+            log.info("%s: to be uploaded when it is closed: %s", repo, error)
+            return
         if repo not in self._refused:
             log.info("%s: what is uploaded there is uploaded when it is closed: %s", repo, error)
         self._refused.add(repo)
@@ -311,7 +318,8 @@ class Overlaps:
     async def _remove(self, left: Leftover, *, may_come: bool = False) -> None:
         """Remove a name from the server, if it is there. Never raises JfsError, OSError.
 
-        What the server does not answer to is removed by the next mount; what it refuses, stays.
+        What the server does not answer to, or refuses, the next mount removes, which may have other
+        rights.
 
         Args:
             may_come: all of it was sent, and no answer heard: it may be there in a moment.
@@ -322,9 +330,9 @@ class Overlaps:
             except NotFound:
                 if may_come:
                     return
-            except (AccessDenied, ReadOnly, Conflict) as error:
-                self._refuse(left.path.repo, error)
             except JfsError as error:
+                if isinstance(error, _REFUSALS):
+                    self._refuse(left.path.repo, error)
                 log.info("%s: removed by the next mount: %s", left.path, error)
                 return
             await waiting.on_disk(left.remove)
