@@ -2,8 +2,8 @@
  *
  * The rules. Called through ctypes, without the interpreter's lock: nothing here may touch a Python
  * object. Memory, descriptors and counters belong to the caller, which holds them for as long as the
- * call lasts. Nothing is kept between calls, except by
- * reply.c. A failure is returned as -errno.
+ * call lasts. Nothing is kept between calls, except by reply.c and requests.c. A failure is returned
+ * as -errno.
  */
 #ifndef JFS_NATIVE_H
 #define JFS_NATIVE_H
@@ -109,8 +109,8 @@ JFS_EXPORTED ssize_t jfs_tls_send(const struct jfs_tls *tls, void *ssl, int fd, 
 /* Whether nothing came and it has not ended; tickets and the like are taken in. */
 JFS_EXPORTED int jfs_tls_is_quiet(const struct jfs_tls *tls, void *ssl);
 
-/* Replies to READs; see reply.c, and jfs/native/replies.py for who calls what. Any thread, unless
- * it says otherwise. What is made is freed by its own function, in any order. */
+/* Replies to READs; see reply.c and requests.c, and jfs/native/replies.py for who calls what. Any
+ * thread, unless it says otherwise. What is made is freed by its own function, in any order. */
 struct jfs_replies; /* those of one mount */
 struct jfs_reader;  /* of one content */
 struct jfs_piece;   /* bytes of one content in memory */

@@ -1,4 +1,4 @@
-"""Replies to READs beside the interpreter: what ``reply.c`` is told, and what it tells.
+"""Replies to READs beside the interpreter: what the native part is told, and tells.
 
 While any handle is published, a thread of the native part reads what the kernel asks. A READ of
 such a handle whose bytes are in memory, or on their way there, is answered without Python: by that
@@ -62,7 +62,7 @@ Listener = Callable[[Note], None]
 
 
 class _Calls:
-    """The functions of ``reply.c``.
+    """The functions of ``reply.c`` and ``requests.c``.
 
     Those that copy, or wait for a copy, release the interpreter's lock. The others take less time
     than that: they wait for nothing.

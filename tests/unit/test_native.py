@@ -34,9 +34,10 @@ def test_every_source_is_built_with_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     (extension,) = project["tool"]["setuptools"]["ext-modules"]
     folder = Path(native.__file__).parent
-    assert sorted(Path(name).name for name in extension["sources"]) == sorted(
-        path.name for path in folder.glob("*.c")
-    )
+    for names, pattern in ((extension["sources"], "*.c"), (extension["depends"], "*.h")):
+        assert sorted(Path(name).name for name in names) == sorted(
+            path.name for path in folder.glob(pattern)
+        )
     assert extension["optional"] is True
 
 
