@@ -231,6 +231,30 @@ async def test_a_staging_disk_that_hangs_fails_an_upload_that_is_under_way_in_ti
     assert Requests(server).get(f"/{REPO}/f").body == data
 
 
+async def test_a_cache_that_hangs_keeps_no_large_file_from_being_written_and_sent(
+    server: EmbeddedServer, disk: Disk, tmp_path: Path
+) -> None:
+    """Whether it has the beginning of the file is not known then."""
+    where = CacheSettings(disk.place / "cache", free_floor_bytes=0)
+    store = await trio.to_thread.run_sync(DiskBlockStore, where, Metrics())
+    settings = WriteSettings(tmp_path / "staging", overlap_from=MiB)
+    async with composed(server, REPO, writes=settings, store=store) as fs:
+        handle = (await fs.create(ROOT, "f", 0o644, os.O_WRONLY, ME))[0].handle
+        await trio.to_thread.run_sync(partial(disk.fail, all="hang"))
+        try:
+            with trio.fail_after(30):
+                await fs.write(handle, 0, content(1))
+                while server.stats.bytes_received < _SIZE:  # noqa: ASYNC110 - it does not tell
+                    await trio.sleep(0.01)
+                await fs.write(handle, _SIZE, b"more")
+        finally:
+            await trio.to_thread.run_sync(disk.fail)
+        await fs.flush(handle)
+        await fs.release(handle)
+    assert Requests(server).get(f"/{REPO}/f").body == content(1) + b"more"
+    await trio.to_thread.run_sync(store.close)
+
+
 async def test_a_staging_disk_that_hangs_holds_up_the_event_loop_for_a_moment_alone(
     server: EmbeddedServer, disk: Disk, expected_logs: list[str]
 ) -> None:

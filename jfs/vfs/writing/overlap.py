@@ -16,11 +16,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from jfs import waiting
+from jfs import threads, waiting
 from jfs.errors import (
     AccessDenied,
     Conflict,
@@ -46,6 +47,7 @@ _MOST = 4
 # Servers and proxies give up a body of which nothing comes for a minute (nginx, Tomcat).
 _RESTS_S = 30.0
 _LOOK_S = 1.0
+_SEEN_S = 2.0
 # At the end of a mount: what is not removed by then, the next one removes.
 _END_S = 3.0
 # What is so for a repository. Not so: a token that has expired, and is replaced one day.
@@ -192,6 +194,7 @@ class Overlaps:
         self._nursery = nursery
         self._top = top
         self._cache = cache
+        self._seeing = trio.CapacityLimiter(_MOST)
         self._leftovers = Leftovers(area.journal.directory, area.server)
         self._from = settings.overlap_from
         self._refused: set[str] = set()  # repositories
@@ -290,11 +293,13 @@ class Overlaps:
 
         Raises JfsError, OSError.
         """
-        cache = self._cache
-        if cache is not None and await waiting.on_disk(
-            cache.has_beginning, overlap.file, self._from
-        ):
-            return False
+        if self._cache is not None:
+            seen = partial(self._cache.has_beginning, overlap.file, self._from)
+            # Apart from what is staged: a cache that is huge, or whose disk hangs, is asked for a
+            # moment, and no write fails for it.
+            with trio.move_on_after(_SEEN_S), contextlib.suppress(OSError):
+                if await threads.abandoning(self._seeing, seen):
+                    return False
         if repo not in self._tried:  # nothing large shall stay where nothing may be removed
             path = self._folder(repo).child(_TRIED)
             nothing = Deployment(path, 0, Checksums(sha256=_OF_NOTHING))
