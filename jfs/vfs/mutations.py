@@ -390,7 +390,7 @@ class Mutations:
         writing.attributes.removed(inode, file.tag if file is not None else None)
 
     async def _require_empty(self, folder: Inode) -> None:
-        if any(child.local for child in folder.dentries.values()):
+        if self._renaming.writes_below(folder):
             raise NotEmpty(f"{folder.path}: files in it are being written")
         if not await self._store.is_empty(folder.path):
             self._tree.expire_listing(folder)

@@ -1,5 +1,6 @@
 """--settle through the facade: what is opened again and again waits until it rests."""
 
+import contextlib
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from jfs.config import WriteSettings
-from jfs.errors import JfsError, NoEntry, QuotaExceeded, Replaced
+from jfs.errors import JfsError, NoEntry, NotEmpty, QuotaExceeded, Replaced
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.attributes.stat import Caller, Change
@@ -48,18 +49,23 @@ async def settling(ask: Requests, staging: Path, **settings: object) -> AsyncIte
 
 
 async def put(
-    fs: Filesystem, name: str, data: bytes, offset: int | None = None, flags: int = 0
+    fs: Filesystem,
+    name: str,
+    data: bytes,
+    offset: int | None = None,
+    flags: int = 0,
+    parent: int = ROOT,
 ) -> int:
     """Open a file, make it if it is not there, write at an offset or its end, close it."""
     try:
-        attributes = await fs.lookup(ROOT, name)
+        attributes = await fs.lookup(parent, name)
         try:
             handle = (await fs.open(attributes.ino, os.O_RDWR | flags)).handle
         except Replaced:  # the kernel looks again
-            attributes = await fs.lookup(ROOT, name)
+            attributes = await fs.lookup(parent, name)
             handle = (await fs.open(attributes.ino, os.O_RDWR | flags)).handle
     except NoEntry:
-        opened, attributes = await fs.create(ROOT, name, 0o644, os.O_RDWR, ME)
+        opened, attributes = await fs.create(parent, name, 0o644, os.O_RDWR, ME)
         handle = opened.handle
     try:
         end = (await fs.getattr(attributes.ino)).size
@@ -674,3 +680,22 @@ async def test_what_cannot_be_put_back_is_not_uploaded_half(
         assert await content(fs, "f") == data
         await uploaded(fs, mock_clock)
     assert ask.get(PATH).body == data
+
+
+async def test_a_folder_in_which_something_waits_is_not_empty(
+    ask: Requests, staging: Path, mock_clock: MockClock
+) -> None:
+    """Also if others have removed from the server all that is there of it."""
+    async with settling(ask, staging) as fs:
+        folder = (await fs.mkdir(ROOT, "d", 0o755, ME)).ino
+        inner = (await fs.mkdir(folder, "inner", 0o755, ME)).ino
+        for data in (b"one", b"two", b"three"):
+            ino = await put(fs, "f", data, parent=inner)
+        assert await state(fs, ino) == "pending"
+        assert ask.delete(f"/{REPO}/d/inner").status == 204
+        for parent, name in ((folder, "inner"), (ROOT, "d")):
+            with pytest.raises(NotEmpty):
+                await fs.rmdir(parent, name)
+        with contextlib.suppress(NoEntry):  # the server has removed it, too
+            await fs.unlink(inner, "f")
+    assert journal(staging) == []

@@ -66,6 +66,13 @@ class Renaming:
             if file.waits_since is not None and file.is_pending and self._writer is not None:
                 await self._writer.deploy_dirty(file)
 
+    def writes_below(self, folder: Inode) -> bool:
+        """Whether something in a folder is shown that the server does not have. No checkpoint.
+
+        It may have what was there before, or not any more: others remove it meanwhile.
+        """
+        return any(file.dirty for file in self._registry.below(folder))
+
     @asynccontextmanager
     async def kept(self, inode: Inode | None) -> AsyncIterator[None]:
         """Keep content here for its readers while the server forgets it with its name.
