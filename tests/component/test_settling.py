@@ -699,3 +699,22 @@ async def test_a_folder_in_which_something_waits_is_not_empty(
         with contextlib.suppress(NoEntry):  # the server has removed it, too
             await fs.unlink(inner, "f")
     assert journal(staging) == []
+
+
+async def test_what_fsync_has_uploaded_waits_no_more_and_nor_does_the_rest(
+    ask: Requests, staging: Path
+) -> None:
+    """The repository takes uploads again: nobody waits for the pause after those that failed."""
+    async with settling(ask, staging, settle_s=600.0, retry_s=(600.0, 600.0)) as fs:
+        for name in ("f", "g"):
+            await waiting(fs, name)
+        ask.server.faults.add(Fault.status(507, f"/{REPO}/*", method="PUT"))
+        await fs.drain()
+        assert fs.behind.state.pending == 2
+        ask.server.faults.clear()
+        opened = await fs.open(await find(fs, "f"), os.O_RDONLY)
+        await fs.fsync(opened.handle)
+        await fs.release(opened.handle)
+        with trio.fail_after(30):
+            await until(lambda: not fs.behind.state.pending)
+    assert ask.get(f"/{REPO}/g").body == b"onetwothree"

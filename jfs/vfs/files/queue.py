@@ -187,6 +187,7 @@ class UploadQueue:
         """Note that somebody has uploaded a file that waited."""
         item = self._items.get(file)
         if item is not None and not item.running:
+            self._worked(item)
             self._schedule(item, -math.inf)
 
     def wake(self, repo: str | None = None) -> None:
