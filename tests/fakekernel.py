@@ -4,6 +4,7 @@ The kernel is a socket that keeps packets apart, as its device does.
 """
 
 import ctypes
+import errno
 import select
 import socket
 import struct
@@ -30,8 +31,8 @@ class _Buffer(ctypes.Structure):
 class Kernel:
     """The kernel's end, and libfuse's."""
 
-    def __init__(self) -> None:
-        library = native.library()
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        library = library or native.library()
         assert library is not None
         self.exits: list[int | None] = []
         self._exit = _EXITED(self.exits.append)
@@ -93,7 +94,11 @@ class Kernel:
 
     def nothing_is_passed_on(self) -> None:
         assert not select.select([self.replies.ready], [], [], 0)[0]
-        assert self._receive(1, ctypes.addressof(self._buffer)) < 0
+        self.asks_again()
+
+    def asks_again(self) -> None:
+        """Have libfuse be told that there is no request."""
+        assert self._receive(1, ctypes.addressof(self._buffer)) == -errno.EINTR
 
     def heard(self) -> list[tuple[int, int, Kind]]:
         self.replies.hear()

@@ -52,16 +52,6 @@ struct message *jfs_message_of(const void *request, size_t size) {
     return message;
 }
 
-/* As message_of, but a large one goes as it is: a small one does not keep a MiB. */
-static struct message *message_with(uint8_t **buffer, size_t size) {
-    if (size <= LARGE) return jfs_message_of(*buffer, size);
-    struct message *message = malloc(sizeof *message);
-    if (!message) return NULL;
-    *message = (struct message){NULL, size, *buffer};
-    *buffer = NULL;
-    return message;
-}
-
 void jfs_message_drop(struct message *message) {
     free(message->data);
     free(message);
@@ -73,29 +63,42 @@ void jfs_queue(struct jfs_replies *replies, struct message *message) {
     replies->last = &message->next;
 }
 
-/* Read a request of the kernel into a message of its own. NULL: -EAGAIN, or what ends the mount. */
+/* Read a request of the kernel into a message of its own. NULL: -EAGAIN, -ENOMEM, or what ends the
+ * mount. */
 static struct message *receive(int device, uint8_t **buffer, size_t *room, int *error) {
-    for (;;) {
-        /* No request may be lost once it is read: so all memory is here before. */
-        if (!*buffer && !(*buffer = malloc(*room))) {
-            usleep(1000);
-            continue;
-        }
-        ssize_t size = read(device, *buffer, *room);
-        *error = size < 0 ? -errno : -ENODEV;
-        /* ENOENT: it was withdrawn while it was read. */
-        if (size < 0 && (errno == EINTR || errno == ENOENT)) continue;
-        if (size < 0 && errno == EINVAL && *room < LARGEST) { /* a libfuse with larger WRITEs */
+    /* No request may be lost once it is read: so all memory is here before. */
+    struct message *message = malloc(sizeof *message);
+    if (!*buffer) *buffer = malloc(*room);
+    if (!message || !*buffer) {
+        free(message);
+        *error = -ENOMEM;
+        return NULL;
+    }
+    ssize_t size;
+    do
+        size = read(device, *buffer, *room);
+    while (size < 0 && (errno == EINTR || errno == ENOENT)); /* ENOENT: withdrawn meanwhile */
+    if (size < (ssize_t)sizeof(struct in_header)) {
+        *error = size < 0 ? -errno : -ENODEV; /* 0: closed, by whoever */
+        free(message);
+        if (*error == -EINVAL && *room < LARGEST) { /* a libfuse with larger WRITEs */
             free(*buffer);
             *buffer = NULL;
             *room = *room * 2 - HEADER;
-            continue;
+            *error = -EAGAIN;
         }
-        if (size < (ssize_t)sizeof(struct in_header)) return NULL; /* 0: closed, by whoever */
-        struct message *message;
-        while (!(message = message_with(buffer, (size_t)size))) usleep(1000);
-        return message;
+        return NULL;
     }
+    /* A large one goes as it is; a small one does not keep a MiB, if that can be helped. */
+    void *data = size <= LARGE ? malloc((size_t)size) : NULL;
+    if (data) {
+        memcpy(data, *buffer, (size_t)size);
+    } else {
+        data = *buffer;
+        *buffer = NULL;
+    }
+    *message = (struct message){NULL, (size_t)size, data};
+    return message;
 }
 
 /* Returns whether the request is answered, or will be. */
@@ -134,7 +137,8 @@ static void *run(void *argument) {
         if (!is_ours || !polled[1].revents) continue;
         int error;
         struct message *message = receive(replies->device, &buffer, &room, &error);
-        if (!message && error == -EAGAIN) continue;
+        if (!message && error == -ENOMEM) usleep(1000);
+        if (!message && (error == -EAGAIN || error == -ENOMEM)) continue;
         if (!message) break;
         if (is_taken(replies, message)) {
             jfs_message_drop(message);
@@ -264,7 +268,7 @@ int jfs_replies_receive(void *session, void *place) {
     int error = -EAGAIN;
     if (!message && !has_ended && !is_ours)
         message = receive(replies->device, &replies->spare, &replies->room, &error);
-    if (has_ended || (!message && error != -EAGAIN)) {
+    if (has_ended || (!message && error != -EAGAIN && error != -ENOMEM)) {
         replies->exit(session);
         return 0;
     }

@@ -3,15 +3,18 @@
 The kernel is one of our own, and libfuse is the test.
 """
 
+import ctypes
 import select
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from jfs.extents import KiB, MiB
 from jfs.native.replies import Content, Kind, Piece
+from tests import compiling
 from tests.fakekernel import HANDLE, INTERRUPT, LOOKUP, OUT, PATIENCE_S, READ, READ_IN, Kernel
 
 
@@ -284,6 +287,35 @@ def test_a_buffer_is_given_back_only_after_its_last_reply(kernel: Kernel) -> Non
                 assert kernel.passed_on()[0] == READ
         kernel.heard()
     assert wrong == []
+
+
+_SCARCE = """
+#include <stdlib.h>
+__attribute__((weak, visibility("default"))) _Atomic int scarce;
+static inline void *scarce_malloc(size_t size) { return scarce ? NULL : malloc(size); }
+#define malloc scarce_malloc
+"""
+
+
+def test_where_there_is_no_memory_a_request_waits_in_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "scarce.h").write_text(_SCARCE)
+    compiling.build(tmp_path / "scarce.so", "-include", str(tmp_path / "scarce.h"))
+    library = ctypes.CDLL(str(tmp_path / "scarce.so"))
+    scarce = ctypes.c_int.in_dll(library, "scarce")
+    kernel = Kernel(library)
+    kernel.send(LOOKUP, 2, b"x\0")
+    scarce.value = 1
+    kernel.asks_again()  # and other work of its thread goes on
+    scarce.value = 0
+    assert kernel.passed_on() == (LOOKUP, 2, b"x\0")
+    piece = Piece(kernel.content(64 * KiB), _bytes(64 * KiB), 0, 64 * KiB, 64 * KiB)
+    scarce.value = 1
+    kernel.send(LOOKUP, 4, b"y\0")
+    kernel.asks_again()
+    scarce.value = 0
+    assert kernel.passed_on() == (LOOKUP, 4, b"y\0")
+    piece.end()
+    kernel.close()
 
 
 def test_the_end_of_the_mount_reaches_libfuse(kernel: Kernel) -> None:
