@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from jfs.config import WriteSettings
+from jfs.errors import FileTooLarge
 from jfs.extents import Extent
 from jfs.server import EmbeddedServer, Fault
 from jfs.vfs.filesystem import Caller, Change, Filesystem
@@ -234,3 +235,46 @@ async def test_who_writes_little_at_a_time_is_learnt(ask: Requests) -> None:
                 await trio.lowlevel.checkpoint()
         kernel.is_on = False
         assert not await passes(".tar")
+
+
+def data_of(staging: Path) -> Path:
+    """Where the only file lies that is staged: what the kernel writes, it writes there."""
+    [path] = staging.glob("*.data")
+    return path
+
+
+async def passed(fs: Filesystem, name: str) -> int:
+    handle = await made(fs, name)
+    assert fs.small_writes.passes(handle, os.O_WRONLY, 0o644, os.getpid())
+    return handle
+
+
+async def test_who_writes_on_after_the_end_of_the_mount_writes_to_a_file_that_is_kept(
+    ask: Requests, tmp_path: Path
+) -> None:
+    """The kernel lets him, though all that he had written was on the server."""
+    staging = tmp_path / "staging"
+    async with composed(ask.server, REPO, writes=WriteSettings(staging), backings=Kernel()) as fs:
+        handle = await passed(fs, "f")
+        kernel = os.open(data_of(staging), os.O_WRONLY)
+        os.write(kernel, b"sent")
+        await fs.fsync(handle)
+    os.write(kernel, b", and not")
+    os.close(kernel)
+    assert ask.get(f"/{REPO}/f").body == b"sent"
+    assert data_of(staging).read_bytes() == b"sent, and not"
+
+
+async def test_what_the_kernel_makes_larger_than_the_disk_is_refused(
+    ask: Requests, tmp_path: Path
+) -> None:
+    """A hole costs the disk nothing: no write is refused, and hashing it would take hours."""
+    staging = tmp_path / "staging"
+    async with composed(ask.server, REPO, writes=WriteSettings(staging), backings=Kernel()) as fs:
+        handle = await passed(fs, "f")
+        status = os.statvfs(staging)
+        os.truncate(data_of(staging), status.f_blocks * status.f_frsize + 1)
+        with pytest.raises(FileTooLarge):
+            await fs.flush(handle)
+        await fs.release(handle)
+    assert ask.get(f"/{REPO}/f").status == 404

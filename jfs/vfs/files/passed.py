@@ -96,6 +96,8 @@ class PassedWrites:
             flags & (os.O_ACCMODE | os.O_DIRECT) != os.O_WRONLY
             or mode & (stat.S_ISUID | stat.S_ISGID)
             or staged is None
+            or staged.inherits
+            or file.is_pending
             or file.handles != 1
             or self._writes_back
         ):

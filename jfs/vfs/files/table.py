@@ -293,6 +293,8 @@ class OpenFiles:
         for file in self._registry:
             if file.dirty and not file.is_pending:  # with what is the next mount goes on
                 left.append(file.inode.path)
+            elif file.staged is not None and file.staged.unseen is not None:
+                pass  # the kernel may write to it as long as somebody has it open
             elif not file.dirty and file.staged is not None:
                 await forgotten(file.staged)
             await self._opening.let_go(file)

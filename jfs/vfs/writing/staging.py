@@ -94,7 +94,9 @@ class StagingFile(Sized):
 
         Whoever sends it meanwhile compares: nothing that is wrong takes its place.
         """
-        if self.unseen is not None and (size := self.unseen.size) > self.ordered and self._in_order:
+        if self.unseen is None or not self._in_order:
+            return
+        if self.ordered < (size := self.unseen.size) <= self._room.largest:
             self._followed(self.ordered, size)
 
     def take_back(self) -> None:
@@ -373,9 +375,11 @@ class StagingFile(Sized):
                 self._close()
 
     def sha256(self) -> str:
-        """Return the digest of all that was written. Raises OSError."""
+        """Return the digest of all that was written. Raises OSError, FileTooLarge."""
         if self.lent is not None and self.lent.is_whole:
             return self.lent.sha256
+        if self.was_passed:  # no write of the kernel was asked for its place
+            self._require_size(self.size)
         if self.seal():
             self._hash.rewind(0)
         return self._hash.digest(self.size)
