@@ -8,7 +8,7 @@ from jfs.artifactory import aql, pieces, wire
 from jfs.artifactory.rows import FoundRows
 from jfs.artifactory.session import Session
 from jfs.errors import AccessDenied, NotFound, ProtocolViolation
-from jfs.model import ArtifactVersion, Checksums, FileInfo, RepoPath
+from jfs.model import ArtifactVersion, Checksums, FileInfo, RepoPath, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _places(document: object) -> list[RepoPath]:
         uri = row.get("uri") if isinstance(row, dict) else None
         if isinstance(uri, str) and _STORAGE in uri:
             place = RepoPath.parse(unquote(urlsplit(uri).path.partition(_STORAGE)[2]))
-            if place.path:
+            if place.path and not is_passing(place.name):  # it is gone in a moment
                 places.append(place)
     return places
 

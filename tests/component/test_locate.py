@@ -10,7 +10,7 @@ import pytest
 from jfs.artifactory import ArtifactoryClient
 from jfs.errors import Unavailable
 from jfs.metrics import Metrics
-from jfs.model import ArtifactVersion, ContentKey, RepoPath
+from jfs.model import ArtifactVersion, ContentKey, RepoPath, passing_name
 from jfs.server import EmbeddedServer, Fault
 from tests.component.composed import server_settings
 from tests.conftest import REPO
@@ -54,6 +54,18 @@ async def test_who_may_not_ask_in_aql_asks_as_of_old(
     assert await client.locate(VERSION) == RepoPath(REPO, "a;b/old #1.bin")
     server.faults.add(Fault.status(code, "/api/search/checksum"))
     assert await client.locate(VERSION) is None
+
+
+@pytest.mark.parametrize("as_of_old", [False, True])
+async def test_what_is_on_its_way_to_its_place_is_no_place(
+    server: EmbeddedServer, client: ArtifactoryClient, as_of_old: bool
+) -> None:
+    if as_of_old:
+        server.faults.add(Fault.status(403, "/api/search/aql"))
+    server.deploy(REPO, passing_name("0" * 8, "1" * 16), DATA)
+    assert await client.locate(VERSION) is None
+    server.deploy(REPO, "w.bin", DATA)
+    assert await client.locate(VERSION) == RepoPath(REPO, "w.bin")
 
 
 async def test_an_outage_is_not_nowhere(server: EmbeddedServer) -> None:
