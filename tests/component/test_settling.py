@@ -718,3 +718,23 @@ async def test_what_fsync_has_uploaded_waits_no_more_and_nor_does_the_rest(
         with trio.fail_after(30):
             await until(lambda: not fs.behind.state.pending)
     assert ask.get(f"/{REPO}/g").body == b"onetwothree"
+
+
+async def test_what_never_rests_is_told_that_there_is_no_room_and_waits_on(
+    ask: Requests, staging: Path
+) -> None:
+    """It may pass, but who writes can do something about it; nothing is lost meanwhile."""
+    limits: dict[str, float] = {"settle_s": 3600.0, "settle_most_s": 0.0}
+    async with settling(ask, staging, **limits, retry_s=(600.0, 600.0)) as fs:
+        data = await waiting_no_more(fs)
+        ask.server.faults.add(Fault.status(507, PATH, method="PUT"))
+        for line in (b"four", b"five", b"six"):
+            with pytest.raises(QuotaExceeded):
+                await put(fs, "f", line)
+            data += line
+            assert await state(fs, await find(fs, "f")) == "pending"
+        assert await content(fs, "f") == data
+        ask.server.faults.clear()
+        await healed(fs)
+    assert ask.get(PATH).body == data
+    assert journal(staging) == []

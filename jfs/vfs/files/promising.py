@@ -1,12 +1,20 @@
 """What the journal is told of a file whose upload waits: all that the next mount needs for it."""
 
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 
+import trio
+
+from jfs import waiting
 from jfs.clocks import boot_id
 from jfs.model import FileInfo
 from jfs.vfs.files.openfile import OpenFile
 from jfs.vfs.writing.records import State
 from jfs.vfs.writing.staging import StagingFile
+
+_LEAVING_S = 5.0
+_SYNCS = 8  # at a time: a file system does several in one go
 
 
 def digest_of(base: FileInfo | None) -> str | None:
@@ -49,3 +57,23 @@ def keep_promise(staged: StagingFile, promised: dict[str, object], *, durable: b
     entry.update(state=State.PENDING, boot=boot, **fresh, **promised)
     staged.promised()
     staged.is_soft = bool(boot)
+
+
+async def leave(files: Iterable[OpenFile]) -> None:
+    """Let what waits survive the end of the machine, too, which often is that of a mount.
+
+    What this disk does not take within a few seconds is as safe as it was. Never raises. Trio
+    thread.
+    """
+    entries = [file.staged.entry for file in files if file.is_pending and file.staged]
+    soft = iter([each for each in entries if each is not None and each.record.boot])
+
+    async def sync() -> None:
+        for entry in soft:
+            with suppress(OSError):
+                await waiting.staging_disk().run(entry.make_durable)
+
+    with trio.move_on_after(_LEAVING_S):
+        async with trio.open_nursery() as nursery:
+            for _ in range(_SYNCS):
+                nursery.start_soon(sync)

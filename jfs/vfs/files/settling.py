@@ -34,8 +34,9 @@ a write that the disk refuses            ``close`` fails, and the file is what w
 ``stat``, ``ls``, ``open`` here          the staged content; ``user.jfs.state`` is ``pending``
 properties                               are set on what the server has, and kept by the upload
 it never rests                           a close that comes ``settle_most_s`` after the first one
-                                         that waited uploads, later for a large file; a server that
-                                         cannot be asked lets it wait on
+                                         that waited uploads, later for a large file, and returns
+                                         what the server has said, such as that it has no room; it
+                                         waits on then, as where the server cannot be asked
 the server cannot be asked               it is tried again, as with --write-back; what is refused
                                          for good is in ``jfs recover``, ``user.jfs.last_error``
 more wait than ``queue_most``            closes upload

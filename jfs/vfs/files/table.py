@@ -14,13 +14,7 @@ import os
 from collections.abc import Iterable
 
 from jfs import waiting
-from jfs.errors import (
-    InvalidArgument,
-    JfsError,
-    NotPermitted,
-    ReadOnly,
-    Stale,
-)
+from jfs.errors import InvalidArgument, JfsError, NotPermitted, ReadOnly, Stale
 from jfs.extents import Extent
 from jfs.model import FileInfo, RepoPath
 from jfs.vfs.files.beside import ReadBeside
@@ -29,6 +23,7 @@ from jfs.vfs.files.openfile import Opened, OpenFile, reader_of
 from jfs.vfs.files.opening import Opening
 from jfs.vfs.files.passed import PassedWrites
 from jfs.vfs.files.passing import Passing
+from jfs.vfs.files.promising import leave
 from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
@@ -289,7 +284,7 @@ class OpenFiles:
         if self.queue is not None:
             await self.queue.close()
         if self._writer is not None:
-            await self._writer.leave(self._registry)
+            await leave(self._registry)
         for file in self._registry:
             if file.dirty and not file.is_pending:  # with what is the next mount goes on
                 left.append(file.inode.path)

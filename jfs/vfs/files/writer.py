@@ -13,7 +13,7 @@ With --write-back a file that is closed is *queued*: on this disk for good, and 
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,14 @@ from typing import Protocol
 import trio
 
 from jfs import waiting
-from jfs.errors import DiskHangs, JfsError, disk_words
+from jfs.errors import (
+    AccessDenied,
+    Conflict,
+    DiskHangs,
+    JfsError,
+    QuotaExceeded,
+    disk_words,
+)
 from jfs.model import FileInfo
 from jfs.vfs.files.ondisk import OnDisk
 from jfs.vfs.files.openfile import OpenFile, content_of, version_of
@@ -41,9 +48,6 @@ from jfs.vfs.writing.staging import StagingFile, forgotten
 from jfs.vfs.writing.undo import set_apart
 
 log = logging.getLogger(__name__)
-
-_LEAVING_S = 5.0
-_SYNCS = 8  # at a time: a file system does several in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,11 @@ class Writer:
         elif self._settling.lets_wait(file):
             await self.enqueue(file, self._settling.rest_s)
             if self._settling.waits_too_long(file):
-                await self._deploy_at_last(file)
+                try:
+                    await self._deploy_at_last(file)
+                except BaseException:  # it waits on, and the next close is one of the same row
+                    self._settling.closed(file)
+                    raise
         else:
             await self.deploy_dirty(file)
         self._settling.closed(file)
@@ -254,11 +262,13 @@ class Writer:
         self._queue.done(file)
 
     async def _deploy_at_last(self, file: OpenFile) -> None:
-        """Upload what waits and never rests. Raises what will not pass."""
+        """Upload what waits and never rests. Raises what the server has said, and it waits on."""
         try:
             await self.deploy_dirty(file)
         except (JfsError, OSError) as error:
-            if not may_pass(error):  # what is queued is given up soon, and says so
+            # What it refuses for now may be for want of room, or of a token: whoever writes can do
+            # something about that. What is refused for good the queue gives up soon.
+            if not may_pass(error) or isinstance(error, AccessDenied | Conflict | QuotaExceeded):
                 raise
             log.info("%s: waits on: %s", file.inode.path, error)
 
@@ -392,24 +402,6 @@ class Writer:
         if reader is not None:
             await reader.close()
         await self._supersede(file)
-
-    async def leave(self, files: Iterable[OpenFile]) -> None:
-        """Let what waits survive the end of the machine, too, which often is that of a mount.
-
-        What this disk does not take within a few seconds is as safe as it was. Never raises.
-        """
-        entries = [file.staged.entry for file in files if file.is_pending and file.staged]
-        soft = iter([each for each in entries if each is not None and each.record.boot])
-
-        async def sync() -> None:
-            for entry in soft:
-                with suppress(OSError):
-                    await waiting.staging_disk().run(entry.make_durable)
-
-        with trio.move_on_after(_LEAVING_S):
-            async with trio.open_nursery() as nursery:
-                for _ in range(_SYNCS):
-                    nursery.start_soon(sync)
 
     async def _make_durable(self, staged: StagingFile) -> None:
         """Let what waits survive a loss of power: it may wait for long."""
