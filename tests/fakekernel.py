@@ -87,8 +87,10 @@ class Kernel:
         return opcode, unique, data[_HEADER.size :]
 
     def received(self) -> bytes:
-        assert select.select([self.replies.ready], [], [], PATIENCE_S)[0]
-        size = self._receive(1, ctypes.addressof(self._buffer))
+        size = -errno.EINTR
+        while size == -errno.EINTR:  # the thread beside took what both saw come, and passes it on
+            assert select.select([self.replies.ready], [], [], PATIENCE_S)[0]
+            size = self._receive(1, ctypes.addressof(self._buffer))
         assert size >= 0
         return ctypes.string_at(self._buffer.memory, size) if size else b""
 

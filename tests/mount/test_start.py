@@ -230,7 +230,7 @@ _WITHOUT_A_HOME = """
 import importlib, os, pkgutil, sys
 import jfs
 for module in pkgutil.walk_packages(jfs.__path__, "jfs."):
-    if module.name != "jfs.__main__":
+    if module.name not in ("jfs.__main__", "jfs.native._native"):  # that is no module of Python
         importlib.import_module(module.name)
 from jfs.cli.group import group
 from jfs.errors import JfsError
