@@ -278,3 +278,21 @@ async def test_what_the_kernel_makes_larger_than_the_disk_is_refused(
             await fs.flush(handle)
         await fs.release(handle)
     assert ask.get(f"/{REPO}/f").status == 404
+
+
+async def test_a_file_is_taken_back_from_the_kernel_whoever_closes_at_the_same_time(
+    ask: Requests,
+) -> None:
+    kernel = Kernel()
+    async with composed(ask.server, REPO, backings=kernel) as fs:
+        writing = await passed(fs, "f")
+        reading = (await fs.open(await find(fs, "f"), os.O_RDONLY)).handle
+        await fs.write(writing, 0, b"1")
+        held = ask.server.faults.add(Fault.hold(f"/{REPO}/f", method="PUT"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.release, writing)
+            await trio.to_thread.run_sync(held.wait_hit)
+            await fs.release(reading)
+            assert not kernel.has
+            held.release()
+    assert ask.get(f"/{REPO}/f").body == b"1"

@@ -3,6 +3,7 @@
 Everything holds without that, too: each test runs on both roads.
 """
 
+import ctypes
 import json
 import mmap
 import os
@@ -10,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,36 @@ def test_whoever_opens_what_the_kernel_writes_sees_it_and_may_write(node: Node) 
     expected[:4] = b"anew"
     assert node.stored("f") == path.read_bytes() == expected
     os.close(reader)
+
+
+def test_stores_through_a_mapping_after_the_last_close_are_uploaded(node: Node) -> None:
+    """Python's mmap keeps a copy of the descriptor: C's does not."""
+    path, expected = node.root / "f", bytearray(DATA)
+    writer = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.write(writer, DATA)
+    both = os.open(path, os.O_RDWR)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    readable_writable = mmap.PROT_READ | mmap.PROT_WRITE
+    mapped = libc.mmap(None, len(DATA), readable_writable, mmap.MAP_SHARED, both, 0)
+    ctypes.memmove(mapped + 10, b"before", 6)
+    expected[10:16] = b"before"
+    os.close(writer)
+    os.close(both)
+    assert node.stored("f") == expected
+    for number in range(10):  # whatever goes on behind its close is over by now
+        (node.root / f"other {number}").write_bytes(b"1")
+    ctypes.memmove(mapped + 20, b"after", 5)
+    expected[20:25] = b"after"
+    assert path.read_bytes() == expected
+    libc.munmap(mapped, len(DATA))
+    deadline = time.monotonic() + 30
+    while node.stored("f") != expected:  # nobody waits for it
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert path.read_bytes() == expected
 
 
 def test_who_reads_a_log_sees_what_is_added_by_whoever_opens_it_again(node: Node) -> None:

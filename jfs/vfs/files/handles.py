@@ -112,6 +112,10 @@ class Handles:
         """Forget all of them: the mount ends."""
         self._handles.clear()
 
+    def of(self, file: OpenFile) -> list[int]:
+        """Return the handles of a file that are not closed for good."""
+        return [number for number, each in self._handles.items() if each.file is file]
+
     async def can_write(self, file: OpenFile) -> bool:
         """Whether somebody can still write to a file, of whose handle a descriptor was closed."""
         writing = [each for each in self._handles.values() if each.file is file and each.writes]

@@ -1,6 +1,6 @@
 """What all handles of one open file share. Trio thread only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -36,11 +36,13 @@ class Passed:
         number: of the registration.
         handle: through which the kernel writes itself; None: it was closed.
         is_over: nobody writes to it any more; it becomes a file of the cache, or nothing.
+        closed: handles that are being closed: the kernel has none of them any more.
     """
 
     number: int
     handle: int | None
     is_over: bool = False
+    closed: set[int] = field(default_factory=set)
 
 
 class OpenFile:

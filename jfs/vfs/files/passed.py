@@ -12,7 +12,8 @@ taken for such, until they are seen to write little at a time.
 
 - Only a file that is made, for writing alone, is written so, through this handle: nobody can map
   it, and whoever opens it besides (the kernel demands that it has the same backing file) comes here
-  with every READ and WRITE, as ever; a mapping of it is of the staged file.
+  with every READ and WRITE, as ever. A mapping of it is of the staged file, and the kernel says
+  that its handle is closed while it is used: then whoever has mapped it is waited for.
 - close, fsync, truncate, names, sizes and times are ours, as ever. What a full disk refuses is told
   by write(2), but not to us: with hardly any room left on it nobody vouches for what is there, and
   close says ENOSPC. Staged files on disks that are not local come here, and so does --write-back,
@@ -30,13 +31,13 @@ from pathlib import Path
 import trio
 
 from jfs.extents import GiB, KiB
-from jfs.vfs.files.handles import Handles
+from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.files.openfile import OpenFile, Passed
 from jfs.vfs.files.writer import Writer, Writing
 from jfs.vfs.kernel import KernelView
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingFile
-from jfs.vfs.writing.unseen import free_room
+from jfs.vfs.writing.unseen import free_room, is_open_elsewhere
 
 # A program is known to write little at a time after so many writes, if they were so small.
 _WRITES, _SMALL = 128, 32 * KiB
@@ -108,7 +109,7 @@ class PassedWrites:
             if len(self._written) > _KEPT:
                 self._written.popitem(last=False)
             return False
-        if free_room(staged.file) < _ROOM:
+        if free_room(staged.file) < _ROOM or is_open_elsewhere(staged.file):
             return False
         number = backings.open_to_write(staged.file)
         if number is None:
@@ -149,6 +150,24 @@ class PassedWrites:
         if unseen is not None and self._writer is not None and unseen.is_there():
             self._writer.note_change(file, unseen.see())
 
+    def may_be_mapped(self, opened: Handle) -> bool:
+        """Whether stores may come yet through a mapping that was made through a handle."""
+        file = opened.file
+        return (
+            file.passed is not None
+            and opened.writes
+            and not opened.direct
+            and file.staged is not None
+            and is_open_elsewhere(file.staged.file)
+        )
+
+    async def unmapped(self, file: OpenFile) -> None:
+        """Return once nobody but us has the staged file open, or mapped."""
+        while (  # noqa: ASYNC110 - nothing tells of it
+            file.staged is not None and is_open_elsewhere(file.staged.file)
+        ):
+            await trio.sleep(_LOOK_S)
+
     def closed(self, file: OpenFile, handle: int) -> None:
         """Note that a handle is being closed: the kernel writes through it no more.
 
@@ -166,7 +185,9 @@ class PassedWrites:
         if opened.writes and file.writers == 1 and file.staged is not None:
             passed.is_over = True
             file.staged.take_back()
-        if file.handles == 1 and self._kernel.backings is not None:
+        passed.closed.add(handle)
+        # Not by how many there are: others may be in the middle of their upload.
+        if passed.closed.issuperset(self._handles.of(file)) and self._kernel.backings is not None:
             file.passed = None
             self._kernel.backings.close(passed.number)
 

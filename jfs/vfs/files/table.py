@@ -244,10 +244,28 @@ class OpenFiles:
             await self.require_writer(file.inode).deploy_dirty(file)
 
     async def release(self, handle: int) -> None:
-        """Close a handle. What no FLUSH saw, such as the last stores of a mapping, is deployed."""
+        """Close a handle. What no FLUSH saw, such as the last stores of a mapping, is deployed.
+
+        A mapping of what the kernel writes itself outlives its handle: it is closed behind then.
+        """
         opened = self._handles.find(handle)
-        file = opened.file
         self._beside.released(handle, opened)
+        if self.passed.may_be_mapped(opened):
+            self._plane.nursery.start_soon(self._release_unmapped, handle, opened.file)
+        else:
+            await self._release(handle, opened)
+
+    async def _release_unmapped(self, handle: int, file: OpenFile) -> None:
+        await self.passed.unmapped(file)
+        if (opened := self._handles.get(handle)) is None:  # the mount ends
+            return
+        try:
+            await self._release(handle, opened)
+        except (JfsError, OSError) as error:
+            log.warning("%s: is not closed as it should be: %s", file.inode.path, error)
+
+    async def _release(self, handle: int, opened: Handle) -> None:
+        file = opened.file
         self.passed.closed(file, handle)
         if opened.writes and file.writers == 1 and file.dirty and file.tried < file.generation:
             try:

@@ -7,7 +7,9 @@ clock, and only until the next digest. Any thread.
 """
 
 import errno
+import fcntl
 import os
+import signal
 
 from jfs.extents import MiB
 
@@ -25,6 +27,23 @@ def require_room(file: int) -> None:
     """Raise OSError if the disk may have refused a write: hardly anything is free. Blocking."""
     if free_room(file) < _LEAST_ROOM:
         raise OSError(errno.ENOSPC, "hardly any room is left: a write may have been refused")
+
+
+def is_open_elsewhere(file: int) -> bool:
+    """Whether a file is open through other descriptors, or mapped. Does not wait for the disk.
+
+    A lease for writing is refused then, also of a mapping whose descriptor was closed. Where the
+    file system knows no leases nobody can tell: it is said to be.
+    """
+    try:
+        # Whoever opens it before the lease is given back has it broken: by SIGIO, which would end
+        # this process, unless another signal is named. That one is ignored.
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return True
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
 
 
 class Unseen:
