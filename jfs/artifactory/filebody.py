@@ -77,6 +77,10 @@ class FileBody(httpx.SyncByteStream):
             Unreadable: the disk failed, or the file is shorter than it was.
         """
         self.sent = 0
+        self.go_on(sock)
+
+    def go_on(self, sock: socket.socket) -> None:
+        """Send what is left: what came was no answer. Raises as ``send``."""
         pace = Pace(self.answer_s)
         while self.sent < self.size:
             with pace:

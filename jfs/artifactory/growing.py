@@ -29,9 +29,8 @@ class GrowingBody(FileBody):
         self._settling = settling
         self.ended = False
 
-    def send(self, sock: socket.socket) -> None:
-        """As ``FileBody.send``. Raises OSError also if what was sent has changed."""
-        self.sent = 0
+    def go_on(self, sock: socket.socket) -> None:
+        """As ``FileBody.go_on``. Raises OSError also if what was sent has changed."""
         pace = Pace(self.answer_s)
         while (ready := self._growing.ready(self.sent, _CHUNK, _LOOK_S)) is not None:
             if ready > self.sent:

@@ -339,7 +339,7 @@ class BulkTransport(httpx.BaseTransport):
                 data += protocol.send(h11.EndOfMessage()) or b""
             connection.sock.sendall(data)
         if body is not None:
-            self._send_body(connection, body)
+            self._send_body(connection, body, body.send)
         # Each receive has its timeout; all of them together have one too.
         patience_s = self.idle_timeout_s if body is None else body.answer_s
         deadline = time.monotonic() + patience_s
@@ -354,6 +354,10 @@ class BulkTransport(httpx.BaseTransport):
                     break
                 elif not isinstance(event, h11.InformationalResponse):
                     raise httpx.RemoteProtocolError("the server closed without an answer")
+                elif body is not None and body.sent != body.size:
+                    # Nobody has asked for it (some gateways say 100 at every PUT): no refusal.
+                    self._send_body(connection, body, body.go_on)
+                    deadline = time.monotonic() + body.answer_s
         length = _body_length(request, event)
         leftover = b""
         if length is not None:
@@ -375,12 +379,14 @@ class BulkTransport(httpx.BaseTransport):
             extensions={"body": answer, "http_version": b"HTTP/" + event.http_version},
         )
 
-    def _send_body(self, connection: _Connection, body: FileBody) -> None:
+    def _send_body(
+        self, connection: _Connection, body: FileBody, send: Callable[[socket.socket], None]
+    ) -> None:
         sock = connection.sock
         body.bind(sock)
         try:
             with _mapped(writing=True):
-                body.send(sock)
+                send(sock)
         except httpx.WriteError:
             # A server that refuses may hang up at once; its answer is here all the same.
             poll = select.poll()

@@ -1,12 +1,22 @@
 """Odd rows and refusals: what cannot be read hides itself, never what lies beside it."""
 
+import contextlib
 import errno
+import hashlib
 import json
+import random
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from jfs.errors import AccessDenied, NoEntry, NotFound, ProtocolViolation
-from jfs.model import Criteria, FileInfo, FolderInfo, RepoPath
+from jfs.extents import MiB
+from jfs.model import Checksums, Criteria, Deployment, FileInfo, FolderInfo, RepoPath
 from jfs.server import EmbeddedServer, Fault
 from tests.component.composed import composed, find, names
 from tests.component.test_client import client_of, settings_of
@@ -226,3 +236,70 @@ async def test_a_refused_listing_says_nothing_about_other_folders(server: Embedd
         assert server.stats.requests == 1
         await client.list_children(RepoPath(REPO, "a"))
         assert server.stats.requests == 3  # the names, and the file
+
+
+class Asking:
+    """A way to a server that says 100 to every PUT, which nobody has asked for."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        to = urlsplit(server.url)
+        self._server = to.hostname, to.port
+        self._sockets = [socket.create_server(("127.0.0.1", 0))]
+        self.url = server.url.replace(to.netloc, f"127.0.0.1:{self._sockets[0].getsockname()[1]}")
+        self._threads: list[threading.Thread] = []
+        self._start(self._serve)
+
+    def close(self) -> None:
+        """Once its clients have gone."""
+        self._sockets[0].shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in self._sockets:
+            sock.close()
+
+    def _start(self, call: Callable[..., None], *args: object) -> None:
+        self._threads.append(threading.Thread(target=call, args=args))
+        self._threads[-1].start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._sockets[0].accept()
+                server = socket.create_connection(self._server)
+                self._sockets += [client, server]
+                self._start(self._carry, client, server)
+                self._start(self._carry, server, client)
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if data.startswith(b"PUT "):
+                    source.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+class Whole:
+    """``Growing``, of what has its size."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def ready(self, sent: int, most: int, wait_s: float) -> int | None:
+        return min(sent + most, self._size) if sent < self._size else None
+
+
+async def test_who_says_100_unasked_refuses_nothing(server: EmbeddedServer, tmp_path: Path) -> None:
+    """As IIS does; what comes before the end of a body is a refusal else."""
+    data = random.Random(1).randbytes(10 * MiB)
+    file = tmp_path / "f"
+    file.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    with contextlib.closing(Asking(server)) as way:
+        async with client_of(replace(settings_of(server), url=way.url)) as client:
+            deployment = Deployment(RepoPath(REPO, "f"), len(data), Checksums(sha256=digest))
+            with file.open("rb") as opened:
+                await client.deploy(deployment, opened.fileno())
+            found = await client.stream(RepoPath(REPO, "g"), file, Whole(len(data)))
+    assert found.checksums.sha256 == digest
+    assert server.stats.bytes_received == 2 * len(data)
