@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -136,9 +137,9 @@ def boot_of(staging: Path, change: str | None = None) -> str:
     return str(record["boot"])
 
 
-def blocked(staging: Path) -> Callable[[], object]:
+def blocked(staging: Path, kind: str = "*.undo") -> Callable[[], object]:
     """Let what was kept of the only file be unreadable; return what ends that."""
-    (path,) = staging.glob("*.undo")
+    (path,) = staging.glob(kind)
     moved = path.rename(staging / "away")
     path.mkdir()
 
@@ -670,7 +671,7 @@ async def test_what_cannot_be_put_back_is_not_uploaded_half(
         data = await waiting(fs)
         handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
         await fs.write(handle, 0, b"ONE")
-        end = blocked(staging)
+        end = blocked(staging, "*.json")
         with pytest.raises(IsADirectoryError):
             await fs.setattr(await find(fs, "f"), Change(size=0), handle)
         end()
@@ -738,3 +739,30 @@ async def test_what_never_rests_is_told_that_there_is_no_room_and_waits_on(
         await healed(fs)
     assert ask.get(PATH).body == data
     assert journal(staging) == []
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_what_was_removed_from_the_staging_directory_waits_for_nothing(
+    ask: Requests, staging: Path, is_told: bool, expected_logs: list[str]
+) -> None:
+    """Whatever cleans up there: nobody can promise what would go with this process."""
+    expected_logs += ["its staged file was removed", "its journal cannot be written"]
+    async with settling(ask, staging, settle_s=3600.0, retry_s=(600.0, 600.0)) as fs:
+        data = await waiting(fs)
+        if is_told:  # a try that failed: the journal promised it for good
+            ask.server.faults.add(Fault.status(507, PATH, method="PUT"))
+            await fs.drain()
+            ask.server.faults.clear()
+        handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        await fs.write(handle, 0, b"ONE")
+        shutil.rmtree(staging)
+        ask.server.faults.add(Fault.status(507, PATH, method="PUT", times=1))
+        with pytest.raises(QuotaExceeded):
+            await fs.flush(handle)
+        await fs.release(handle)
+        assert await content(fs, "f") == data
+        await healed(fs)
+        assert ask.get(PATH).body == data
+        await put(fs, "f", b"four")
+        await healed(fs)
+    assert ask.get(PATH).body == data + b"four"

@@ -146,7 +146,7 @@ class Writer:
 
         Raises as ``deploy_dirty``, ``enqueue``.
         """
-        if self._queue.is_full:
+        if self._queue.is_full or _is_lost(file):
             await self.deploy_dirty(file)
         elif self._area.settings.write_back:
             await self.enqueue(file)
@@ -255,7 +255,7 @@ class Writer:
         async with self._placed(file):
             if file.dirty:
                 file.require_current()
-                if file.staged is not None and file.staged.goes_on:
+                if file.staged is not None and file.staged.goes_on and not _is_lost(file):
                     # What was promised before is no file any more: it must not outlive this one.
                     await self._promise(file, self._settling.rest_s)
                 await self._deploy(file)
@@ -433,3 +433,9 @@ class Writer:
         self._attributes.forget(inode)
         self._tree.abandoned(inode)
         self._abandoned(file)
+
+
+def _is_lost(file: OpenFile) -> bool:
+    """Whether somebody has removed what is staged: it cannot wait, only we have it."""
+    entry = file.staged.entry if file.staged is not None else None
+    return entry is not None and not entry.is_there

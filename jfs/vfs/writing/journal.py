@@ -81,6 +81,11 @@ class Entry:
     def size(self) -> int:
         return os.fstat(self.file).st_size
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its data has a name; else it goes with us. Does not wait for the disk."""
+        return os.fstat(self.file).st_nlink > 0
+
     def update(self, **changes: object) -> None:
         """Change fields of the record, and write it, unless it was removed. Raises OSError.
 
@@ -99,7 +104,7 @@ class Entry:
         try:
             write_record(path, record, durable=durable)
         except FileNotFoundError:
-            if durable:
+            if durable and self.is_there:
                 raise
             # Somebody removed the directory, and the data with it, of which our descriptor is left.
             log.warning("%s: its staged file was removed: only this mount has it", record.path)

@@ -16,7 +16,7 @@ one thread at a time.
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,8 @@ class Undo:
 
     def put_back(self) -> None:
         """Make the file what was promised. Raises OSError: it is not, or not all of it."""
-        _put_back(self._entry.file, self._path, self.size)
+        kept = _pieces_of(self._file) if self._file >= 0 else ()  # its name may have gone
+        _put_back(self._entry.file, kept, self.size)
         self._entry.update(promised=None)
 
     def leave(self) -> None:
@@ -99,7 +100,7 @@ def settled(journal: Journal, entry: Entry) -> None:
     for _ in _pieces(entry.undo_path):
         pass  # what cannot be read now is not set apart each time that somebody looks
     set_apart(journal, entry)
-    _put_back(entry.file, entry.undo_path, size)
+    _put_back(entry.file, _pieces(entry.undo_path), size)
     entry.update(promised=None)
     entry.undo_path.unlink(missing_ok=True)
 
@@ -118,8 +119,8 @@ def set_apart(journal: Journal, entry: Entry) -> None:
         newer.close()
 
 
-def _put_back(data: int, undo: Path, size: int) -> None:
-    for piece, content in _pieces(undo):
+def _put_back(data: int, kept: Iterable[tuple[Extent, bytes]], size: int) -> None:
+    for piece, content in kept:
         view = memoryview(content)
         position = piece.start
         while view:
@@ -136,18 +137,22 @@ def _pieces(undo: Path) -> Iterator[tuple[Extent, bytes]]:
     except FileNotFoundError:
         return
     try:
-        position = 0
-        while len(header := read_at(file, _HEADER.size, position)) == _HEADER.size:
-            start, size, is_full = _HEADER.unpack(header)
-            if size > _PIECE:
-                return
-            rest = read_at(file, (size if is_full else 0) + _SUM.size, position + len(header))
-            content, summed = rest[: -_SUM.size], rest[-_SUM.size :]
-            if len(rest) < _SUM.size or _SUM.unpack(summed) != (zlib.crc32(header + content),):
-                return
-            if len(content) != (size if is_full else 0):
-                return
-            yield Extent(start, start + size), content or bytes(size)
-            position += len(header) + len(rest)
+        yield from _pieces_of(file)
     finally:
         os.close(file)
+
+
+def _pieces_of(file: int) -> Iterator[tuple[Extent, bytes]]:
+    position = 0
+    while len(header := read_at(file, _HEADER.size, position)) == _HEADER.size:
+        start, size, is_full = _HEADER.unpack(header)
+        if size > _PIECE:
+            return
+        rest = read_at(file, (size if is_full else 0) + _SUM.size, position + len(header))
+        content, summed = rest[: -_SUM.size], rest[-_SUM.size :]
+        if len(rest) < _SUM.size or _SUM.unpack(summed) != (zlib.crc32(header + content),):
+            return
+        if len(content) != (size if is_full else 0):
+            return
+        yield Extent(start, start + size), content or bytes(size)
+        position += len(header) + len(rest)
