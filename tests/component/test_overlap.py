@@ -246,6 +246,22 @@ async def test_a_server_that_falls_silent_is_given_up_in_time(ask: Requests, sta
         ask.server.faults.clear()
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_nodes_that_try_at_the_same_moment_do_without_it_for_one_file(
+    ask: Requests, staging: Path, method: str
+) -> None:
+    busy = ask.server.faults.add(Fault.status(409, PASSING, method=method))
+    async with mounted(ask, staging) as fs:
+        await closed(fs, await begun(fs))
+        assert busy.hits
+        ask.server.faults.clear()
+        handle = await begun(fs, "g", DATA[1:])
+        await until(lambda: received(ask) >= 2 * len(DATA) - 1)  # it is open yet
+        await closed(fs, handle)
+    assert ask.get(f"/{REPO}/g").body == DATA[1:]
+    assert not left(ask)
+
+
 async def test_where_nothing_may_be_removed_nothing_large_is_left(
     ask: Requests, staging: Path
 ) -> None:

@@ -303,9 +303,13 @@ class Overlaps:
         if repo not in self._tried:  # nothing large shall stay where nothing may be removed
             path = self._folder(repo).child(_TRIED)
             nothing = Deployment(path, 0, Checksums(sha256=_OF_NOTHING))
-            await self._store.deploy(nothing, None, patient=False)
-            with contextlib.suppress(NotFound):  # another node tries, too
-                await self._store.delete(path)
+            try:
+                await self._store.deploy(nothing, None, patient=False)
+                with contextlib.suppress(NotFound):  # another node tries, too
+                    await self._store.delete(path)
+            except Conflict as error:  # the same; many begin at the same moment
+                log.info("%s: to be tried with the next file: %s", path, error)
+                return False
             self._tried.add(repo)
         return True
 
