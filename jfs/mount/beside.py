@@ -56,11 +56,11 @@ class Beside:
         if not self._is_started:
             assert self._slot is not None
             try:
-                self.replies.start(device)
                 # Not before: another pyfuse3 may not wait here, and has to read for itself.
                 before = self._slot.value
                 put(self._slot, self.replies.receive)
                 self._before = before
+                self.replies.start(device)
             except (OSError, LookupError) as error:
                 log.debug("READs are answered by pyfuse3 alone: %s", error)
                 self.close()

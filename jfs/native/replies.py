@@ -69,7 +69,7 @@ class _Calls:
     """
 
     def __init__(self, native: ctypes.CDLL) -> None:
-        quick = ctypes.PyDLL(native._name)
+        quick = ctypes.PyDLL(native._name, handle=native._handle)
         pointer, none = ctypes.c_void_p, None
 
         def call(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
