@@ -126,6 +126,7 @@ class Filesystem:
         self.holdings = Holdings(self._tree, self._files, self._kernel, self._folders)
         self.sleeps = Sleeps(self._tree, self._kernel, self.behind.wake)
         self._privileges = Privileges(self._stat, self._kernel)
+        self._files.passed.tell(self._privileges.written_unseen)
         self.small_writes = SmallWrites(self._files, self._stat, self._kernel, plane.nursery)
         self.copies = Copies(self._files, plane, area, self._privileges.written)
         self.reserving = Reserving(self._files)
@@ -356,8 +357,8 @@ class Filesystem:
         if handle in self._reports:
             self._reports.release(handle)
             return
-        self._privileges.released(handle)
-        await self._files.release(handle)
+        with self._privileges.releasing(handle):
+            await self._files.release(handle)
 
     # attributes
 

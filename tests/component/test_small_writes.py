@@ -296,3 +296,21 @@ async def test_a_file_is_taken_back_from_the_kernel_whoever_closes_at_the_same_t
             assert not kernel.has
             held.release()
     assert ask.get(f"/{REPO}/f").body == b"1"
+
+
+async def test_setuid_falls_when_a_user_has_the_kernel_write(ask: Requests, tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    writes = WriteSettings(staging)
+    async with composed(ask.server, REPO, writes=writes, backings=Kernel()) as fs:
+        for caller, left in ((Caller(12345, 12345), 0o755), (ME, 0o4755)):
+            opened, found = await fs.create(ROOT, "f", 0o755, os.O_WRONLY, caller)
+            assert fs.small_writes.passes(opened.handle, os.O_WRONLY, 0o755, os.getpid())
+            with data_of(staging).open("r+b", buffering=0) as kernel:
+                kernel.write(b"before")
+                await fs.setattr(found.ino, Change(mode=0o4755), opened.handle)
+                assert (await fs.getattr(found.ino)).mode & 0o7777 == 0o4755
+                kernel.write(b"after")
+            await fs.flush(opened.handle)
+            assert (await fs.getattr(found.ino)).mode & 0o7777 == left
+            await fs.unlink(ROOT, "f")
+            await fs.release(opened.handle)

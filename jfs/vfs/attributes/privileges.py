@@ -5,6 +5,8 @@ only who has opened. Trio thread only.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jfs.vfs.attributes.stat import StatView
 from jfs.vfs.kernel import KernelView, Remembered
@@ -24,14 +26,23 @@ class Privileges:
         if uid and flags & os.O_ACCMODE != os.O_RDONLY:
             self._of_users.add(handle)
 
-    def released(self, handle: int) -> None:
-        """Forget a handle."""
-        self._of_users.discard(handle)
+    @contextmanager
+    def releasing(self, handle: int) -> Iterator[None]:
+        """Forget a handle, in the end."""
+        try:
+            yield
+        finally:
+            self._of_users.discard(handle)
 
     async def written(self, handle: int, inode: Inode) -> None:
         """Note that something was written through a handle."""
         if handle in self._of_users:
             await self.drop(inode)
+
+    def written_unseen(self, handle: int, inode: Inode) -> None:
+        """As ``written``, of what the kernel wrote itself; no checkpoint."""
+        if handle in self._of_users and self._stat.drop_privileges(inode):
+            self._kernel.drop_soon(Remembered([], [inode.ino]))
 
     async def drop(self, inode: Inode) -> None:
         """Take the bits from a file that a user has changed, and have the kernel look again."""

@@ -195,7 +195,7 @@ class StatView:
         local = self._local.get(inode) if self._local is not None else NOTHING
         if local.mode is None or not local.mode & _PRIVILEGES:
             return False
-        self.change(inode, Change(mode=local.mode & ~_PRIVILEGES))
+        self._note(inode, {"mode": local.mode & ~_PRIVILEGES})
         return True
 
     def has_privileges(self, inode: Inode) -> bool:

@@ -25,6 +25,7 @@ Trio thread only.
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from jfs.vfs.files.handles import Handle, Handles
 from jfs.vfs.files.openfile import OpenFile, Passed
 from jfs.vfs.files.writer import Writer, Writing
 from jfs.vfs.kernel import KernelView
+from jfs.vfs.namespace.inodes import Inode
 from jfs.vfs.reading.reader import DataPlane
 from jfs.vfs.writing.staging import StagingFile
 from jfs.vfs.writing.unseen import free_room, is_open_elsewhere
@@ -77,12 +79,17 @@ class PassedWrites:
         self._nursery = plane.nursery
         self._metrics = plane.metrics
         self._followed: set[StagingFile] = set()
+        self._told: Callable[[int, Inode], object] = lambda *_: None
         self._handles = handles
         self._kernel = kernel
         self._writer = writer
         self._writes_back = writing is not None and writing.area.settings.write_back
         self._written: OrderedDict[int, _Written] = OrderedDict()  # by handle
         self._writes_little: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def tell(self, told: Callable[[int, Inode], object]) -> None:
+        """Name who is told when the kernel has written through a handle."""
+        self._told = told
 
     def made(self, handle: int, flags: int, mode: int, pid: int) -> bool:
         """Whether the kernel shall write itself through a handle whose file was made a moment ago.
@@ -149,6 +156,8 @@ class PassedWrites:
         unseen = file.staged.unseen if file.staged is not None else None
         if unseen is not None and self._writer is not None and unseen.is_there():
             self._writer.note_change(file, unseen.see())
+            if file.passed is not None and file.passed.handle is not None:
+                self._told(file.passed.handle, file.inode)
 
     def may_be_mapped(self, opened: Handle) -> bool:
         """Whether stores may come yet through a mapping that was made through a handle."""
