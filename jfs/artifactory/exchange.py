@@ -255,7 +255,8 @@ def next_hop(response: httpx.Response, headers: dict[str, str]) -> tuple[httpx.U
     here = response.request.url
     try:
         there = here.join(response.headers["Location"])
-    except (KeyError, httpx.InvalidURL):
+        there.raw_host.decode("ascii").encode("idna")  # as whoever asks for its address does
+    except (KeyError, UnicodeError, httpx.InvalidURL):
         raise ProtocolViolation(
             "a redirect without a usable Location", method="GET", url=redacted(here)
         ) from None

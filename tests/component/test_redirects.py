@@ -19,6 +19,7 @@ from jfs.metrics import Metrics
 from jfs.model import ArtifactVersion, ContentKey, RepoPath
 from jfs.server import EmbeddedServer, Fault
 from tests.component.composed import block_store, composed, find, server_settings
+from tests.component.test_client import client_of, settings_of
 from tests.component.test_ranges import Collector
 from tests.conftest import REPO
 
@@ -291,6 +292,18 @@ def test_a_redirect_to_itself_ends(server: EmbeddedServer, source: HttpRangeSour
     with pytest.raises(ProtocolViolation, match="too many redirects"):
         fetch(source)
     assert fault.hits < 10
+
+
+@pytest.mark.parametrize("host", ["...", "a..b", "a" * 64 + ".example"])
+async def test_a_redirect_to_what_can_be_no_host(
+    server: EmbeddedServer, source: HttpRangeSource, host: str
+) -> None:
+    server.faults.add(Fault.status(302, headers={"Location": f"http://{host}/x"}))
+    with pytest.raises(ProtocolViolation, match="without a usable Location"):
+        fetch(source)
+    async with client_of(settings_of(server)) as client:
+        with pytest.raises(ProtocolViolation, match="without a usable Location"):
+            await client.stat(RepoPath(REPO, "w.bin"))
 
 
 def test_a_name_that_is_a_checksum_vouches_for_nothing(
