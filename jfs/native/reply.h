@@ -86,9 +86,10 @@ struct jfs_replies {
     int wake, queued, noted; /* eventfds */
     int ready;               /* epoll: of `queued`, and of the device while that is libfuse's */
     bool is_stopping;
-    size_t handle_count; /* 0: libfuse reads the device */
-    uint8_t *spare;      /* what it reads into */
-    size_t room;         /* of that */
+    size_t handle_count;
+    bool is_ours;   /* the thread reads the device, not libfuse */
+    uint8_t *spare; /* what it reads into */
+    size_t room;    /* of that */
     struct handle *handles[BUCKETS];
     struct message *first, **last;
     struct parked parked[PARKED];

@@ -125,7 +125,7 @@ static void *run(void *argument) {
     for (;;) {
         int wait_ms = jfs_pass_on_late(replies, 0, LOOKED_MS);
         pthread_mutex_lock(&replies->lock);
-        bool is_stopping = replies->is_stopping, is_ours = replies->handle_count > 0;
+        bool is_stopping = replies->is_stopping, is_ours = replies->is_ours;
         pthread_mutex_unlock(&replies->lock);
         if (is_stopping) break;
         struct pollfd polled[2] = {{replies->wake, POLLIN, 0}, {replies->device, POLLIN, 0}};
@@ -158,12 +158,14 @@ static void *run(void *argument) {
 }
 
 void jfs_count_handle(struct jfs_replies *replies, bool is_more) {
-    bool was_ours = replies->handle_count > 0;
     replies->handle_count += is_more ? 1 : (size_t)-1;
     bool is_ours = replies->handle_count > 0;
-    if (is_ours == was_ours || !replies->is_started) return;
+    if (is_ours == replies->is_ours || !replies->is_started) return;
     struct epoll_event event = {.events = EPOLLIN};
-    epoll_ctl(replies->ready, is_ours ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, replies->device, &event);
+    int operation = is_ours ? EPOLL_CTL_DEL : EPOLL_CTL_ADD;
+    /* Where there is no memory for it the thread goes on, and queues everything. */
+    if (epoll_ctl(replies->ready, operation, replies->device, &event) < 0 && !is_ours) return;
+    replies->is_ours = is_ours;
     jfs_signal(replies->wake);
 }
 
@@ -202,7 +204,8 @@ int jfs_replies_start(struct jfs_replies *replies, int device) {
     replies->device = device;
     struct epoll_event event = {.events = EPOLLIN};
     int error = 0;
-    if (!replies->handle_count && epoll_ctl(replies->ready, EPOLL_CTL_ADD, device, &event) < 0)
+    replies->is_ours = replies->handle_count > 0;
+    if (!replies->is_ours && epoll_ctl(replies->ready, EPOLL_CTL_ADD, device, &event) < 0)
         error = errno;
     sigset_t all, before;
     sigfillset(&all);
@@ -262,7 +265,7 @@ int jfs_replies_receive(void *session, void *place) {
     struct message *message = replies->first;
     if (message && !(replies->first = message->next)) replies->last = &replies->first;
     bool has_ended = !message && replies->has_ended;
-    bool is_ours = replies->handle_count > 0;
+    bool is_ours = replies->is_ours;
     if (!replies->first && !replies->has_ended) jfs_clear(replies->queued);
     pthread_mutex_unlock(&replies->lock);
     int error = -EAGAIN;

@@ -294,15 +294,48 @@ _SCARCE = """
 __attribute__((weak, visibility("default"))) _Atomic int scarce;
 static inline void *scarce_malloc(size_t size) { return scarce ? NULL : malloc(size); }
 #define malloc scarce_malloc
+#include <errno.h>
+#include <sys/epoll.h>
+static inline int scarce_add(int epoll, int operation, int file, struct epoll_event *event) {
+    if (!scarce || operation != EPOLL_CTL_ADD) return epoll_ctl(epoll, operation, file, event);
+    errno = ENOMEM;
+    return -1;
+}
+#define epoll_ctl scarce_add
 """
 
 
-def test_where_there_is_no_memory_a_request_waits_in_the_kernel(tmp_path: Path) -> None:
+@pytest.fixture
+def scarce_library(tmp_path: Path) -> ctypes.CDLL:
+    """A native part that has no memory while its ``scarce`` is set."""
     (tmp_path / "scarce.h").write_text(_SCARCE)
     compiling.build(tmp_path / "scarce.so", "-include", str(tmp_path / "scarce.h"))
-    library = ctypes.CDLL(str(tmp_path / "scarce.so"))
-    scarce = ctypes.c_int.in_dll(library, "scarce")
-    kernel = Kernel(library)
+    return ctypes.CDLL(str(tmp_path / "scarce.so"))
+
+
+def test_without_memory_to_have_libfuse_read_again_all_comes_to_it(
+    scarce_library: ctypes.CDLL,
+) -> None:
+    scarce = ctypes.c_int.in_dll(scarce_library, "scarce")
+    kernel = Kernel(scarce_library)
+    content = kernel.content(64 * KiB)
+    scarce.value = 1
+    content.revoke()
+    scarce.value = 0
+    kernel.send(LOOKUP, 2, b"x\0")
+    assert kernel.passed_on() == (LOOKUP, 2, b"x\0")
+    content.publish(HANDLE)
+    content.revoke()
+    kernel.send(LOOKUP, 4, b"y\0")
+    assert kernel.passed_on() == (LOOKUP, 4, b"y\0")
+    kernel.close()
+
+
+def test_where_there_is_no_memory_a_request_waits_in_the_kernel(
+    scarce_library: ctypes.CDLL,
+) -> None:
+    scarce = ctypes.c_int.in_dll(scarce_library, "scarce")
+    kernel = Kernel(scarce_library)
     kernel.send(LOOKUP, 2, b"x\0")
     scarce.value = 1
     kernel.asks_again()  # and other work of its thread goes on
