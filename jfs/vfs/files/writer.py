@@ -146,11 +146,13 @@ class Writer:
 
         Raises as ``deploy_dirty``, ``enqueue``.
         """
-        if self._queue.is_full or _is_lost(file):
+        write_back = self._area.settings.write_back
+        may_wait = not self._queue.is_full and (write_back or self._settling.lets_wait(file))
+        if not may_wait or await _is_lost(file):
             await self.deploy_dirty(file)
-        elif self._area.settings.write_back:
+        elif write_back:
             await self.enqueue(file)
-        elif self._settling.lets_wait(file):
+        else:
             await self.enqueue(file, self._settling.rest_s)
             if self._settling.waits_too_long(file):
                 try:
@@ -158,8 +160,6 @@ class Writer:
                 except BaseException:  # it waits on, and the next close is one of the same row
                     self._settling.closed(file)
                     raise
-        else:
-            await self.deploy_dirty(file)
         self._settling.closed(file)
 
     async def enqueue(self, file: OpenFile, rest_s: float | None = None) -> None:
@@ -255,7 +255,7 @@ class Writer:
         async with self._placed(file):
             if file.dirty:
                 file.require_current()
-                if file.staged is not None and file.staged.goes_on and not _is_lost(file):
+                if file.staged is not None and file.staged.goes_on and not await _is_lost(file):
                     # What was promised before is no file any more: it must not outlive this one.
                     await self._promise(file, self._settling.rest_s)
                 await self._deploy(file)
@@ -435,7 +435,11 @@ class Writer:
         self._abandoned(file)
 
 
-def _is_lost(file: OpenFile) -> bool:
-    """Whether somebody has removed what is staged: it cannot wait, only we have it."""
-    entry = file.staged.entry if file.staged is not None else None
-    return entry is not None and not entry.is_there
+async def _is_lost(file: OpenFile) -> bool:
+    """Whether somebody has removed what is staged: it cannot wait, only we have it. OSError."""
+    staged = file.staged
+    if staged is None or staged.entry is None:
+        return False
+    entry = staged.entry
+    with staged.in_use():
+        return not await waiting.on_disk(lambda: entry.is_there)

@@ -83,7 +83,7 @@ class Entry:
 
     @property
     def is_there(self) -> bool:
-        """Whether its data has a name; else it goes with us. Does not wait for the disk."""
+        """Whether its data has a name; else it goes with us. Waits for the disk."""
         return os.fstat(self.file).st_nlink > 0
 
     def update(self, **changes: object) -> None:
