@@ -16,6 +16,9 @@ from jfs.errors import ConfigError
 # write wait for it (dirty_ratio), and then a hop does not matter.
 _MOMENT_S = 0.005
 _PAUSE_S = 1.0
+# Many that take nearly as long would be all that the loop does: after one that took longer than
+# this, others have the loop for so many times as long.
+_SLOW_S, _OTHERS = 0.0005, 4
 
 
 class Task:
@@ -55,11 +58,14 @@ class Task:
 class Hand:
     """See the module.
 
+    Args:
+        now: the clock, in seconds.
     Raises:
         ConfigError: no thread can be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._rests_until = 0.0
         self._under_way: Task | None = None  # took longer
@@ -73,7 +79,7 @@ class Hand:
         """Whether ``do`` would be over at once, as far as is known."""
         if not self._rests_until:
             return True
-        if self._under_way is not None or time.monotonic() < self._rests_until:
+        if self._under_way is not None or self._now() < self._rests_until:
             return False
         self._rests_until = 0.0
         return True
@@ -85,13 +91,16 @@ class Hand:
             None: it is over. A task: it takes longer, and ``wait`` tells.
         Raises what *call* raises, if it is over.
         """
-        task = Task(call)
+        task, begun = Task(call), self._now()
         self._tasks.put(task)
         if task.is_done(_MOMENT_S):
+            took_s = self._now() - begun
+            if took_s > _SLOW_S:
+                self._rests_until = self._now() + _OTHERS * took_s
             task.check()
             return None
         self._under_way = task
-        self._rests_until = time.monotonic() + _PAUSE_S
+        self._rests_until = self._now() + _PAUSE_S
         if task.is_over:  # since the moment was over, and the thread has looked already
             self._under_way = None
         return task
@@ -105,4 +114,4 @@ class Hand:
             task.run()
             if self._under_way is task:
                 self._under_way = None
-                self._rests_until = time.monotonic() + _PAUSE_S
+                self._rests_until = self._now() + _PAUSE_S
