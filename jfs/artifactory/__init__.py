@@ -11,8 +11,8 @@ Where to look:
   ``locating`` query, in the language of ``aql``; ``mutations``, ``uploads`` and ``builds`` change.
   ``pieces`` and ``rows`` read long answers;
 - data plane, worker threads: ``ranges`` is the ``RangeSource``; ``opening`` finds where the bytes
-  are, ``transport`` receives them, ``whole`` shares a body that knows no ranges, ``parallelism``
-  says how many at a time.
+  are, ``transport`` asks over kept ``connections``, ``bodies`` receive them, ``failures`` are those
+  of httpx, ``whole`` shares a body that knows no ranges, ``parallelism`` says how many at a time.
 
 Imports ``protocols`` and below. A request of the control plane holds a place in the limiter of its
 repository while it waits for the server, and no lock.

@@ -10,12 +10,13 @@ from cachetools import TTLCache
 
 from jfs.artifactory import wire
 from jfs.artifactory.access import Access
+from jfs.artifactory.bodies import BodyStream
 from jfs.artifactory.breaker import Breakers
 from jfs.artifactory.circuits import Plane
 from jfs.artifactory.exchange import failure, mapped, redacted
 from jfs.artifactory.opening import Opener
 from jfs.artifactory.parallelism import Parallelism
-from jfs.artifactory.transport import BodyStream, BulkTransport
+from jfs.artifactory.transport import BulkTransport
 from jfs.artifactory.whole import WholeBodies, WholeBody
 from jfs.config import ServerSettings
 from jfs.errors import JfsError, NotFound, ProtocolViolation, Stale, Unavailable

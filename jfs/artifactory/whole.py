@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 
-from jfs.artifactory.transport import BodyStream
+from jfs.artifactory.bodies import BodyStream
 from jfs.errors import ProtocolViolation, Stale, Unavailable
 from jfs.extents import KiB, MiB
 from jfs.model import ArtifactVersion, RepoPath

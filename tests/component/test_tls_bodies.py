@@ -16,9 +16,10 @@ import pytest
 
 from jfs import native
 from jfs.artifactory.access import Access
+from jfs.artifactory.bodies import BodyStream
 from jfs.artifactory.encrypted import TlsSocket
 from jfs.artifactory.filebody import FileBody
-from jfs.artifactory.transport import BodyStream, BulkTransport
+from jfs.artifactory.transport import BulkTransport
 from jfs.cache.blockmap import checksums
 from jfs.config import ServerSettings
 from jfs.extents import KiB, MiB
