@@ -111,6 +111,29 @@ def test_a_header_that_is_written_last_begins_nothing_anew(staged: Staged) -> No
     staged.check()
 
 
+def test_what_else_goes_wrong_beside_the_writes_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """A thread that counts as busy for ever would be waited for at the close."""
+    failures: list[Exception] = [MemoryError()]
+    failed = threading.Event()
+
+    def once(block: memoryview, number: int) -> int:
+        if failures:
+            failed.set()
+            raise failures.pop()
+        return checksum(block, number)
+
+    file = os.open(tmp_path / "staged", os.O_RDWR | os.O_CREAT)
+    data = random.Random(2).randbytes(3 * MiB)
+    os.pwrite(file, data, 0)
+    with ThreadPoolExecutor(1) as hashers:
+        running = RunningHash(hashers, file, Blocks(BLOCK, once))
+        running.wrote(0, len(data))
+        assert failed.wait(30)
+        assert running.digest(len(data)) == hashlib.sha256(data).hexdigest()
+        running.end()
+    os.close(file)
+
+
 def test_a_disk_that_fails_beside_the_writes_is_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "staged"
     with ThreadPoolExecutor(1) as hashers:

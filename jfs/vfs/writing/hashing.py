@@ -149,7 +149,7 @@ class RunningHash:
                 prefix.taken = end
             try:
                 prefix.add(self._file)
-            except OSError:  # who asks for the digest is told, if it is so then
+            except Exception:  # who asks for the digest is told, if it is so then
                 self._failed(prefix)
 
 
