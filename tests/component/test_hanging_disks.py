@@ -255,6 +255,42 @@ async def test_a_cache_that_hangs_keeps_no_large_file_from_being_written_and_sen
     await trio.to_thread.run_sync(store.close)
 
 
+async def test_a_cache_that_hangs_fails_no_write(
+    server: EmbeddedServer, disk: Disk, tmp_path: Path, expected_logs: list[str]
+) -> None:
+    """What was uploaded is not taken in then; what was asked of it comes in once it answers."""
+    expected_logs += ["to take in what was uploaded, has not answered", "not taken into the cache"]
+    where = CacheSettings(disk.place / "cache", free_floor_bytes=0)
+    store = await trio.to_thread.run_sync(DiskBlockStore, where, Metrics())
+    settings = WriteSettings(tmp_path / "staging", overlap_from=MiB)
+    reads = replace(ReadSettings(), disk_patience_s=_PATIENCE_S)
+    async with composed(server, REPO, writes=settings, store=store, reads=reads) as fs:
+
+        async def made(name: str) -> None:
+            handle = (await fs.create(ROOT, name, 0o644, os.O_WRONLY, ME))[0].handle
+            await fs.write(handle, 0, name.encode())
+            await fs.flush(handle)
+            await fs.release(handle)
+
+        await trio.to_thread.run_sync(partial(disk.fail, all="hang"))
+        try:
+            with trio.fail_after(30):
+                for name in ("asked", "spared"):
+                    await made(name)
+            assert not waiting.staging_disk().hangs
+            kept = [each.record.path.name for each in Journal(settings.staging).survey()]
+            assert kept == ["asked"]
+        finally:
+            await trio.to_thread.run_sync(disk.fail)
+        with trio.fail_after(30):
+            while Journal(settings.staging).survey():  # noqa: ASYNC110 - it does not tell
+                await trio.sleep(0.01)
+    for name in ("asked", "spared"):
+        assert Requests(server).get(f"/{REPO}/{name}").body == name.encode()
+    with trio.fail_after(30):
+        await trio.to_thread.run_sync(store.close)
+
+
 async def test_a_staging_disk_that_hangs_holds_up_the_event_loop_for_a_moment_alone(
     server: EmbeddedServer, disk: Disk, expected_logs: list[str]
 ) -> None:

@@ -30,9 +30,9 @@ from jfs.errors import (
     QuotaExceeded,
     disk_words,
 )
-from jfs.model import FileInfo
+from jfs.vfs.files.adopting import Adopting
 from jfs.vfs.files.ondisk import OnDisk
-from jfs.vfs.files.openfile import OpenFile, content_of, version_of
+from jfs.vfs.files.openfile import OpenFile, content_of
 from jfs.vfs.files.promising import digest_of, keep_promise, promise
 from jfs.vfs.files.queue import may_pass
 from jfs.vfs.files.settling import Settling
@@ -98,7 +98,7 @@ class Writer:
         fell_back: Callable[[OpenFile], None],
     ) -> None:
         self._tree = tree
-        self._plane = plane
+        self._adopting = Adopting(plane)
         self._attributes = writing.attributes
         self._area = writing.area
         self.on_disk = OnDisk(plane, writing.area)
@@ -308,10 +308,7 @@ class Writer:
             else:
                 self._abandon(file)
             return
-        try:
-            await waiting.on_disk(self._adopt, file.info, staged, size=staged.size)
-        except DiskHangs as error:  # the server has it
-            log.warning("%s: not taken into the cache: %s", file.inode.path, disk_words(error))
+        await self._adopting.adopt(file.info, staged)
         file.staged = None
         staged.close()
 
@@ -411,15 +408,6 @@ class Writer:
                 await waiting.on_disk(entry.make_durable, size=staged.size + waiting.SYNCED)
             except OSError as error:
                 log.warning("%s: may not survive: %s", entry.record.path, disk_words(error))
-
-    def _adopt(self, info: FileInfo, staged: StagingFile) -> None:
-        """Blocking; a worker thread."""
-        assert staged.entry is not None
-        if self._plane.store is not None and info.size and staged.lent is None:
-            staged.trim()
-            words = staged.sums(info.checksums.sha256 or "")
-            self._plane.store.adopt(version_of(info).content, staged.entry.data_path, words)
-        staged.forget_quietly()
 
     def _abandon(self, file: OpenFile) -> None:
         """Show what the server has again: the upload failed, and the journal keeps the bytes."""
