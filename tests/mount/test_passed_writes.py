@@ -169,6 +169,42 @@ def test_who_reads_a_log_sees_what_is_added_by_whoever_opens_it_again(node: Node
     os.close(reader)
 
 
+def test_whoever_maps_a_file_that_is_written_anew_sees_what_is_in_it(node: Node) -> None:
+    """Beside a handle of when the kernel wrote itself: it insists on the file of then."""
+    path = node.root / "f"
+    small_writes(path, DATA[:8])
+    path.unlink()
+    first = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.write(first, DATA[:8])
+    reader = os.open(path, os.O_RDONLY)
+    os.close(first)
+    for expected in (DATA[:5000], DATA[7:]):
+        with path.open("wb") as file:  # the same inode, as for who reads a log
+            file.write(expected)
+            file.flush()
+            os.fsync(file)
+        for each in (os.open(path, os.O_RDONLY), os.dup(reader)):
+            assert os.pread(each, 1 << 20, 0) == expected
+            assert mapped(each) == expected
+            os.close(each)
+        assert node.stored("f") == expected
+    with path.open("r+b", buffering=0) as both:
+        both.write(b"and by whoever reads, too")
+        os.fsync(both)
+    assert path.read_bytes() == node.stored("f") == b"and by whoever reads, too" + expected[25:]
+    os.close(reader)
+    with path.open("rb") as last:
+        assert path.read_bytes() == mapped(last.fileno()) == node.stored("f")
+
+
+def mapped(file: int) -> bytes:
+    """Return what a mapping shows, in a child: SIGBUS would end us."""
+    program = "import mmap, sys; sys.stdout.buffer.write(mmap.mmap(0, 0, prot=mmap.PROT_READ)[:])"
+    return subprocess.run(
+        [sys.executable, "-c", program], stdin=file, stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
 def test_fsync_uploads_and_what_is_written_later_is_not_lost(node: Node) -> None:
     path = node.root / "f"
     file = os.open(path, os.O_WRONLY | os.O_CREAT)

@@ -32,16 +32,17 @@ class Opened:
 class Passed:
     """A staged file that is registered with the kernel, until the last handle has gone.
 
+    It stays what is written to until then, and becomes a file of the cache afterwards: whoever maps
+    the file, through whatever handle, maps this one.
+
     Attributes:
         number: of the registration.
         handle: through which the kernel writes itself; None: it was closed.
-        is_over: nobody writes to it any more; it becomes a file of the cache, or nothing.
         closed: handles that are being closed: the kernel has none of them any more.
     """
 
     number: int
     handle: int | None
-    is_over: bool = False
     closed: set[int] = field(default_factory=set)
 
 

@@ -17,7 +17,6 @@ Trio thread only. One open of an inode at a time (``Opening.turn``); whoever has
 for the server, and must not want the claims of a path meanwhile but to close again.
 """
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -253,12 +252,9 @@ class Opening:
             flags: as for ``current``.
         """
         file = self._registry.find(inode)
-        # Handles are left that were opened while the kernel wrote itself, and it insists on the
-        # file of then: in the cache by now, and nobody may write to it, as who can map it would.
-        # Who only writes comes here: those who read go on seeing what is written.
+        # As long as handles are left that were opened while the kernel wrote itself it insists on
+        # the staged file of then, and so does the writer.
         if flags is not None and file is not None and file.passed is not None:
-            if file.passed.is_over and flags & os.O_ACCMODE == os.O_RDWR:
-                self._make_way(inode, pid)
             return
         backing = file.backing if file is not None else None
         if backing is None or (flags is not None and fits(flags) and await backing.is_right()):

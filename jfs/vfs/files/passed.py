@@ -192,7 +192,6 @@ class PassedWrites:
         elif opened.writes and not opened.direct and self._writer is not None:
             self._writer.note_change(file)  # through a mapping, perhaps: no time tells all of that
         if opened.writes and file.writers == 1 and file.staged is not None:
-            passed.is_over = True
             file.staged.take_back()
         passed.closed.add(handle)
         # Not by how many there are: others may be in the middle of their upload.

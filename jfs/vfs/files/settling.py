@@ -104,7 +104,9 @@ class Settling:
         A copy of what the server has need not: it sends no bytes, and has none that could wait.
         """
         is_lent = file.staged is not None and file.staged.lent is not None
-        return bool(self.rest_s) and file.closes >= _CLOSES and not is_lent
+        # What is stored through a mapping of the staged file itself could not be undone.
+        is_mapped = file.passed is not None
+        return bool(self.rest_s) and file.closes >= _CLOSES and not is_lent and not is_mapped
 
     def waits_too_long(self, file: OpenFile) -> bool:
         """Whether a file that waits is uploaded though it does not rest."""

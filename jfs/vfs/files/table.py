@@ -278,7 +278,7 @@ class OpenFiles:
         self._passing.closed(file.inode, file.backing)
         file.writers -= opened.writes
         try:
-            if opened.writes and self._writer is not None:
+            if self._writer is not None and (opened.writes or not file.dirty):
                 await self._writer.settle(file)
         finally:  # not before: whoever closes beside us must not let go of it meanwhile
             file.handles -= 1

@@ -308,6 +308,8 @@ class Writer:
             else:
                 self._abandon(file)
             return
+        if file.passed is not None:
+            return  # with the last of these handles: they map this file, whatever is written yet
         await self._adopting.adopt(file.info, staged)
         file.staged = None
         staged.close()
