@@ -29,11 +29,6 @@ def ask(server: EmbeddedServer) -> Requests:
     return Requests(server)
 
 
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
-
-
 class Copy:
     """A source and a target, both open, as ``cp`` has them."""
 

@@ -14,7 +14,6 @@ from jfs.config import CacheSettings, WriteSettings
 from jfs.extents import Extent
 from jfs.metrics import Metrics
 from jfs.model import ContentKey
-from jfs.server import EmbeddedServer
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from tests.component.composed import composed
@@ -40,11 +39,6 @@ class GatedStore(DiskBlockStore):
     async def until_it_waits(self) -> None:
         await trio.to_thread.run_sync(self.waits.wait, limiter=trio.CapacityLimiter(1))
         self.waits.clear()
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 @pytest.fixture

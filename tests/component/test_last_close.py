@@ -13,7 +13,7 @@ import trio
 from jfs.config import WriteSettings
 from jfs.errors import QuotaExceeded
 from jfs.extents import Extent
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -24,16 +24,6 @@ from tests.component.server_requests import REPO, Requests
 
 ME = Caller(os.getuid(), os.getgid())
 DATA = random.Random(1).randbytes(400_000)
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import trio
 from jfs.config import WriteSettings
 from jfs.errors import ChangedElsewhere, Replaced, Stale, Unavailable
 from jfs.extents import Extent
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -22,16 +22,6 @@ from tests.component.test_company import outcomes
 from tests.component.test_writing import DATA, ME, PATH, kept, writing
 
 MINE, OTHERS = b"mine\n", b"made by the other node\n"
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
 
 
 async def opened_by_name(fs: Filesystem, name: str, flags: int) -> int:

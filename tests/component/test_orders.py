@@ -13,23 +13,13 @@ import trio.testing
 from jfs import threads
 from jfs.errors import AccessDenied, JfsError, NoEntry, Replaced
 from jfs.extents import Extent
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Journal
 from tests.component.composed import content, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import DATA, ME, PATH, kept, put, writing
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
 
 
 async def close(fs: Filesystem, handle: int) -> None:

@@ -15,7 +15,7 @@ from jfs.config import WriteSettings
 from jfs.errors import JfsError
 from jfs.extents import GiB, KiB, MiB
 from jfs.model import RepoPath, is_passing
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -27,16 +27,6 @@ ME = Caller(os.getuid(), os.getgid())
 PASSING = f"/{REPO}/.jfs-staging-*"
 DATA = random.Random(7).randbytes(2 * MiB)
 _PIECE = 128 * KiB
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
 
 
 @asynccontextmanager

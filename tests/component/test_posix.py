@@ -20,11 +20,6 @@ ME = Caller(os.getuid(), os.getgid())
 USER = Caller(65534, 65533)
 
 
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
 async def make(
     fs: Filesystem, name: str, mode: int = 0o644, caller: Caller = ME, parent: int = ROOT
 ) -> Attributes:

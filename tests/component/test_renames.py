@@ -21,11 +21,6 @@ ME = Caller(os.getuid(), os.getgid())
 _MOST_REQUESTS = 20  # of one rename
 
 
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
 @dataclass(frozen=True)
 class Scenario:
     """One rename in a folder of its own.

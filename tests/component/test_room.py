@@ -12,7 +12,6 @@ import pytest
 
 from jfs.errors import Unsupported
 from jfs.extents import Extent, MiB
-from jfs.server import EmbeddedServer
 from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -25,11 +24,6 @@ SIZE = 8 * MiB  # of the disk
 HALF = random.Random(1).randbytes(SIZE // 2)
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO = 1, 2, 8, 16
 FULL = "No space left"
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 @pytest.fixture

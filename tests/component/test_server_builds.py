@@ -14,11 +14,6 @@ STARTED = "2024-02-24T21:20:59.999+0400"
 NAMES = ["train", "train on gpu", "team/train", "ü:1", "...", "a%2Fb;c", " edge "]
 
 
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
 def info(name: str, number: str, started: str = STARTED, **more: object) -> dict[str, object]:
     return {"version": "1.0.1", "name": name, "number": number, "started": started, **more}
 

@@ -10,13 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from jfs.extents import MiB
-from jfs.server import EmbeddedServer
 from tests.component.server_requests import REPO, Requests, connected
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 def sums(body: bytes) -> dict[str, str]:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from jfs.extents import MiB
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.server.http.intake import LARGE
 from jfs.server.routes import upload
 from tests.component.server_requests import REPO, Requests
@@ -21,11 +21,6 @@ from tests.component.server_requests import REPO, Requests
 BODY = random.Random(1).randbytes(LARGE + 5 * MiB + 12_345)
 PATH = f"/{REPO}/d/big"
 _DEADLINE_S = 30
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 def contents(tmp_path: Path) -> list[str]:

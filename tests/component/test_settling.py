@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from jfs.config import WriteSettings
 from jfs.errors import JfsError, NoEntry, NotEmpty, QuotaExceeded, Replaced
 from jfs.extents import Extent
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
@@ -29,16 +29,6 @@ from tests.component.server_requests import REPO, Requests
 ME = Caller(os.getuid(), os.getgid())
 OUTAGE = ["serving what was known before", "cannot be asked", "is down"]
 PATH = f"/{REPO}/f"
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
 
 
 @asynccontextmanager

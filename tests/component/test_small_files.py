@@ -3,17 +3,10 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from jfs.extents import KiB
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import put, writing
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 async def test_a_small_new_file_is_one_upload(ask: Requests, tmp_path: Path) -> None:

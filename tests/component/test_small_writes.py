@@ -15,7 +15,7 @@ import trio.testing
 from jfs.config import WriteSettings
 from jfs.errors import FileTooLarge
 from jfs.extents import Extent
-from jfs.server import EmbeddedServer, Fault
+from jfs.server import Fault
 from jfs.vfs.filesystem import Caller, Change, Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.hand import Hand
@@ -23,11 +23,6 @@ from tests.component.composed import composed, find
 from tests.component.server_requests import REPO, Requests
 
 ME = Caller(os.getuid(), os.getgid())
-
-
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
 
 
 async def made(fs: Filesystem, name: str, flags: int = os.O_WRONLY) -> int:

@@ -37,16 +37,6 @@ NEVER = {"settling_s": 3600.0}
 OUTAGE = ["serving what was known before", "cannot be asked", "is down"]
 
 
-@pytest.fixture
-def ask(server: object) -> Requests:
-    return Requests(server)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
-
-
 @asynccontextmanager
 async def behind(
     ask: Requests, staging: Path, *, source: str = REPO, **settings: object

@@ -37,11 +37,6 @@ _FAILING = {"patience_s": 0.1}
 _SILENT = {"patience_s": 0.1, "idle_s": 1.0, "deadline_s": 1.5}
 
 
-@pytest.fixture
-def ask(server: object) -> Requests:
-    return Requests(server)  # type: ignore[arg-type]
-
-
 REFUSALS: list[tuple[str, Callable[[], Fault], int]] = [
     ("401", lambda: Fault.status(401, method="PUT"), errno.EACCES),
     ("403", lambda: Fault.status(403, method="PUT"), errno.EACCES),

@@ -50,16 +50,6 @@ PATH = f"/{REPO}/f"
 FAULTY = f"{PATH}*"  # with the properties that it is sent with
 
 
-@pytest.fixture
-def ask(server: EmbeddedServer) -> Requests:
-    return Requests(server)
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    return tmp_path / "staging"
-
-
 @asynccontextmanager
 async def writing(
     ask: Requests, staging: Path, *, source: str = REPO, deadline_s: float = 60, **modes: bool
