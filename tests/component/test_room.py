@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from jfs.config import WriteSettings
 from jfs.errors import Unsupported
 from jfs.extents import Extent, MiB
 from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Journal
-from tests.component.composed import find, names
+from tests.component.composed import composed, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import ME, kept, put, writing
 
@@ -74,6 +75,29 @@ async def test_room_is_kept_for_who_asks_for_it(ask: Requests, disk: Path) -> No
     assert ask.content("second") == b"second"
     assert kept(disk) == []
     assert used(disk) < MiB
+
+
+async def test_what_waits_for_its_upload_has_its_room_already(ask: Requests, disk: Path) -> None:
+    """Newer content is written into it: there is room for what comes to it, which is enough."""
+    settings = WriteSettings(disk, settle_s=1000.0)
+    async with composed(ask.server, REPO, writes=settings) as fs:
+        handle = await made(fs)
+        for start in range(0, len(HALF), len(HALF) // 4):
+            await fs.write(handle, start, HALF[start : start + len(HALF) // 4])
+            await close(fs, handle)
+            handle = (await fs.open(await find(fs, "f"), os.O_RDWR)).handle
+        assert fs.behind.state.pending == 1
+        await fs.reserving.reserve(handle, KEEP_SIZE, 0, SIZE - MiB)
+        assert used(disk) >= SIZE - MiB
+        await fs.reserving.reserve(handle, 0, 0, len(HALF))
+        with pytest.raises(OSError, match=FULL):
+            await fs.reserving.reserve(handle, KEEP_SIZE, 0, SIZE)
+        assert used(disk) < len(HALF) + MiB
+        assert fs.behind.state.pending == 1  # none of that has changed it
+        await fs.fsync(handle)
+        await close(fs, handle)
+    assert ask.content("f") == HALF
+    assert kept(disk) == []
 
 
 async def test_bytes_are_made_zeros(ask: Requests, disk: Path) -> None:

@@ -22,8 +22,9 @@ class Reserving:
     COLLAPSE_RANGE and others         refused (EOPNOTSUPP)
     ================================= ==========================================================
 
-    Room is kept in what is staged. An artifact that nobody has changed yet needs room for all of
-    it with the first change: then it is only looked whether there is as much.
+    Room is kept in what is staged. An artifact that nobody has changed yet, or what is queued and
+    stays as it is, needs room for all of it with the first change: then it is only looked whether
+    there is as much.
     """
 
     def __init__(self, files: OpenFiles) -> None:
@@ -58,7 +59,11 @@ class Reserving:
         if not mode & KEEP_SIZE and offset + size > before:
             await writer.truncate(file, offset + size)
         staged = file.staged
-        if staged is None or staged.lent is not None or file.is_pending:
+        if (
+            staged is None
+            or staged.lent is not None
+            or (file.is_pending and not staged.is_soft)  # the next change copies it
+        ):
             await self._files.require_room(max(offset + size, file.size))
             return
         try:
