@@ -14,11 +14,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from jfs.mount.libfuse import PLACES, Table, library
+from jfs.mount.libfuse import PLACES, Table, handle_of, library
 
 log = logging.getLogger(__name__)
 
-_FH_OFFSET = 16  # of the handle in struct fuse_file_info (fuse_common.h)
 _HANDLER = ctypes.PYFUNCTYPE(None, *[ctypes.c_uint64] * PLACES["read"][1])
 
 # Handle, offset, size: the bytes, or None if that takes more.
@@ -54,7 +53,7 @@ def _request(
     info: int,
 ) -> None:
     """Take a request from libfuse."""
-    handle = ctypes.c_uint64.from_address(info + _FH_OFFSET).value
+    handle = handle_of(info)
     try:
         data = read(handle, offset, size)
         place = None if data is None else ctypes.addressof(ctypes.c_char.from_buffer(data))

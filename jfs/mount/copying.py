@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from jfs.errors import errno_of
-from jfs.mount.libfuse import PLACES, Table, library
+from jfs.mount.libfuse import PLACES, Table, adding, handle_of, library
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 # bytes were copied, or with an errno.
 Start = Callable[[int, tuple[int, int], tuple[int, int], int, Callable[[int, int], object]], None]
 
-_FH_OFFSET = 16  # of the handle in struct fuse_file_info (fuse_common.h)
 _HANDLER = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * PLACES["copy_file_range"][1])
 
 
@@ -30,9 +29,7 @@ def copied_by(start: Start) -> Callable[[Table], object]:
             neither block nor raise.
     """
 
-    def change(table: Table) -> object:
-        if table.get("copy_file_range"):
-            return None
+    def handler() -> object:
         failed, copied = library().fuse_reply_err, library().fuse_reply_write
         failed.argtypes = (ctypes.c_uint64, ctypes.c_int)
         copied.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
@@ -40,11 +37,9 @@ def copied_by(start: Start) -> Callable[[Table], object]:
         def reply(request: int, count: int, code: int) -> object:
             return failed(request, code) if code else copied(request, count)
 
-        handler = _HANDLER(partial(_request, start, reply))
-        table.put("copy_file_range", handler)
-        return handler
+        return _HANDLER(partial(_request, start, reply))
 
-    return change
+    return adding("copy_file_range", handler)
 
 
 def _request(
@@ -61,8 +56,8 @@ def _request(
     _flags: int,
 ) -> None:
     """Take a request from libfuse."""
-    source = ctypes.c_uint64.from_address(info + _FH_OFFSET).value, offset
-    target = ctypes.c_uint64.from_address(target_info + _FH_OFFSET).value, target_offset
+    source = handle_of(info), offset
+    target = handle_of(target_info), target_offset
     try:
         start(request, source, target, length, partial(reply, request))
     except Exception as error:  # without an answer the kernel would wait for ever

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 from jfs.errors import errno_of
-from jfs.mount.libfuse import Table, library
+from jfs.mount.libfuse import Table, adding, handle_of, library
 
 log = logging.getLogger(__name__)
 
 # Request, then inode and handle, mode, offset, length, and what answers by an errno.
 Start = Callable[[int, tuple[int, int], int, int, int, Callable[[int], object]], None]
 
-_FH_OFFSET = 16  # of the handle in struct fuse_file_info (fuse_common.h)
 _HANDLER = ctypes.CFUNCTYPE(
     None,
     *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
@@ -33,16 +32,12 @@ def handled_by(start: Start) -> Callable[[Table], object]:
             neither block nor raise.
     """
 
-    def change(table: Table) -> object:
-        if table.get("fallocate"):
-            return None
+    def handler() -> object:
         reply = library().fuse_reply_err
         reply.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        handler = _HANDLER(partial(_request, start, reply))
-        table.put("fallocate", handler)
-        return handler
+        return _HANDLER(partial(_request, start, reply))
 
-    return change
+    return adding("fallocate", handler)
 
 
 def _request(
@@ -56,7 +51,7 @@ def _request(
     info: int,
 ) -> None:
     """Take a request from libfuse."""
-    handle = ctypes.c_uint64.from_address(info + _FH_OFFSET).value
+    handle = handle_of(info)
     try:
         start(request, (ino, handle), mode, offset, length, lambda code: reply(request, code))
     except Exception as error:  # without an answer the kernel would wait for ever

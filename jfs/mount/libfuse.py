@@ -56,6 +56,7 @@ PLACES = {
     "copy_file_range": (42, 9),
 }
 _NOT_OF_PYFUSE3 = frozenset(["fallocate", "copy_file_range"])
+_FH_OFFSET = 16  # of the handle in struct fuse_file_info (fuse_common.h)
 
 _POINTER = ctypes.c_void_p
 # The second has a version before the last argument (libfuse 3.17). What is passed on as a fifth to
@@ -154,6 +155,28 @@ def table_changed_by(changes: Sequence[Callable[[Table], object]]) -> Iterator[l
         yield kept
     finally:
         put(slot, before)
+
+
+def adding(name: str, make: Callable[[], object]) -> Callable[[Table], object]:
+    """Return a change for ``table_changed_by``: a handler that pyfuse3 has not, unless it has.
+
+    Args:
+        make: returns the ctypes callback.
+    """
+
+    def change(table: Table) -> object:
+        if table.get(name):
+            return None
+        handler = make()
+        table.put(name, handler)
+        return handler
+
+    return change
+
+
+def handle_of(info: int) -> int:
+    """Return the handle that a ``struct fuse_file_info`` has, by the address of that."""
+    return ctypes.c_uint64.from_address(info + _FH_OFFSET).value
 
 
 def _new_session(

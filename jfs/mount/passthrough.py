@@ -31,7 +31,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from jfs.mount.libfuse import entry, library, library_of, put
+from jfs.mount.libfuse import entry, handle_of, library, library_of, put
 from jfs.vfs.attributes.stat import Attributes
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ _OPEN_OUT = struct.Struct("=QIi")  # handle, flags, number
 _ENTRY_OUT = struct.Struct("=QQQQII6Q10I")
 _BACKING_OPEN, _BACKING_CLOSE = 0x4010E501, 0x4004E502
 _BACKING = struct.Struct("=iIQ")  # descriptor, and what must be 0
-_BUFFER_MEM, _INFO_HANDLE = 16, 16  # in struct fuse_buf, struct fuse_file_info
+_BUFFER_MEM = 16  # in struct fuse_buf
 
 # Kinds of file systems (linux/magic.h) on disks of this machine, or in its memory. Whoever reads
 # from others would wait for a network, or get an error, which a READ here is answered in spite of.
@@ -213,7 +213,7 @@ class Passthrough:
         reply_with = prototype(ctypes.cast(reply_buffer, ctypes.c_void_p).value or 0)
 
         def opened(request: int, info: int) -> int:
-            handle = ctypes.c_uint64.from_address(info + _INFO_HANDLE).value
+            handle = handle_of(info)
             number, direct = backing_of(handle)
             if not number:
                 return int(answer(request, info))
@@ -222,7 +222,7 @@ class Passthrough:
             return int(reply_with(request, data, len(data)))
 
         def made(request: int, entered: int, info: int) -> int:
-            handle = ctypes.c_uint64.from_address(info + _INFO_HANDLE).value
+            handle = handle_of(info)
             attributes, (number, _) = made_of(handle), backing_of(handle)
             if attributes is None or not number:
                 return int(answer_made(request, entered, info))

@@ -10,14 +10,12 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from jfs.mount.libfuse import PLACES, Table, library
+from jfs.mount.libfuse import PLACES, Table, handle_of, library
 from jfs.vfs.smallwrites import LARGEST
 
 log = logging.getLogger(__name__)
 
-# Public interfaces of libfuse 3 (fuse_common.h): struct fuse_file_info, struct fuse_bufvec with its
-# first struct fuse_buf.
-_FH_OFFSET = 16
+# In struct fuse_bufvec with its first struct fuse_buf, a public interface (fuse_common.h).
 _COUNT, _INDEX, _SKIPPED, _SIZE, _FLAGS, _MEMORY = 0, 8, 16, 24, 32, 40
 _HANDLER = ctypes.PYFUNCTYPE(None, *[ctypes.c_uint64] * PLACES["write_buf"][1])
 
@@ -74,7 +72,7 @@ class SmallWrites:
         )
         is_answered = False
         if plain and size <= LARGEST:
-            handle = word(info + _FH_OFFSET).value
+            handle = handle_of(info)
             try:
                 data = ctypes.string_at(word(buffers + _MEMORY).value, size)
                 is_answered = self._write(handle, offset, data, partial(answer, request, size))
