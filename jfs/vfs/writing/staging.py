@@ -6,7 +6,6 @@ writes, so that a file that was written front to back needs no second look when 
 was written out of order is hashed once it is closed.
 """
 
-import errno
 import logging
 import os
 import threading
@@ -18,15 +17,14 @@ from functools import partial
 from jfs import waiting
 from jfs.disk import allocate, copy_at, punch, read_at
 from jfs.errors import (
-    DiskHangs,
     FileTooLarge,
     IntegrityError,
     disk_words,
     is_not_supported,
-    is_of_the_disk,
 )
 from jfs.extents import Extent, MiB
 from jfs.model import Properties
+from jfs.vfs.writing.changes import Changes
 from jfs.vfs.writing.follower import Follower
 from jfs.vfs.writing.hand import Hand, Task
 from jfs.vfs.writing.hashing import RunningHash
@@ -82,12 +80,10 @@ class StagingFile(Sized):
         self.is_soft = False
         self._undo: Undo | None = None
         self._hash = running_hash
-        self._hand = hand
         self._room = room
+        self._changes = Changes(hand, room)
         self._users = 0
         self._closing = False
-        self._changing = threading.Lock()
-        self._changes = 0  # goes up when one is given up
 
     def grew(self) -> None:
         """Take what the kernel has written for written in order. Does not wait for the disk.
@@ -107,52 +103,21 @@ class StagingFile(Sized):
             self._hash.rewind(0)
 
     async def change(self, call: Callable[..., None], *args: object) -> None:
-        """Call ``write`` or ``truncate`` in a thread. Trio thread.
-
-        A change that is given up, since the disk hangs, may take place later, but before any that
-        comes after it, or not at all. Raises as those; DiskHangs.
-        """
-        await self._changed(self._prepared(call, *args))
+        """Call ``write`` or ``truncate`` in a thread. Trio thread. Raises as those; DiskHangs."""
+        await self._changes.make(call, *args)
 
     @property
     def is_free(self) -> bool:
         """Whether ``write_at_once`` would be over at once, as far as is known."""
-        return self._hand.is_free and self.lent is None and not waiting.may_hang()
+        return self.lent is None and self._changes.is_free
 
     def write_at_once(self, offset: int, data: bytes) -> Task | None:
-        """As ``change`` with ``write``, while the event loop waits; only if it ``is_free``.
-
-        Returns:
-            None: it is over. A task: the disk takes longer, and ``end_of`` tells.
-        """
-        return self._hand.do(self._prepared(self.write, offset, data))
+        """As ``change`` with ``write``; see ``Changes.at_once``. Only if it ``is_free``."""
+        return self._changes.at_once(self.write, offset, data)
 
     async def end_of(self, task: Task, size: int) -> None:
         """Return once what was begun at once is over. Raises as ``change``. Trio thread."""
-        await self._changed(task.wait, size)
-
-    async def _changed(self, change: Callable[[], None], size: int = 0) -> None:
-        try:
-            await waiting.on_disk(change, size=size)
-        except DiskHangs:
-            self._changes += 1
-            raise
-
-    def _prepared(self, call: Callable[..., None], *args: object) -> Callable[[], None]:
-        number = self._changes
-
-        def change() -> None:
-            with self._changing:
-                if number != self._changes:
-                    raise OSError(errno.EIO, "was given up before it began")
-                try:
-                    call(*args)
-                except OSError as error:
-                    if not is_of_the_disk(error) or not self._room.make():
-                        raise
-                    call(*args)
-
-        return change
+        await self._changes.end_of(task, size)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of *data*.
@@ -427,14 +392,13 @@ class StagingFile(Sized):
 
     def _close(self) -> None:
         # A change that was given up may use the descriptor yet; and to close waits for the disk.
-        if waiting.may_hang() or self._changing.locked() or self._hash.is_busy:
+        if waiting.may_hang() or self._changes.is_busy or self._hash.is_busy:
             threading.Thread(target=self._close_now, daemon=True).start()
         else:
             self._close_now()
 
     def _close_now(self) -> None:
-        with self._changing:
-            self._close_file()
+        self._changes.after_all(self._close_file)
 
     def _close_file(self) -> None:
         self._hash.end()
