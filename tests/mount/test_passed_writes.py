@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from jfs.server import EmbeddedServer
+from jfs.vfs.writing.journal import Journal
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
 from tests.mount.mounting import Mounted
@@ -267,20 +268,45 @@ def test_times_and_names_of_what_the_kernel_writes(node: Node) -> None:
 def test_what_the_kernel_has_written_outlives_the_mount(
     server: EmbeddedServer, mounter: Mounter, tmp_path: Path
 ) -> None:
-    """A writer of its own: it holds the descriptor while the mount is killed."""
+    """A writer of its own: it holds the descriptor while the mount is killed, and writes on.
+
+    As long as it can, the kernel keeps the file as the mount had opened it, with its lock: what it
+    writes into is nobody's to be uploaded, or removed.
+    """
     mounted = mounter(f"{server.url}/{REPO}", JF_ACCESS_TOKEN=server.token)
-    script = "import os, sys; f = os.open(sys.argv[1], 65); os.write(f, b'1' * 70000); print(1, flush=1); input()"  # noqa: E501
+    script = """if True:
+        import os, sys
+        file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+        os.write(file, b"1" * 70_000)
+        print("written", flush=True)
+        input()
+        try:
+            print(os.write(file, b"2"), flush=True)
+        except OSError:
+            print("refused", flush=True)
+        input()
+    """
     writer = subprocess.Popen(
         [sys.executable, "-c", script, mounted.root / "f"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert writer.stdin is not None
     assert writer.stdout is not None
     assert writer.stdout.readline()
     mounted.kill()
-    writer.communicate(timeout=30)
-    found = [path.stat().st_size for path in tmp_path.glob("**/staging/**/*.data")]
-    assert found == [70_000]
+    (data,) = tmp_path.glob("**/staging/**/*.data")
+    journal = Journal(data.parent)
+    writer.stdin.write(b"\n")
+    writer.stdin.flush()
+    writes_on = writer.stdout.readline() != b"refused\n"
+    if writes_on:
+        assert list(journal.left_behind()) == []
+    writer.communicate(b"\n", timeout=30)
+    while not (left := list(journal.left_behind())):  # the kernel lets go of it behind
+        os.sched_yield()
+    assert [entry.size for entry in left] == [70_000 + writes_on]
+    left[0].close()
 
 
 def test_who_copies_and_who_writes_large_files_comes_here(node: Node, tmp_path: Path) -> None:

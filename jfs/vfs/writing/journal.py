@@ -3,7 +3,9 @@
 A staged file is two files of the staging directory: ``ID.data``, its bytes, and ``ID.json``, the
 record that says where they belong and how far they came. The daemon that writes a file holds a lock
 on its data for as long as it lives; a file without one was left by a process that died, or kept
-because its upload was refused: ``jfs recover`` and the next mount deal with it.
+because its upload was refused: ``jfs recover`` and the next mount deal with it. What the kernel
+writes itself stays locked after its daemon has died, as long as somebody has it open: the kernel
+keeps the file that the daemon had opened, and its lock with it.
 
 Blocking; any thread.
 """
