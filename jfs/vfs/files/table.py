@@ -28,6 +28,7 @@ from jfs.vfs.files.queue import Hands, UploadQueue
 from jfs.vfs.files.registry import Registry
 from jfs.vfs.files.renaming import Renaming
 from jfs.vfs.files.settling import Settling
+from jfs.vfs.files.verdicts import Verdicts
 from jfs.vfs.files.writer import Writer, Writing
 from jfs.vfs.kernel import KernelView, Remembered
 from jfs.vfs.namespace.inodes import ROOT, Inode
@@ -73,16 +74,17 @@ class OpenFiles:
         self._settling: Settling | None = None
         self._no_overwrite = False
         self.queue: UploadQueue | None = None
+        self._registry = Registry()
+        self._passing = Passing(kernel.backings, plane.metrics)
+        self._opening = Opening(self._registry, tree, plane, kernel, self._passing)
         if writing is not None:
             self._no_overwrite = writing.area.settings.no_overwrite
             self.queue = queue = UploadQueue(writing.area.settings, plane.nursery)
             self._settling = Settling(writing.area.settings)
             told = self._abandon, queue, self._settling, self._shows_other_bytes
-            self._writer = Writer(tree, plane, writing, locks, *told)
-            queue.use(Hands(self._writer.deploy_queued, self._refuse, self._left))
-        self._registry = Registry()
-        self._passing = Passing(kernel.backings, plane.metrics)
-        self._opening = Opening(self._registry, tree, plane, kernel, self._passing)
+            self._writer = writer = Writer(tree, plane, writing, locks, *told)
+            verdicts = Verdicts(tree, kernel, writing, writer, self._opening, refusals)
+            queue.use(Hands(writer.deploy_queued, verdicts.refuse, verdicts.left))
         self.renaming = Renaming(
             self._registry, locks, self._writer, self.queue, self._opening.let_go
         )
@@ -426,38 +428,6 @@ class OpenFiles:
         self._kernel.forget(inode.ino)
         parent = inode.parent.ino if inode.parent is not None else ROOT
         self._kernel.drop_soon(Remembered([(parent, inode.name)], [inode.ino]))
-
-    async def _refuse(self, file: OpenFile, error: Exception) -> None:
-        """Give up an upload behind: ``close`` has returned long ago."""
-        path = file.inode.path
-        log.error("%s: not uploaded, see `jfs recover ls`: %s", path, error)
-        self._refusals.keep("upload", path, error)
-        assert self._writer is not None
-        await self._writer.refuse(file, str(error))
-
-    async def _left(self, file: OpenFile) -> None:
-        """Let go of a file that the queue has no more, if nobody has it open."""
-        inode = file.inode
-        try:
-            if self._writer is not None:
-                await self._writer.settle(file)
-        except (JfsError, OSError) as error:
-            log.warning("%s: was uploaded, but not taken into the cache: %s", inode.path, error)
-        if not file.dirty and not file.detached:
-            self._refusals.succeeded("upload", inode.path)
-        if file.is_pending:  # it was queued again meanwhile
-            return
-        file.held = False
-        if not file.handles:
-            await self._opening.let_go(file)
-        self._forget(inode)
-
-    def _forget(self, inode: Inode) -> None:
-        """Let go of an inode that was held for the queue."""
-        if self._tree.forget(inode.ino, 1):
-            self._kernel.forget(inode.ino)
-            if self._writing is not None:
-                self._writing.attributes.forget_number(inode.ino)
 
     def _shows_other_bytes(self, file: OpenFile) -> None:
         """Let the kernel read it anew: it shows what it was before somebody wrote."""
