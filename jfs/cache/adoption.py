@@ -10,7 +10,7 @@ from array import array
 from contextlib import closing
 from pathlib import Path
 
-from jfs.cache.blockmap import BlockMap, checksum, stamp_of
+from jfs.cache.blockmap import BlockMap, checksums, stamp_of
 from jfs.cache.content import DiskContent
 from jfs.errors import CacheError
 from jfs.extents import Extent, MiB
@@ -78,8 +78,7 @@ def _checksums(staged: Path, content: ContentKey, block_size: int) -> "array[int
     buffer = memoryview(bytearray(piece - piece % block_size))
     with staged.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            for offset in range(0, count, block_size):
-                words.append(checksum(buffer[offset : min(count, offset + block_size)], len(words)))
+            words += checksums(buffer[:count], block_size, len(words))
             if count % block_size and len(words) != -(-content.size // block_size):
                 raise CacheError(f"{staged}: a read ended inside a block")
         if file.tell() != content.size:

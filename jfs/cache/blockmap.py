@@ -18,7 +18,6 @@ Any thread.
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import struct
 import tempfile
@@ -29,6 +28,7 @@ from typing import Self
 
 import xxhash
 
+from jfs.clocks import boot_id
 from jfs.disk import read_at
 from jfs.errors import CacheError, is_not_supported
 from jfs.extents import Extent
@@ -49,7 +49,6 @@ _WORDS_AT = 4096  # the header has a page of its own
 _WORD = 8
 _ABSENT = bytes(_WORD)
 _A_LOOK = 1 << 15
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Words that are looked through at a time: the first page, then more and more, at most 1 MiB.
 _FIRST_STEP, _LARGEST_STEP = 512, 1 << 17
 
@@ -340,7 +339,7 @@ def lock_blocks(file: int, blocks: range) -> bool:
     return True
 
 
-def stamp_of(data: int, boot: bytes | None = None) -> int:
+def stamp_of(data: int, boot: str | None = None) -> int:
     """Return what changes with every change of a data file, whoever makes it. Raises OSError.
 
     Its time of change (ns), which unlike the one of modification no program can set back; and the
@@ -350,16 +349,8 @@ def stamp_of(data: int, boot: bytes | None = None) -> int:
     Args:
         boot: which start; None: the last one.
     """
-    started = _boot() if boot is None else boot
+    started = (boot_id() if boot is None else boot).encode()
     return os.fstat(data).st_ctime_ns ^ xxhash.xxh3_64_intdigest(started)
-
-
-@functools.cache
-def _boot() -> bytes:
-    try:
-        return _BOOT.read_bytes()
-    except OSError:
-        return b""  # a sandbox that has none
 
 
 def words_of(path: Path, count: int) -> "array[int]":

@@ -107,7 +107,7 @@ def test_what_was_verified_before_the_machine_started_is_verified_again_first(
     opened = store.open(KEY)
     with opened.map_path.with_suffix(".data").open("r+b", buffering=0) as data:
         data.write(bytes(BLOCK))
-        opened.note_verified(stamp_of(data.fileno(), b"an earlier start"))
+        opened.note_verified(stamp_of(data.fileno(), "an earlier start"))
     _is_found_out(opened, tmp_path / "cache")
     opened.close()
 
