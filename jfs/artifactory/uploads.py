@@ -416,8 +416,6 @@ async def _give_up_a_disk_that_hangs(
         sent, before = attempt.sent, sent
         if sent != before:
             continue
-        if attempt.file < 0:
-            continue
         try:
             await waiting.on_disk(os.pread, attempt.file, 1, sent)
         except DiskHangs as error:
