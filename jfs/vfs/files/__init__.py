@@ -3,9 +3,9 @@
 ``table`` is the facade, ``handles`` knows which close is the last one, ``settling`` which uploads
 and which lets its file wait, ``verdicts`` what came of those that waited; ``opening`` says which
 open file an open gets, ``passing`` which the kernel reads itself, ``beside`` which the native part
-reads for it; ``writer`` changes and uploads one, ``copies`` and ``reserving`` answer
-copy_file_range(2) and fallocate(2); ``renaming`` is told when names change. May import
-``kernel``, ``reading``, ``writing`` and ``namespace``.
+reads for it; ``writer`` changes and uploads one, which the cache takes in by ``adopting``;
+``copies`` and ``reserving`` answer copy_file_range(2) and fallocate(2); ``renaming`` is told when
+names change. May import ``kernel``, ``reading``, ``writing`` and ``namespace``.
 
 Locks, from the outside in; a task that holds one asks only for those below it:
 

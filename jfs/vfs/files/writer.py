@@ -1,9 +1,10 @@
 """Change open files: stage, write, truncate, deploy, and show the server's version again.
 
-Everything here but ``deploy_dirty``, ``enqueue``, ``deploy_queued``, ``refuse`` and ``settle``
-wants the lock of the open file held: what is uploaded does not change meanwhile. Those claim the
-path first (``namespace.locks``), whatever it is by then: an upload goes where the name is, and
-nobody moves or removes it meanwhile. Trio thread only; disk and hashing are in threads.
+``write``, ``change`` and ``truncate`` want the lock of the open file held: what is uploaded does
+not change meanwhile. What uploads, queues or gives up (``close``, ``deploy_dirty``, ``enqueue``,
+``deploy_queued``, ``refuse``, ``discard``, ``settle``) takes it, and claims the path first
+(``namespace.locks``), whatever it is by then: an upload goes where the name is, and nobody moves or
+removes it meanwhile. Trio thread only; disk and hashing are in threads.
 
 With --write-back a file that is closed is *queued*: on this disk for good, and uploaded behind
 (``queue``). Newer content is written beside it, and takes its place once it is queued itself: what
