@@ -191,7 +191,6 @@ async def surely(use: Use, client: Client) -> None:
                 await trio.lowlevel.checkpoint()
 
 
-PAUSE = {"Retry-After": "120"}
 FAULTS: dict[str, tuple[Callable[[EmbeddedServer], None], int]] = {
     "refused": (stopped, errno.EIO),
     "503": (faulty(lambda: Fault.status(503)), errno.EIO),

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.commands import run_here
 from tests.mount.conftest import Mounter
-from tests.mount.mounting import Mounted, clean_environ
-from tests.processes import killed
+from tests.mount.killing import kill_beside
+from tests.mount.mounting import Mounted
 
 pytestmark = pytest.mark.fuse
 
@@ -181,18 +180,6 @@ def test_a_save_by_rename_of_what_was_written_in_pieces(
     assert os.getxattr(mounted.root / "f", "user.env") == b"production"
 
 
-_WRITER = """
-import os, sys
-from tests.mount.test_settling import changed
-os.chdir(sys.argv[1])  # it stays in the mount, also when that is dead and taken away
-number = int(sys.argv[2])
-while True:
-    number += 1
-    changed("f", number)
-    print(number, flush=True)
-"""
-
-
 def changed(path: str, number: int) -> None:
     """Make the change of this number: it is written by one open, and depends on nothing else."""
     data = b"%08d" % number * (1 + number * 7919 % 3000)
@@ -226,21 +213,8 @@ def test_nothing_that_was_closed_is_lost_by_a_mount_that_is_killed(
     (beside / "f").touch()
     for turn in range(scale(2, 200)):
         mounted = settling(server, mounter, name=f"mnt{turn}")
-        started = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(mounted.root), str(last)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # ENOTCONN, in the end
-            env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        with killed(started) as writer:
-            assert writer.stdout is not None
-            before = last
-            for _ in range(choose.randrange(1, 20)):
-                last = int(writer.stdout.readline())
-            time.sleep(choose.random() * 0.02)  # somewhere in the next one
-            mounted.kill()
-            for line in writer.stdout:
-                last = int(line)
+        before = last
+        last = kill_beside(mounted, changed, last, choose=choose, most=20)
         mounted = settling(server, mounter, name=f"again{turn}")
         mounted.stop()
         there = Requests(server).get(PATH).body

@@ -19,8 +19,8 @@ from jfs.cli.main import main
 from jfs.server import EmbeddedServer, Fault
 from tests.component.server_requests import REPO, Requests
 from tests.mount.conftest import Mounter
+from tests.mount.killing import kill_beside
 from tests.mount.mounting import Mounted, clean_environ
-from tests.processes import killed
 
 pytestmark = pytest.mark.fuse
 
@@ -194,22 +194,15 @@ def test_cp_and_mv_while_the_server_is_down(
     mounted.stop(expected=["is down", "cannot be asked", "starting with what was known"])
 
 
-_WRITER = """
-import os, sys
-from tests.mount.test_write_back import version
-os.chdir(sys.argv[1])  # it stays in the mount, also when that is dead and taken away
-number = int(sys.argv[2])
-while True:
-    number += 1
-    with open("f", "wb") as file:
-        file.write(version(number))
-    print(number, flush=True)
-"""
-
-
 def version(number: int) -> bytes:
     """The content of one version of a file: it says which, in every part."""
     return b"%08d" % number * (1 + number * 7919 % 60_000)
+
+
+def close_version(path: str, number: int) -> None:
+    """Replace a file by one version."""
+    with open(path, "wb") as file:
+        file.write(version(number))
 
 
 @pytest.mark.timeout(3600)
@@ -227,20 +220,7 @@ def test_no_version_is_lost_by_a_mount_that_is_killed(
         if choose.random() < 0.5:
             server.faults.add(Fault.status(503, f"/{REPO}/f*", method="PUT", after=last % 3))
         mounted = behind(server, mounter, name=f"mnt{turn}")
-        started = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(mounted.root), str(last)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # ENOTCONN, in the end
-            env={**clean_environ(), "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        with killed(started) as writer:
-            assert writer.stdout is not None
-            for _ in range(choose.randrange(1, 30)):
-                last = int(writer.stdout.readline())
-            time.sleep(choose.random() * 0.02)  # somewhere in the next one
-            mounted.kill()
-            for line in writer.stdout:
-                last = int(line)
+        last = kill_beside(mounted, close_version, last, choose=choose, most=30)
         server.faults.clear()
         mounted = behind(server, mounter, name=f"again{turn}")
         jfs("umount", "--wait", str(mounted.root))
