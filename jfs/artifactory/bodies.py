@@ -11,7 +11,7 @@ import httpx
 
 from jfs.artifactory.connections import Connection, Connections
 from jfs.artifactory.encrypted import TlsSocket
-from jfs.artifactory.failures import mapped
+from jfs.artifactory.failures import as_httpx
 from jfs.artifactory.pace import Pace
 from jfs.extents import KiB
 from jfs.native.receiving import Run
@@ -74,7 +74,7 @@ class BodyStream(httpx.SyncByteStream):
         assert self._remaining is not None
         assert self._connection is not None
         stop = min(stop, start + self._remaining)
-        with mapped(), self._pace:
+        with as_httpx("read"), self._pace:
             sock = self._connection.sock
             if isinstance(sock, TlsSocket):
                 count = sock.fill_run(run, start, stop, piece)
@@ -102,7 +102,7 @@ class BodyStream(httpx.SyncByteStream):
         if self._connection is None:
             raise httpx.ReadError("the response is closed")
         sock = self._connection.sock
-        with mapped(), self._pace:
+        with as_httpx("read"), self._pace:
             if isinstance(sock, TlsSocket):
                 count = sock.fill(buffer)
             else:
@@ -114,7 +114,7 @@ class BodyStream(httpx.SyncByteStream):
     def _read_decoded(self, buffer: memoryview) -> int:
         """Chunked bodies and those that end with the connection: rare, so h11 decodes them."""
         while not self._leftover:
-            with mapped(), self._pace:
+            with as_httpx("read"), self._pace:
                 event = self._protocol.next_event()
                 if event is h11.NEED_DATA:
                     assert self._connection is not None

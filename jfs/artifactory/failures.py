@@ -1,17 +1,30 @@
 """The errors of sockets, TLS and h11, as httpx would raise them."""
 
 import ssl
+from typing import Literal
 
 import h11
 import httpx
 
+Step = Literal["connect", "write", "read"]
 
-class mapped:
-    """Raise what httpx raises for the errors of sockets, TLS and h11."""
+_TIMEOUTS: dict[Step, tuple[type[httpx.TransportError], str]] = {
+    "connect": (httpx.ConnectTimeout, "no connection in time"),
+    "write": (httpx.WriteTimeout, "the server takes no more"),
+    "read": (httpx.ReadTimeout, "the server is silent"),
+}
+_ERRORS: dict[Step, type[httpx.TransportError]] = {
+    "connect": httpx.ConnectError,
+    "write": httpx.WriteError,
+    "read": httpx.ReadError,
+}
 
-    def __init__(self, *, connecting: bool = False, writing: bool = False) -> None:
-        self._connecting = connecting
-        self._writing = writing
+
+class as_httpx:
+    """Raise what httpx raises where its own *step* fails. Some are entered for each receive."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
 
     def __enter__(self) -> None:
         pass
@@ -24,14 +37,7 @@ class mapped:
         if isinstance(error, h11.LocalProtocolError):
             raise httpx.LocalProtocolError(str(error)) from error
         if isinstance(error, TimeoutError | BlockingIOError | ssl.SSLWantReadError):
-            if self._connecting:
-                raise httpx.ConnectTimeout("no connection in time") from error
-            if self._writing:
-                raise httpx.WriteTimeout("the server takes no more") from error
-            raise httpx.ReadTimeout("the server is silent") from error
+            timeout, words = _TIMEOUTS[self._step]
+            raise timeout(words) from error
         if isinstance(error, OSError):
-            if self._connecting:
-                raise httpx.ConnectError(str(error)) from error
-            if self._writing:
-                raise httpx.WriteError(str(error)) from error
-            raise httpx.ReadError(str(error)) from error
+            raise _ERRORS[self._step](str(error)) from error

@@ -24,7 +24,7 @@ from jfs.artifactory.access import Access
 from jfs.artifactory.bodies import BodyStream
 from jfs.artifactory.connections import Connection, Connections, Key
 from jfs.artifactory.encrypted import TlsSocket
-from jfs.artifactory.failures import mapped
+from jfs.artifactory.failures import as_httpx
 from jfs.artifactory.filebody import FileBody
 from jfs.extents import KiB
 
@@ -92,7 +92,7 @@ class BulkTransport(httpx.BaseTransport):
     def _connect(self, key: Key) -> Connection:
         scheme, host, port = key
         proxy = self._access.proxies.leading_to(scheme, host, port)
-        with mapped(connecting=True):
+        with as_httpx("connect"):
             if self._connections.is_closed:
                 raise OSError("closed")
             trust, timeout_s = self._access.trust, self._connect_timeout_s
@@ -126,7 +126,7 @@ class BulkTransport(httpx.BaseTransport):
             if authorization := connection.proxy.authorization:
                 headers.append((b"Proxy-Authorization", authorization))
         body = request.stream if isinstance(request.stream, FileBody) else None
-        with mapped():
+        with as_httpx("read"):  # a head fits into the socket: what fails is that nobody answers
             head = h11.Request(method=request.method.encode(), target=target, headers=headers)
             data = protocol.send(head) or b""
             if body is None:
@@ -137,7 +137,7 @@ class BulkTransport(httpx.BaseTransport):
         # Each receive has its timeout; all of them together have one too.
         patience_s = self._idle_timeout_s if body is None else body.answer_s
         deadline = time.monotonic() + patience_s
-        with mapped():
+        with as_httpx("read"):
             while True:
                 event = protocol.next_event()
                 if event is h11.NEED_DATA:
@@ -187,7 +187,7 @@ class BulkTransport(httpx.BaseTransport):
         sock = connection.sock
         body.bind(sock)
         try:
-            with mapped(writing=True):
+            with as_httpx("write"):
                 send(sock)
         except httpx.WriteError:
             # A server that refuses may hang up at once; its answer is here all the same.
