@@ -142,6 +142,14 @@ def block_store(directory: Path) -> DiskBlockStore:
     return DiskBlockStore(CacheSettings(directory, free_floor_bytes=0), Metrics())
 
 
+async def close(filesystem: Filesystem, handle: int) -> None:
+    """Close as the kernel does: it releases the handle whatever FLUSH says. Raises that."""
+    try:
+        await filesystem.flush(handle)
+    finally:
+        await filesystem.release(handle)
+
+
 async def find(filesystem: Filesystem, path: str) -> int:
     """Walk to *path* as the kernel does, through links; return the inode number."""
     trail = [ROOT]

@@ -19,7 +19,7 @@ from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Journal
 from jfs.vfs.writing.records import State
-from tests.component.composed import composed, find
+from tests.component.composed import close, composed, find
 from tests.component.server_requests import REPO, Requests
 
 ME = Caller(os.getuid(), os.getgid())
@@ -37,11 +37,6 @@ async def opened(fs: Filesystem, name: str, count: int) -> list[int]:
     first, attributes = await fs.create(ROOT, name, 0o644, os.O_RDWR, ME)
     more = [(await fs.open(attributes.ino, os.O_WRONLY)).handle for _ in range(count - 1)]
     return [first.handle, *more]
-
-
-async def close(fs: Filesystem, handle: int) -> None:
-    await fs.flush(handle)
-    await fs.release(handle)
 
 
 async def test_parts_that_are_written_through_handles_of_their_own_are_one_upload(

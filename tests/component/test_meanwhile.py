@@ -16,7 +16,7 @@ from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.records import State
-from tests.component.composed import TREE, composed, content, find, names
+from tests.component.composed import TREE, close, composed, content, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_company import outcomes
 from tests.component.test_writing import DATA, ME, PATH, kept, writing
@@ -33,13 +33,6 @@ async def opened_by_name(fs: Filesystem, name: str, flags: int) -> int:
             # LOOKUP_REVAL asks for every name, whatever the kernel believes.
             continue
     raise AssertionError("replaced twice")
-
-
-async def close(fs: Filesystem, handle: int) -> None:
-    try:
-        await fs.flush(handle)
-    finally:
-        await fs.release(handle)
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_APPEND])

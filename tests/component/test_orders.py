@@ -17,16 +17,9 @@ from jfs.server import Fault
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Journal
-from tests.component.composed import content, find, names
+from tests.component.composed import close, content, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import DATA, ME, PATH, kept, put, writing
-
-
-async def close(fs: Filesystem, handle: int) -> None:
-    try:
-        await fs.flush(handle)
-    finally:
-        await fs.release(handle)
 
 
 async def hit(fault: Fault) -> None:

@@ -20,7 +20,7 @@ from jfs.vfs.attributes.stat import Caller, Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.leftovers import Leftovers
-from tests.component.composed import block_store, composed, find, names
+from tests.component.composed import block_store, close, composed, find, names
 from tests.component.server_requests import REPO, Requests
 
 ME = Caller(os.getuid(), os.getgid())
@@ -49,13 +49,6 @@ async def begun(fs: Filesystem, name: str = "f", data: bytes = DATA) -> int:
     for offset in range(0, len(data), _PIECE):
         await fs.write(opened.handle, offset, data[offset : offset + _PIECE])
     return opened.handle
-
-
-async def closed(fs: Filesystem, handle: int) -> None:
-    try:
-        await fs.flush(handle)
-    finally:
-        await fs.release(handle)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -95,7 +88,7 @@ async def test_it_is_on_its_way_before_it_is_closed(ask: Requests, staging: Path
         handle = await begun(fs)
         await until(lambda: received(ask) >= len(DATA))  # all of it, and it is open yet
         assert ask.get(f"/{REPO}/f").status == 404
-        await closed(fs, handle)
+        await close(fs, handle)
         assert ask.get(f"/{REPO}/f").body == DATA
         assert received(ask) == len(DATA)  # once
         await until(lambda: not left(ask))
@@ -110,7 +103,7 @@ async def test_what_is_written_late_is_sent_at_the_end(ask: Requests, staging: P
         handle = await begun(fs)
         await fs.write(handle, len(DATA) + 100_000, b"x" * 100_000)
         await until(lambda: received(ask) >= len(DATA))
-        await closed(fs, handle)
+        await close(fs, handle)
         assert received(ask) == len(expected)
     assert ask.get(f"/{REPO}/f").body == expected
 
@@ -133,7 +126,7 @@ async def test_what_changes_after_it_was_sent_is_uploaded_as_it_is(
             if how == "truncate and write":
                 await fs.write(handle, 1000, b"more" * 300_000)
                 expected += b"more" * 300_000
-        await closed(fs, handle)
+        await close(fs, handle)
         assert ask.get(f"/{REPO}/f").body == expected
         await until(lambda: not left(ask))
 
@@ -148,12 +141,12 @@ async def test_kinds_of_files_that_are_rewritten_are_sent_in_vain_once(
             if name == "a.h5":
                 await until(lambda: received(ask) >= MiB)
             await fs.write(handle, 8, name.encode())
-            await closed(fs, handle)
+            await close(fs, handle)
             assert ask.get(f"/{REPO}/{name}").body == DATA[:8] + name.encode() + DATA[12:]
         assert received(ask) == len(DATA)
         handle = await begun(fs, "c.bin", DATA[1:])  # another kind
         await until(lambda: received(ask) >= 2 * len(DATA) - 1)
-        await closed(fs, handle)
+        await close(fs, handle)
 
 
 async def test_who_seeks_back_in_what_is_not_sent_yet_disturbs_nothing(
@@ -165,7 +158,7 @@ async def test_who_seeks_back_in_what_is_not_sent_yet_disturbs_nothing(
         await trio.to_thread.run_sync(stalled.wait_hit)
         await fs.write(handle, len(DATA) - 10, b"0123456789")
         ask.server.faults.remove(stalled)
-        await closed(fs, handle)
+        await close(fs, handle)
     assert ask.get(f"/{REPO}/f").body == DATA[:-10] + b"0123456789"
 
 
@@ -173,7 +166,7 @@ async def test_content_that_the_server_has_is_cut(ask: Requests, staging: Path) 
     ask.server.deploy(REPO, "known", DATA)
     ask.server.faults.add(Fault.hold(PASSING, method="PUT", after=1))  # the first asks for rights
     async with mounted(ask, staging) as fs:
-        await closed(fs, await begun(fs))  # does not wait for what is held
+        await close(fs, await begun(fs))  # does not wait for what is held
         assert ask.get(f"/{REPO}/f").body == DATA
 
 
@@ -182,14 +175,14 @@ async def test_content_that_this_node_has_seen_sends_nothing(
 ) -> None:
     store = block_store(tmp_path / "cache")
     async with mounted(ask, staging, store=store) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
         ask.server.stats.reset()
-        await closed(fs, await begun(fs, "again"))
+        await close(fs, await begun(fs, "again"))
         assert received(ask) == 0
         # what begins otherwise is on its way
         handle = await begun(fs, "other", DATA[1:])
         await until(lambda: received(ask) >= len(DATA) - 1)
-        await closed(fs, handle)
+        await close(fs, handle)
     store.close()
     assert ask.get(f"/{REPO}/again").body == DATA
     assert ask.get(f"/{REPO}/other").body == DATA[1:]
@@ -220,10 +213,10 @@ async def test_whatever_becomes_of_it_the_file_is_uploaded(
     """The first file that is on its way asks first whether its name can be removed again."""
     fault = ask.server.faults.add(_FAULTS[what]())
     async with mounted(ask, staging) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
         assert ask.get(f"/{REPO}/f").body == DATA
         if fault.method == "DELETE" or fault.code == 403:
-            await closed(fs, await begun(fs, "g", DATA[1:]))
+            await close(fs, await begun(fs, "g", DATA[1:]))
             assert ask.get(f"/{REPO}/g").body == DATA[1:]
     assert fault.hits
 
@@ -231,7 +224,7 @@ async def test_whatever_becomes_of_it_the_file_is_uploaded(
 async def test_a_server_that_falls_silent_is_given_up_in_time(ask: Requests, staging: Path) -> None:
     ask.server.faults.add(Fault.stall(PASSING, method="PUT", after=1))
     async with mounted(ask, staging, idle_s=1) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
         assert ask.get(f"/{REPO}/f").body == DATA
         ask.server.faults.clear()
 
@@ -242,12 +235,12 @@ async def test_nodes_that_try_at_the_same_moment_do_without_it_for_one_file(
 ) -> None:
     busy = ask.server.faults.add(Fault.status(409, PASSING, method=method))
     async with mounted(ask, staging) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
         assert busy.hits
         ask.server.faults.clear()
         handle = await begun(fs, "g", DATA[1:])
         await until(lambda: received(ask) >= 2 * len(DATA) - 1)  # it is open yet
-        await closed(fs, handle)
+        await close(fs, handle)
     assert ask.get(f"/{REPO}/g").body == DATA[1:]
     assert not left(ask)
 
@@ -257,9 +250,9 @@ async def test_where_nothing_may_be_removed_nothing_large_is_left(
 ) -> None:
     ask.server.faults.add(Fault.status(403, PASSING, method="DELETE"))
     async with mounted(ask, staging) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
         ask.server.stats.reset()
-        await closed(fs, await begun(fs, "g", DATA[1:]))
+        await close(fs, await begun(fs, "g", DATA[1:]))
         assert ask.server.stats.by_route["PUT content"] == 2  # asked, then sent: as ever
     rows = ask("GET", f"/api/storage/{REPO}?list&deep=1").json()["files"]
     assert [row["size"] for row in rows if is_passing(row["uri"].strip("/"))] == [0]
@@ -273,7 +266,7 @@ async def test_it_is_uploaded_at_the_end_where_that_is_wanted(
         ask.server.stats.reset()
         handle = await begun(fs)
         assert not ask.server.stats.by_route["PUT content"]
-        await closed(fs, handle)
+        await close(fs, handle)
 
 
 async def test_an_older_content_that_is_added_to_is_uploaded_at_the_end(
@@ -285,7 +278,7 @@ async def test_an_older_content_that_is_added_to_is_uploaded_at_the_end(
         opened = await fs.open(ino, os.O_WRONLY)
         ask.server.stats.reset()
         await fs.write(opened.handle, len(DATA), b"more")
-        await closed(fs, opened.handle)
+        await close(fs, opened.handle)
         assert ask.server.stats.by_route["PUT content"] == 2
         # emptied first, it is new
         opened = await fs.open(ino, os.O_WRONLY | os.O_TRUNC)
@@ -293,7 +286,7 @@ async def test_an_older_content_that_is_added_to_is_uploaded_at_the_end(
         for offset in range(0, len(DATA), _PIECE):
             await fs.write(opened.handle, offset, DATA[1:][offset : offset + _PIECE])
         await until(lambda: received(ask) > MiB)
-        await closed(fs, opened.handle)
+        await close(fs, opened.handle)
     assert ask.get(f"/{REPO}/f").body == DATA[1:]
 
 
@@ -305,7 +298,7 @@ async def test_what_others_put_there_meanwhile_is_not_overwritten(
         await until(lambda: received(ask) >= len(DATA))
         ask.server.deploy(REPO, "f", b"theirs")
         with pytest.raises(JfsError):
-            await closed(fs, handle)
+            await close(fs, handle)
         assert ask.get(f"/{REPO}/f").body == b"theirs"
         await until(lambda: not left(ask))
 
@@ -318,11 +311,11 @@ async def test_what_others_put_there_while_the_rest_is_sent_is_not_overwritten(
         handle = await begun(fs)
         await trio.to_thread.run_sync(held.wait_hit)
 
-        async def close() -> None:
+        async def close_it() -> None:
             with pytest.raises(JfsError):
-                await closed(fs, handle)
+                await close(fs, handle)
 
-        nursery.start_soon(close)
+        nursery.start_soon(close_it)
         # asked for rights, and by checksum; what is held does not count yet
         await until(lambda: ask.server.stats.by_route["PUT content"] >= 2)
         ask.server.deploy(REPO, "f", b"theirs")
@@ -339,11 +332,11 @@ async def test_what_others_put_there_before_it_is_sent_once_more_is_not_overwrit
     async with mounted(ask, staging) as fs, trio.open_nursery() as nursery:
         handle = await begun(fs)
 
-        async def close() -> None:
+        async def close_it() -> None:
             with pytest.raises(JfsError):
-                await closed(fs, handle)
+                await close(fs, handle)
 
-        nursery.start_soon(close)
+        nursery.start_soon(close_it)
         await trio.to_thread.run_sync(held.wait_hit)  # whether the server has the content
         ask.server.deploy(REPO, "f", b"theirs")
         held.release()
@@ -357,7 +350,7 @@ async def test_a_file_that_is_removed_while_it_is_written_leaves_nothing(
         handle = await begun(fs)
         await until(lambda: received(ask) >= len(DATA))
         await fs.unlink(ROOT, "f")
-        await closed(fs, handle)
+        await close(fs, handle)
         await until(lambda: not left(ask) and not notes(staging))
     assert ask.get(f"/{REPO}/f").status == 404
 
@@ -414,7 +407,7 @@ async def test_what_the_server_refuses_to_remove_is_tried_again_by_each_mount(
     refused = ask.server.faults.add(Fault.status(code, f"/{REPO}/{ours}", method="DELETE"))
     async with mounted(ask, staging) as fs:
         await until(lambda: refused.hits > 0)
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
     assert left(ask) == [f"/{ours}"]
     ask.server.faults.clear()
     async with mounted(ask, staging):
@@ -427,7 +420,7 @@ async def test_what_may_come_late_is_removed_by_the_next_mount(
     """All of it was sent, and no answer came: what is not there now may be there in a moment."""
     lost = ask.server.faults.add(Fault.cut(PASSING, method="PUT", after=1, after_bytes=GiB))
     async with mounted(ask, staging) as fs:
-        await closed(fs, await begun(fs))
+        await close(fs, await begun(fs))
     assert lost.hits == 1
     (note,) = notes(staging)
     name = f".jfs-staging-{Leftovers(staging, '').node}-{note.stem}"
@@ -441,7 +434,7 @@ async def test_a_few_at_a_time(ask: Requests, staging: Path) -> None:
     async with mounted(ask, staging) as fs:
         handles = [await begun(fs, f"f{number}", DATA[number:]) for number in range(5)]
         for handle in handles:
-            await closed(fs, handle)
+            await close(fs, handle)
     for number in range(5):
         assert ask.get(f"/{REPO}/f{number}").body == DATA[number:]
 
@@ -453,7 +446,7 @@ async def test_a_folder_that_is_mounted_holds_the_names(ask: Requests, staging: 
         handle = await begun(fs)
         await trio.to_thread.run_sync(held.wait_hit)
         ask.server.faults.remove(held)
-        await closed(fs, handle)
+        await close(fs, handle)
     assert ask.get(f"/{REPO}/a/b/f").body == DATA
 
 
@@ -489,6 +482,6 @@ async def test_whatever_is_written_while_it_is_sent_is_what_the_server_gets(
                     assert ask.get(f"/{REPO}/f{number}").body == expected
                 if choose.random() < 0.3:
                     await trio.sleep(0.002)  # lets the sender go ahead
-            await closed(fs, opened.handle)
+            await close(fs, opened.handle)
             assert ask.get(f"/{REPO}/f{number}").body == expected
         await until(lambda: not left(ask))

@@ -17,7 +17,7 @@ from jfs.vfs.attributes.stat import Change
 from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.writing.journal import Journal
-from tests.component.composed import composed, find, names
+from tests.component.composed import close, composed, find, names
 from tests.component.server_requests import REPO, Requests
 from tests.component.test_writing import ME, kept, put, writing
 
@@ -45,13 +45,6 @@ def used(disk: Path) -> int:
 async def made(fs: Filesystem, name: str = "f") -> int:
     opened, _ = await fs.create(ROOT, name, 0o644, os.O_RDWR, ME)
     return opened.handle
-
-
-async def close(fs: Filesystem, handle: int) -> None:
-    try:
-        await fs.flush(handle)
-    finally:
-        await fs.release(handle)
 
 
 async def test_room_is_kept_for_who_asks_for_it(ask: Requests, disk: Path) -> None:
