@@ -5,7 +5,9 @@ READs come as the kernel asks for them (measured, Linux 6.18, with the settings 
 before with a MiB before it and a MiB behind (``Mapping``).
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -24,6 +26,7 @@ from jfs.vfs.filesystem import Filesystem
 from jfs.vfs.reading.scattered import Asker
 from tests.component.composed import block_store, composed, find
 from tests.component.server_requests import REPO
+from tests.fakekernel import READ, Kernel
 from tests.unit.models import onnx_model, safetensors_head
 
 PAGE = 4 * KiB
@@ -56,14 +59,28 @@ async def reading(
     name: str,
     store: DiskBlockStore | None,
     asker: Asker | None = None,
+    kernel: Kernel | None = None,
 ) -> AsyncIterator[Callable[[Iterable[Extent]], Awaitable[None]]]:
-    """Open the content and return what makes READs of it."""
+    """Open the content and return what makes READs of it, beside the interpreter if they can be."""
     server.deploy(REPO, f"m/{name}", content[0], sha256=content[1])
-    async with composed(server, REPO, store=store, asker=asker) as filesystem:
+    replies = kernel.replies if kernel is not None else None
+    async with composed(server, REPO, store=store, asker=asker, replies=replies) as filesystem:
         handle = (await filesystem.open(await find(filesystem, f"m/{name}"), 0)).handle
+        uniques = itertools.count(2, 2)
+
+        async def is_beside(kernel: Kernel, extent: Extent) -> bool:
+            unique = next(uniques)
+            kernel.read(unique, extent.start, extent.size, handle)
+            if await trio.to_thread.run_sync(kernel.is_answered):
+                assert len(await trio.to_thread.run_sync(kernel.answer, unique)) == extent.size
+                return True
+            assert kernel.passed_on()[:2] == (READ, unique)
+            return False
 
         async def read(reads: Iterable[Extent]) -> None:
             for extent in reads:
+                if kernel is not None and await is_beside(kernel, extent):
+                    continue
                 data = filesystem.read_at_once(handle, extent)  # as jfs.mount.atonce does
                 assert len(data or await filesystem.read(handle, extent)) == extent.size
 
@@ -315,6 +332,33 @@ async def test_what_is_wanted_after_all_is_not_read_page_by_page_to_its_end(
         await mapping.touch(small)
     assert mapping.singles < 32 * MiB // PAGE // 2
     assert server.stats.bytes_sent - before < 38 * MiB
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_a_read_that_others_overtake_does_not_end_its_run(
+    server: EmbeddedServer, content: tuple[Path, str], beside: bool
+) -> None:
+    """Those of what is under way are answered beside the interpreter, and known before it."""
+    before, kernel, mapping = server.stats.bytes_sent, Kernel() if beside else None, Mapping()
+    async with reading(server, content, "model.safetensors", None, mapping, kernel) as read:
+        await read(steps(0, 2 * MiB))
+        mapping.read = lambda extent: read([extent])
+        for number, tensor in enumerate(q_proj()):
+            reads = [*steps(*tensor)]
+            if number > 1:
+                reads.insert(40, reads.pop(16))
+            await read(reads)
+            for ahead in steps(tensor.stop + 128 * KiB, tensor.stop + 2 * MiB):  # the kernel
+                with contextlib.suppress(Unasked):
+                    await read([ahead])
+    if kernel is not None:
+        kernel.close()
+    sent = server.stats.bytes_sent - before - 2 * MiB
+    assert sent <= 1.1 * LAYERS * TENSOR, f"{sent / LAYERS / TENSOR:.2f} times"
+
+
+def steps(start: int, stop: int) -> Iterator[Extent]:
+    return (Extent(each, each + 128 * KiB) for each in range(start, stop, 128 * KiB))
 
 
 class Call:

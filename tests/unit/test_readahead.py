@@ -237,6 +237,48 @@ def test_behind_the_end_of_a_tensor_nothing_is_wanted_that_the_kernel_reads_ahea
     assert not planner.is_spare(Extent(last.stop, last.stop + MiB))  # its reader goes on
 
 
+def test_what_nobody_is_known_to_want_starts_nothing() -> None:
+    """The kernel has read on behind the end of a call, which has its bytes."""
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    reads, end = sequential(GiB, MiB, 16), GiB + 16 * MiB
+    planner.observe(reads[0], end)
+    for read in reads[1:]:
+        planner.observe(read)
+    beyond = Extent(end, end + MiB)
+    assert planner.is_spare(beyond)
+    assert not planner.observe(beyond, is_spare=True).ahead
+    for read in sequential(beyond.stop, MiB, 8):  # somebody did
+        last = planner.observe(read)
+    assert last.ahead
+
+
+def test_one_run_is_not_two_of_one_length() -> None:
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = TENSORS
+    planned(planner, tensor_reads(3, 0, 1, around=False))
+    end = TENSORS.parts[3].extent.start + 10 * MiB
+    elsewhere = Extent(5 * GiB, 5 * GiB + MiB)
+    assert planner.is_spare(elsewhere)  # looked at: the run may have ended
+    planner.observe(Extent(end, end + 4 * KiB))
+    assert planner.is_spare(elsewhere)
+    assert planner.observe(elsewhere).ahead.size == 0
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_read_that_others_overtake_begins_no_run(late: int) -> None:
+    """Those of what is under way are answered beside the interpreter."""
+    planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
+    planner.layout = ODD
+    for number in (3, 6):
+        planned(planner, odd_reads(number))
+    for number in (1, 5, 8):
+        reads = odd_reads(number)
+        reads.insert(2 + late, reads.pop(2))
+        first, *later = planned(planner, reads)
+        assert first > WINDOW - 4 * MiB
+        assert first + sum(later) <= 40 * MiB + 2 * BLOCK
+
+
 def test_the_page_where_two_tensors_meet_tells_nothing_of_either() -> None:
     planner = ReadaheadPlanner(10 * GiB, BLOCK, WINDOW)
     planner.layout = ODD

@@ -1,9 +1,9 @@
 """Bytes of a pinned version: planner, segments in memory, block cache, server.
 
 - ``reader``: READs of one content; ``plane``: what all readers of a mount share.
-- ``readahead``: what to fetch for a READ. It is told by ``learning`` how files were read,
-  by ``companions`` what files say of themselves and of others; ``scattered`` refuses what nobody
-  waits for.
+- ``readahead``: what to fetch for a READ. It is told by ``ended`` what it has seen, by
+  ``learning`` how files were read, by ``companions`` what files say of themselves and of others;
+  ``scattered`` refuses what nobody waits for.
 - ``beside``: what the native part answers READs from, and until when.
 - ``segments``, ``whole``, ``limits``: from the server into memory, by how many threads.
 - ``cached``, ``publisher``: from the block cache, and to it.

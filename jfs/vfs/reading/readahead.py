@@ -24,17 +24,18 @@ says how far a run will go, and what was fetched beyond its end was fetched for 
 - A run with holes in it (every other row) is no run.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from mmap import PAGESIZE
 
 from jfs.extents import Extent, KiB, MiB
 from jfs.formats import Layout, Part
+from jfs.vfs.reading.ended import DISORDER, Known
 
-# Requests of one reader reach us in any order, a READ apart; a page fault reads as much before
-# itself as behind (half of the kernel's read-ahead: jfs.fusectl).
-_DISORDER = MiB
+# READs that are answered beside us (``beside``) are known before one that came first and waits for
+# us: as many as the kernel has asked for ahead. It began a run of its own else, which told wrong
+# lengths: of every second tensor 1.6 times what was read was fetched.
+_OVERTAKEN = 4 * DISORDER
 _READS_OF_A_RUN = 3
 _RUNS = 16  # parallel loaders of one file; more than that is random access
 _FRACTION = 16
@@ -88,38 +89,6 @@ class _Run:
     learnt: int = 0  # its position when something was learnt of it last
 
 
-@dataclass(slots=True)
-class _Known:
-    """What earlier runs tell."""
-
-    lengths: deque[int] = field(default_factory=lambda: deque(maxlen=2))
-    shares: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))
-
-    def length(self) -> int:
-        """Return how long a run is, if the last two agree; 0: nobody knows."""
-        if len(self.lengths) < 2:
-            return 0
-        least, most = min(self.lengths), max(self.lengths)
-        if most <= least * 9 // 8:
-            return most
-        # A run of page faults ends anywhere within its last READ.
-        return least if most - least <= min(MiB, least // 2) else 0
-
-    def share(self, part: Part) -> Extent | None:
-        """Return what will be read of a part, if the last two agree."""
-        if len(self.shares) < 2:
-            return None
-        size = part.extent.size
-        (first, last), (other_first, other_last) = self.shares
-        blur = _DISORDER / size + 0.02
-        if abs(first - other_first) > blur or abs(last - other_last) > blur:
-            return None
-        if last - first < blur:
-            return None  # any two places would agree
-        start = part.extent.start
-        return Extent(start + int(min(first, other_first) * size), start + int(last * size))
-
-
 class ReadaheadPlanner:
     """See the module. Trio thread only (it keeps no lock).
 
@@ -163,23 +132,25 @@ class ReadaheadPlanner:
         self._doubled = doubled
         self._runs: list[_Run] = []
         self._latest: _Run | None = None
-        self._known = _Known()
+        self._known = Known()
         self._time = 0
         self.layout: Layout | None = None
 
-    def observe(self, extent: Extent, told: int = 0) -> ReadPlan:
+    def observe(self, extent: Extent, told: int = 0, *, is_spare: bool = False) -> ReadPlan:
         """Note a READ of *extent* and say what to fetch.
 
         Args:
             extent: not empty and within the file.
             told: up to where will be read from here on, if it is known.
+            is_spare: see the method. Where a run goes on so, nobody is known to want it, and
+                nothing goes ahead of it.
         """
         self._time += 1
         demand = extent.aligned(self._block_size, self._size)
         nothing = ReadPlan(demand, Extent(demand.stop, demand.stop))
         run = self._find(extent)
         if run is None:
-            run = self._begin(extent, demand)
+            run, is_spare = self._begin(extent, demand), False
         else:
             run.used = self._time
             run.size += extent.size
@@ -197,6 +168,8 @@ class ReadaheadPlanner:
         run.is_looked_at |= extent.size >= MiB
         stop = Extent(0, self._reach(run, extent)).aligned(self._block_size, self._size).stop
         stop = min(stop, self._size)
+        if is_spare and not told:
+            stop = min(stop, demand.stop)
         wanted = stop - run.position
         # Each costs 2 ms, 64 of them a tenth of the time of a GiB; a far server needs several.
         is_open = run.size > 2 * _STREAM and not self._is_far() and self._doubled()
@@ -356,14 +329,14 @@ class ReadaheadPlanner:
             if run.position <= run.expected:
                 stop = max(part.extent.stop, run.position) if part is not None else limit
                 return min(run.expected, limit, stop)
-        elif extent.start >= share.start - _DISORDER and run.position <= share.stop:
+        elif extent.start >= share.start - DISORDER and run.position <= share.stop:
             return min(share.stop, limit)
         if run.reads > 1 and run.size < _LEAST_AT_ONCE and extent.size <= PAGESIZE:
             return min(run.position + run.size // 2, limit)
         if run.reads < _READS_OF_A_RUN or run.size * 4 < (run.position - run.start) * 3:
             return run.position
         reach = run.position + self._allowed(run)
-        if part is not None and run.start >= part.extent.start - _DISORDER:
+        if part is not None and run.start >= part.extent.start - DISORDER:
             reach = min(reach, max(part.extent.stop, run.position))
         return min(reach, limit)
 
@@ -397,12 +370,12 @@ class ReadaheadPlanner:
     def _find(self, extent: Extent) -> _Run | None:
         best: _Run | None = None
         for run in self._runs:
-            low = max(run.start, run.position - 2 * _DISORDER)
+            low = max(run.start, run.position - _OVERTAKEN)
             # What others have read is in the page cache: the next READ that we see may lie anywhere
             # in what was planned for the run.
             high = max(run.position, run.ahead)
             if run.reads >= _READS_OF_A_RUN:
-                high = max(high, run.position + min(_DISORDER, run.size))
+                high = max(high, run.position + min(DISORDER, run.size))
             close = low <= extent.start <= high
             if close and (best is None or run.position > best.position):
                 best = run
@@ -432,7 +405,7 @@ class ReadaheadPlanner:
         if run.learnt == run.position:
             return
         run.learnt = run.position
-        self._known.lengths.append(run.position - run.start)
+        self._known.note_length(run, run.position - run.start)
         part = self._part(Extent(run.start, run.position))
         if part is None:
             return
@@ -447,4 +420,4 @@ class ReadaheadPlanner:
         if part.name:
             start, stop = part.extent
             first = max(0, run.start - start) / part.extent.size
-            self._known.shares.append((first, (min(run.position, stop) - start) / (stop - start)))
+            self._known.note_share(first, (min(run.position, stop) - start) / (stop - start))

@@ -102,7 +102,7 @@ class ContentReader(SegmentOwner):
         if self.cached is not None and not is_fetched:
             resident = self.cached.resident(extent)
         is_here = is_fetched or resident is not None
-        told = 0
+        told, is_spare = 0, False
         if not (is_here or self._is_small) and self._planner.is_to_be_looked_at(extent):
             async with self._looking:  # its second READ comes while we look at the first
                 if self._planner.is_to_be_looked_at(extent):
@@ -110,7 +110,7 @@ class ContentReader(SegmentOwner):
                     told = await self._plane.scattered.look(
                         self.inode, extent, told, is_spare=is_spare
                     )
-        plan = self._observed(extent, told)
+        plan = self._observed(extent, told, is_spare=is_spare)
         if resident is not None:
             self._start_ahead(plan)
             return resident
@@ -240,11 +240,11 @@ class ContentReader(SegmentOwner):
         finally:
             self.give_back(segment)
 
-    def _observed(self, extent: Extent, told: int = 0) -> ReadPlan:
+    def _observed(self, extent: Extent, told: int = 0, *, is_spare: bool = False) -> ReadPlan:
         """Note a READ, unless that was done; return what to fetch."""
         if self.shown.was_noted(extent):
             return self._planner.nothing(extent)
-        plan = self._planner.observe(extent, told)
+        plan = self._planner.observe(extent, told, is_spare=is_spare)
         if self._plane.scattered.is_any:
             self._plane.scattered.asked(self.inode, extent, self._planner.goes_on_to(extent))
         self._plane.streaming.note(self._planner.streams, self.version.content)
