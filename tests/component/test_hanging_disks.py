@@ -28,6 +28,7 @@ from jfs.vfs.freshness import Asked
 from jfs.vfs.kept.keeper import Keeper
 from jfs.vfs.namespace.inodes import ROOT
 from jfs.vfs.reading.reader import DataPlane
+from jfs.vfs.writing.area import StagingArea
 from jfs.vfs.writing.journal import Journal
 from tests.component.composed import composed, find, names
 from tests.component.composed import content as everything
@@ -325,6 +326,25 @@ async def test_a_staging_disk_that_hangs_holds_up_the_event_loop_for_a_moment_al
         await _answer(disk)
         await fs.release(opened.handle)
     assert Requests(server).get(f"/{REPO}/f").status == 404
+
+
+async def test_the_room_of_a_large_file_is_given_back_beside_the_event_loop(disk: Disk) -> None:
+    """Its pages go with its last descriptor, which takes as long as there are many."""
+    area = StagingArea(WriteSettings(disk.place / "staging"), "http://s")
+    staged = [area.new(RepoPath("repo", "f"), None), area.anonymous()]
+    for each in staged:
+        each.truncate(64 * MiB)
+        each.forget_quietly()
+    await trio.to_thread.run_sync(partial(disk.fail, flush="hang"))
+    try:
+        for each in staged:
+            each.close()
+    finally:
+        await trio.to_thread.run_sync(disk.fail)
+    await trio.to_thread.run_sync(area.close)
+    with trio.fail_after(30):
+        while any(each.file >= 0 for each in staged):  # noqa: ASYNC110 - it does not tell
+            await trio.sleep(0.01)
 
 
 async def test_an_upload_whose_file_cannot_be_read_is_given_up(

@@ -238,7 +238,7 @@ class FaultyDisk(pyfuse3.Operations):
             return os.pwrite(fh, buf if what != "short" else buf[: max(1, len(buf) // 2)], off)
 
     async def flush(self, fh: int) -> None:
-        pass
+        await self._faults.meet("flush")
 
     async def release(self, fh: int) -> None:
         os.close(fh)

@@ -84,6 +84,11 @@ class Entry:
         return os.fstat(self.file).st_size
 
     @property
+    def is_removed(self) -> bool:
+        """Whether it was forgotten: its data goes with its last descriptor."""
+        return self._removed
+
+    @property
     def is_there(self) -> bool:
         """Whether its data has a name; else it goes with us. Waits for the disk."""
         return os.fstat(self.file).st_nlink > 0

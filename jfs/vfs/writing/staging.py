@@ -37,6 +37,8 @@ from jfs.vfs.writing.unseen import Sized
 log = logging.getLogger(__name__)
 
 _PIECE = 1 * MiB
+# The kernel frees the pages of a file that is gone when it is closed: 40 ms for each GiB.
+_FREED_AT_ONCE = 32 * MiB
 
 
 class StagingFile(Sized):
@@ -392,10 +394,16 @@ class StagingFile(Sized):
 
     def _close(self) -> None:
         # A change that was given up may use the descriptor yet; and to close waits for the disk.
-        if waiting.may_hang() or self._changes.is_busy or self._hash.is_busy:
-            threading.Thread(target=self._close_now, daemon=True).start()
-        else:
-            self._close_now()
+        waits = waiting.may_hang() or self._changes.is_busy or self._hash.is_busy
+        is_last = self.entry is None or self.entry.is_removed
+        if waits or (is_last and self._size > _FREED_AT_ONCE):
+            try:
+                threading.Thread(target=self._close_now, daemon=True).start()
+                return
+            except RuntimeError:  # at the limit of processes
+                if waits:
+                    raise
+        self._close_now()
 
     def _close_now(self) -> None:
         self._changes.after_all(self._close_file)
